@@ -1,0 +1,93 @@
+# Each target sets up what it needs, in .venv, and is quick when nothing has changed.
+# The machine brings python3 (>= 3.10, with venv and its C headers), g++ and make; the rest comes through pip.
+PYTHON ?= python3
+VENV   := .venv
+BIN    := $(VENV)/bin
+PIP    := -m pip --disable-pip-version-check --quiet
+PYTEST := -m pytest
+
+native := $(shell find csrc cmake -type f) CMakeLists.txt setup.py pyproject.toml
+python := $(shell find python -name '*.py')
+cpp    := $(filter %.h %.cpp %.cu %.cuh,$(native))
+linted := bench python setup.py tests tools
+
+.PHONY: help demo test bench lint format sanitize test-package test-newest-torch cuda wheel clean
+
+help:
+	@echo "make demo       a real model, on torch and on weft"
+	@echo "make test       the test suite"
+	@echo "make bench      the benchmark (one family of it: .venv/bin/python -m bench norm)"
+	@echo "make lint       formatting, types, floors, compiler warnings; make format repairs the formatting"
+	@echo "make sanitize   the CPU kernels' tests under the address and undefined-behaviour sanitizers"
+	@echo "make wheel      dist/*.whl and dist/*.tar.gz; make clean removes what was built"
+	@echo "CONTRIBUTING.md names the rest."
+
+# ------------------------------------------------------------------------------------------------------ environment
+$(BIN)/python:
+	$(PYTHON) -m venv $(VENV)
+
+$(VENV)/.requirements: requirements/build.txt requirements/torch.txt | $(BIN)/python
+	@echo "Installing torch and the build tools into $(VENV)"
+	@$(BIN)/python $(PIP) install --upgrade pip
+	@$(BIN)/python $(PIP) install -r requirements/build.txt
+	@touch $@
+
+# Editable: changes to Python files count at once, changes to C++ files with the next make.
+$(VENV)/.weft: $(VENV)/.requirements $(native)
+	@echo "Building weft"
+	@$(BIN)/python $(PIP) install --no-build-isolation -c requirements/torch.txt -e '.[bench,demo,lint,test]'
+	@touch $@
+
+# --------------------------------------------------------------------------------------------------------- for users
+demo: $(VENV)/.weft
+	$(BIN)/python -m weft.cli demo
+
+test: $(VENV)/.weft
+	$(BIN)/python $(PYTEST)
+
+bench: $(VENV)/.weft
+	$(BIN)/python -m bench
+
+wheel: $(VENV)/.weft
+	$(BIN)/python -m build --no-isolation
+
+clean:
+	rm -rf build dist python/*.egg-info python/weft/*.so $(VENV)/.weft
+
+# ---------------------------------------------------------------------------------------------------- for developers
+lint: $(VENV)/.weft
+	$(BIN)/ruff check $(linted)
+	$(BIN)/ruff format --check $(linted)
+	$(BIN)/mypy
+	$(BIN)/clang-format --dry-run -Werror $(cpp)
+	$(BIN)/python tools/check_floors.py
+	WEFT_WERROR=on $(call build_apart,werror)
+
+format: $(VENV)/.weft
+	$(BIN)/ruff check --fix $(linted)
+	$(BIN)/ruff format $(linted)
+	$(BIN)/clang-format -i $(cpp)
+
+# build/$(1)/site becomes a directory to import from, native libraries included, with a build tree of its own.
+build_apart = WEFT_BUILD_DIR=build/$(1)/tree $(BIN)/python setup.py --quiet build --build-lib build/$(1)/site
+
+# Without dynamo: its inductor would run the compiler, too, under the sanitizers.
+sanitize: $(VENV)/.weft
+	WEFT_SANITIZE='address;undefined' CMAKE_BUILD_TYPE=RelWithDebInfo $(call build_apart,sanitize)
+	LD_PRELOAD="$$($(CXX) -print-file-name=libasan.so) $$($(CXX) -print-file-name=libstdc++.so)" \
+	ASAN_OPTIONS=detect_leaks=0 UBSAN_OPTIONS=print_stacktrace=1 TORCHDYNAMO_DISABLE=1 \
+	PYTHONPATH=build/sanitize/site $(BIN)/python $(PYTEST) tests/norm
+
+# Builds the distributions as a user would, and installs them into environments of their own.
+test-package: $(VENV)/.weft
+	$(BIN)/python $(PYTEST) -m '' tests/package
+
+# The CUDA library, on every machine with nvcc: no GPU and no CUDA build of torch is needed.
+cuda: $(VENV)/.weft
+	WEFT_CUDA=on $(call build_apart,cuda)
+
+# The libraries that were built against the pinned torch, in the newest one (a CUDA build: some 6 GB).
+test-newest-torch: $(VENV)/.weft
+	$(PYTHON) -m venv .venv-newest
+	.venv-newest/bin/python $(PIP) install --upgrade torch numpy expecttest hypothesis pytest
+	PYTHONPATH=python .venv-newest/bin/python $(PYTEST) tests/norm tests/package

@@ -1,0 +1,197 @@
+"""Which norms are measured, at which shapes, what they move, and what is expected of them.
+
+Shapes are [N rows, C channels]; a third leading dimension, where there is one, counts as rows.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass, replace
+from typing import Literal
+
+import torch
+
+from bench.case import Case, Inputs, Output, Traffic
+from bench.goals import AtMost, AtMostTimes, FasterThanBestPeer, Goal, ShareOfCopy
+from bench.peers import EAGER
+
+Norm = Literal["layer_norm", "rms_norm"]
+Recipe = Literal["norm", "add", "post", "int8", "train"]
+"""norm   y = norm(x)
+add    r = x + residual, y = norm(r); gives y and r (pre-norm blocks)
+post   y = norm(x + residual) (post-norm blocks: BERT)
+int8   q, scale = norm(x), quantised symmetrically per row with scale = absmax / 127
+train  y = norm(x), then dx and the gradients of the parameters from dy
+"""
+
+EPS = 1e-5
+ATEN_OP = "an ATen op"
+"""The yardstick of call overhead: `torch.add` on the same tensor."""
+
+fp32, bf16, fp16 = torch.float32, torch.bfloat16, torch.float16
+
+
+@dataclass(frozen=True, kw_only=True)
+class NormCase(Case):
+    norm: Norm
+    recipe: Recipe
+
+    @property
+    def trains(self) -> bool:
+        return self.recipe == "train"
+
+    @property
+    def rows(self) -> int:
+        return math.prod(self.shape[:-1])
+
+    @property
+    def channels(self) -> int:
+        return self.shape[-1]
+
+    @property
+    def parameters(self) -> int:
+        """LayerNorm has a weight and a bias, RMSNorm a weight."""
+        return self.channels * (2 if self.norm == "layer_norm" else 1)
+
+    @property
+    def traffic(self) -> Traffic:
+        """Whole tensors of N·C elements read and written, then the small ones.
+
+        ``train`` counts both passes: forward reads x and writes y; backward cannot find x in cache
+        again, so it reads x and dy and writes dx.
+        """
+        size = self.dtype.itemsize
+        tensor = self.rows * self.channels * size
+        parameters = self.parameters * size
+        read = {"norm": 1, "add": 2, "post": 2, "int8": 1, "train": 3}[self.recipe] * tensor
+        write = {"norm": 1, "add": 2, "post": 1, "int8": 0, "train": 2}[self.recipe] * tensor
+        if self.recipe == "int8":
+            write = self.rows * self.channels + 4 * self.rows  # values and scales
+        if self.recipe == "train":
+            return Traffic(read + 2 * parameters, write + parameters)
+        return Traffic(read + parameters, write)
+
+    @property
+    def flops(self) -> int:
+        """Additions and multiplications per element, as the textbook formulas have them: LayerNorm
+        8 (mean 1, variance 3, normalise 2, affine 2), RMSNorm 4; their backward 13 and 9."""
+        layer = self.norm == "layer_norm"
+        each = 8 if layer else 4
+        each += {"norm": 0, "add": 1, "post": 1, "int8": 3, "train": 13 if layer else 9}[
+            self.recipe
+        ]
+        return each * self.rows * self.channels
+
+
+def _case(
+    norm: Norm, recipe: Recipe, shape: tuple[int, ...], dtype: torch.dtype,
+    output: Output = "fresh", *goals: Goal, cold: bool = True,
+) -> NormCase:  # fmt: skip
+    if output == "inplace":
+        op = f"fused_add_{norm}"
+    else:
+        op = {
+            "norm": norm, "add": f"add_{norm}", "post": f"post_{norm}",
+            "int8": f"{norm}_int8", "train": f"{norm}_train",
+        }[recipe]  # fmt: skip
+    return NormCase(
+        op=op, norm=norm, recipe=recipe, shape=shape, dtype=dtype, output=output,
+        goals=goals, cold=cold,
+    )  # fmt: skip
+
+
+def cases() -> list[NormCase]:
+    """Large activations with goals first, then decode sizes, then other types and widths."""
+    return [*_large(), *_decode(), *_types(), *_widths(), *_bert()]
+
+
+def _large() -> list[NormCase]:
+    big = (4096, 4096)
+    found: list[NormCase] = []
+    for norm in ("layer_norm", "rms_norm"):
+        found += [
+            _case(norm, "norm", big, bf16, "fresh",
+                  AtMost(3e-3, "fresh"), FasterThanBestPeer(4, "fresh")),
+            _case(norm, "norm", big, bf16, "out", ShareOfCopy(0.85)),
+            _case(norm, "add", big, bf16, "fresh", AtMost(5e-3, "fresh")),
+            _case(norm, "add", big, bf16, "out", AtMost(2.7e-3)),
+            _case(norm, "int8", big, bf16, "fresh", AtMost(2.5e-3, "fresh")),
+            _case(norm, "int8", big, bf16, "out", AtMost(1.1e-3)),
+            _case(norm, "train", big, bf16, "fresh",
+                  AtMost(10e-3, "fresh"), AtMost(4e-3, "reused")),
+        ]  # fmt: skip
+    found.append(_case("rms_norm", "add", big, bf16, "inplace"))
+    return found
+
+
+def _decode() -> list[NormCase]:
+    """What a decoder calls between two matrix products: microseconds, all overhead included."""
+    found: list[NormCase] = []
+    for norm in ("layer_norm", "rms_norm"):
+        found += [
+            _case(norm, "norm", (32, 4096), bf16, "fresh", AtMost(10e-6), cold=False),
+            _case(norm, "norm", (1, 4096), bf16, cold=False),
+            _case(norm, "norm", (1, 64), fp32, "fresh",
+                  AtMostTimes(1.5, ATEN_OP), AtMostTimes(1.5, EAGER), cold=False),
+            _case(norm, "int8", (32, 4096), bf16, cold=False),
+        ]  # fmt: skip
+    found.append(_case("rms_norm", "add", (32, 4096), bf16, "inplace", cold=False))
+    return found
+
+
+def _types() -> list[NormCase]:
+    big = (4096, 4096)
+    found = [
+        _case(norm, "norm", big, dtype, output)
+        for norm in ("layer_norm", "rms_norm")
+        for dtype in (fp32, fp16)
+        for output in ("fresh", "out")
+    ]
+    found += [_case(norm, "add", big, fp32, "out") for norm in ("layer_norm", "rms_norm")]
+    return found
+
+
+def _widths() -> list[NormCase]:
+    return [
+        _case(norm, "norm", shape, bf16, "out")
+        for norm in ("layer_norm", "rms_norm")
+        for shape in ((16384, 768), (16384, 1024), (2048, 8192))
+    ]
+
+
+def _bert() -> list[NormCase]:
+    return [_case("layer_norm", "post", (8, 128, 384), t, cold=False) for t in (fp32, bf16)]
+
+
+def shrink(case: NormCase) -> NormCase:
+    """At most 64 rows of 128 channels: shows that everything runs."""
+    rows = tuple(min(n, 64) for n in case.shape[:-1])
+    return replace(case, shape=(*rows, min(case.channels, 128)), goals=())
+
+
+def inputs(case: NormCase, seed: int) -> Inputs:
+    """One set of tensors: what the recipe reads, and what it writes where that is the caller's."""
+    generator = torch.Generator().manual_seed(seed)
+
+    def normal(*shape: int) -> torch.Tensor:
+        return torch.randn(shape, generator=generator).to(case.dtype)
+
+    c = case.channels
+    tensors = {"x": normal(*case.shape), "weight": 1 + 0.1 * normal(c)}
+    if case.norm == "layer_norm":
+        tensors["bias"] = 0.1 * normal(c)
+    if case.recipe in ("add", "post"):
+        tensors["residual"] = normal(*case.shape)
+    if case.recipe == "train":
+        tensors["dy"] = normal(*case.shape)
+        for name in ("x", "weight", "bias"):
+            if name in tensors:
+                tensors[name].requires_grad_()
+    if case.output == "out":
+        values = torch.int8 if case.recipe == "int8" else case.dtype
+        tensors["out"] = torch.zeros(case.shape, dtype=values)
+        if case.recipe == "add":
+            tensors["residual_out"] = torch.zeros(case.shape, dtype=case.dtype)
+        if case.recipe == "int8":
+            tensors["scale_out"] = torch.zeros(*case.shape[:-1], 1)
+    return tensors

@@ -1,0 +1,113 @@
+"""The peers that several families share: whether they are here, and how they are set up."""
+
+from __future__ import annotations
+
+import importlib.util
+import shutil
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from functools import partial
+from typing import Any
+
+import torch
+
+from bench.case import Bound, Inputs
+
+WEFT, EAGER, COMPILED, ONNX = "weft", "torch eager", "torch.compile", "onnxruntime"
+
+ONNX_TYPES = {torch.float32: 1, torch.float16: 10, torch.bfloat16: 16}
+"""torch's dtypes as onnx.TensorProto.DataType."""
+
+
+def why_not(peer: str) -> str:
+    """Why a peer cannot run here at all; empty if it can."""
+    if peer == WEFT and importlib.util.find_spec("weft") is None:
+        return "weft is not installed"
+    if peer == COMPILED and not any(map(shutil.which, ("g++", "clang++", "c++"))):
+        return "torch.compile needs a C++ compiler"
+    if peer == ONNX:
+        missing = [m for m in ("onnx", "onnxruntime") if importlib.util.find_spec(m) is None]
+        return f"not installed: {', '.join(missing)}" if missing else ""
+    return ""
+
+
+def as_tuple(result: Any) -> tuple[torch.Tensor, ...]:
+    """The tensors of a result, be it one tensor or several."""
+    if isinstance(result, torch.Tensor):
+        return (result,)
+    return tuple(t for t in result if isinstance(t, torch.Tensor))
+
+
+@contextmanager
+def fresh_compiler() -> Iterator[None]:
+    """Around one case: dynamo's caches hang on code objects, and guards of earlier cases would be
+    checked on every call of the later ones."""
+    torch._dynamo.reset()
+    try:
+        yield
+    finally:
+        torch._dynamo.reset()
+
+
+def compiled(function: Callable[..., Any]) -> Callable[..., Any]:
+    """Inductor with static shapes, which is its best for a benchmark that has one."""
+    return torch.compile(function, fullgraph=True, dynamic=False)
+
+
+def onnx_model(
+    nodes: Sequence[Any], inputs: Inputs, outputs: Sequence[str], shape: Sequence[int],
+    dtype: torch.dtype, opset: int = 17,
+) -> bytes:  # fmt: skip
+    """A graph of these nodes; every output has the same shape and dtype."""
+    from onnx import helper
+
+    element = ONNX_TYPES[dtype]
+    graph = helper.make_graph(
+        nodes,
+        "case",
+        [helper.make_tensor_value_info(n, element, list(t.shape)) for n, t in inputs.items()],
+        [helper.make_tensor_value_info(n, element, list(shape)) for n in outputs],
+    )
+    opsets = [helper.make_opsetid("", opset), helper.make_opsetid("com.microsoft", 1)]
+    return helper.make_model(graph, opset_imports=opsets, ir_version=10).SerializeToString()
+
+
+def onnx_session(model: bytes, threads: int, spin: bool) -> Any:
+    """A session that runs the nodes as written: not everything that onnxruntime fuses is faster."""
+    import onnxruntime
+
+    options = onnxruntime.SessionOptions()
+    options.intra_op_num_threads = threads
+    options.inter_op_num_threads = 1
+    options.add_session_config_entry("session.intra_op.allow_spinning", str(int(spin)))
+    options.graph_optimization_level = onnxruntime.GraphOptimizationLevel.ORT_ENABLE_BASIC
+    return onnxruntime.InferenceSession(model, options, providers=["CPUExecutionProvider"])
+
+
+def onnx_bound(session: Any, inputs: Inputs, outputs: Inputs, allocate: bool) -> Bound:
+    """Binds tensors by address, so that no call converts or copies anything.
+
+    With ``allocate`` every call puts its results into new tensors of torch's, the allocator that
+    the other contenders use; without, into ``outputs``.
+    """
+    binding = session.io_binding()
+    for name, t in inputs.items():
+        binding.bind_input(name, "cpu", 0, ONNX_TYPES[t.dtype], list(t.shape), t.data_ptr())
+
+    def bind_outputs(tensors: Inputs) -> None:
+        for name, t in tensors.items():
+            binding.bind_output(name, "cpu", 0, ONNX_TYPES[t.dtype], list(t.shape), t.data_ptr())
+
+    def run_into_new() -> Sequence[torch.Tensor]:
+        new = {name: torch.empty_like(t) for name, t in outputs.items()}
+        bind_outputs(new)
+        session.run_with_iobinding(binding)
+        return tuple(new.values())
+
+    if allocate:
+        run: Callable[[], Any] = run_into_new
+    else:
+        bind_outputs(outputs)
+        run = partial(session.run_with_iobinding, binding)
+    binding.kept = (inputs, outputs)  # it holds addresses only: the tensors must live as long
+    return Bound(run, lambda result: result or tuple(outputs.values()))

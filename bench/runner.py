@@ -1,0 +1,135 @@
+"""Runs the cases of a family: bind, verify, calibrate, measure."""
+
+from __future__ import annotations
+
+import contextlib
+import warnings
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, replace
+from typing import Any
+
+import torch
+
+from bench.case import Bound, Case, Family, Inputs, Memory, Offer
+from bench.limits import Limits
+from bench.memory import Mode, memory_mode
+from bench.peers import fresh_compiler
+from bench.result import Row, Timed
+from bench.rotation import sets_of_inputs
+from bench.timing import Contender, Plan, Spread, Stopwatch, fastest, measure
+
+LARGE = 1 << 20
+"""Outputs below this come from kept memory in either mode; such cases run in one mode only."""
+
+
+@dataclass(frozen=True)
+class Settings:
+    """How to run, as stored with the result."""
+
+    rounds: int
+    threads: int
+    modes: tuple[Mode, ...]
+    rest: float
+    sample: float
+    cache: int
+    """Bytes that the sets of a cold case must exceed, ``rotation.MARGIN`` times."""
+    quick: bool
+
+    def plan(self, case: Case, before_call: Callable[[], object]) -> Plan:
+        return Plan(self.rounds, self.rest, self.sample, not case.cold, before_call)
+
+
+@dataclass(frozen=True)
+class Job:
+    """One row to measure."""
+
+    case: Case
+    mode: Mode
+
+    @property
+    def memory(self) -> Memory:
+        labels: dict[str, Memory] = {"out": "out=", "inplace": "in place"}
+        return labels.get(self.case.output, self.mode)
+
+
+def jobs(cases: Sequence[Case], modes: Sequence[Mode]) -> list[Job]:
+    """Mode by mode, because changing it concerns the whole process; fresh first, while the
+    allocator is as the process found it. Where the mode makes no difference a case runs once."""
+    found: list[Job] = []
+    for mode in modes:
+        for case in cases:
+            depends = case.output == "fresh" and case.traffic.write >= LARGE
+            if depends or mode == modes[0]:
+                found.append(Job(case, mode))
+    return found
+
+
+def run(
+    family: Family, jobs: Sequence[Job], settings: Settings, limits: Limits,
+    watch: Stopwatch | None = None, announce: Callable[[Job], object] = lambda job: None,
+) -> Iterator[Row]:  # fmt: skip
+    """Yields a row for every job. ``announce`` is told which job begins."""
+    torch.set_num_threads(settings.threads)
+    for mode in dict.fromkeys(job.mode for job in jobs):
+        with memory_mode(mode) as before_call:
+            for job in (j for j in jobs if j.mode == mode):
+                announce(job)
+                with fresh_compiler(), _grad_mode(job.case):
+                    plan = settings.plan(job.case, before_call)
+                    times, absent = _measure_case(family, job.case, settings, plan, watch)
+                yield Row.build(job.case, job.memory, limits, times, absent)
+
+
+def _grad_mode(case: Case) -> contextlib.AbstractContextManager[Any]:
+    return torch.enable_grad() if case.trains else torch.inference_mode()
+
+
+def _measure_case(
+    family: Family, case: Case, settings: Settings, plan: Plan, watch: Stopwatch | None
+) -> tuple[dict[str, Timed], dict[str, str]]:
+    sets = sets_of_inputs(case, settings.cache)
+    tensors = [family.inputs(case, seed) for seed in range(sets)]
+    truth = family.truth(case, tensors[0])
+    bound: dict[str, list[tuple[Offer, Contender]]] = {}
+    absent: dict[str, str] = {}
+    for offer in family.offers(case, settings.threads):
+        if offer.build is None:
+            absent[offer.peer] = offer.reason
+            continue
+        try:
+            bind = offer.build()
+            wrong = _verify(family, case, offer, bind, truth)
+            if wrong:
+                raise ValueError(wrong)
+            calls = [bind(t).run for t in tensors]
+        except Exception as error:  # a peer that fails is a finding, not the end of the run
+            absent[offer.peer] = f"{type(error).__name__}: {error}".splitlines()[0]
+            warnings.warn(f"{case.name}: {offer.peer}: {absent[offer.peer]}", stacklevel=2)
+            continue
+        contender = Contender(f"{offer.peer} {offer.variant}", calls)
+        bound.setdefault(offer.peer, []).append((offer, contender))
+    chosen = {peer: _best(variants, plan, watch) for peer, variants in bound.items()}
+    samples = measure([replace(c, name=peer) for peer, (_, c) in chosen.items()], plan, watch)
+    times = {
+        peer: Timed(Spread.of(samples[peer]), offer.variant, offer.competes)
+        for peer, (offer, _) in chosen.items()
+    }
+    return times, {peer: why for peer, why in absent.items() if peer not in times}
+
+
+def _best(
+    variants: list[tuple[Offer, Contender]], plan: Plan, watch: Stopwatch | None
+) -> tuple[Offer, Contender]:
+    """The variant of a peer that a few samples show to be the fastest."""
+    calibration = replace(plan, rounds=min(plan.rounds, 3))
+    name = fastest([contender for _, contender in variants], calibration, watch)
+    return next(v for v in variants if v[1].name == name)
+
+
+def _verify(
+    family: Family, case: Case, offer: Offer, bind: Callable[[Inputs], Bound], truth: Any
+) -> str:
+    """What is wrong with the offer's result on the first set of inputs; empty if nothing."""
+    candidate = bind(family.inputs(case, 0))  # its own copy: in-place cases change their inputs
+    result = candidate.outputs(candidate.run())
+    return family.compare(case, result, truth) if offer.competes else ""

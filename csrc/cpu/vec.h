@@ -1,0 +1,395 @@
+// Vectors of one ISA level. Included by sources that are compiled once per level; everything stands in that level's namespace.
+//
+// Arithmetic is written on the compiler's own vector types (a * b + c becomes an FMA, a < b ? a : b a blend), so one source serves
+// SSE2, AVX2 and AVX-512. Only what those types cannot say (16-bit conversions, masked and streaming access) is intrinsics, here.
+//
+// A row is walked in pairs: two vectors of accumulators, kPair elements. The order of a pair's lanes belongs to the row's type X,
+// and is free to choose because the kernels that use it only add up lanes and combine equal positions:
+//
+//   X = bf16:   memory  e0 o0 e1 o1 e2 o2 …      lo = e0 e1 e2 …   (bits << 16)
+//               one register of 16-bit pairs      hi = o0 o1 o2 …   (bits & 0xffff0000)
+//   others:     memory  a0 a1 … b0 b1 …           lo = a0 a1 …      hi = b0 b1 …
+//
+// so widening bf16 costs one operation a vector instead of two, and no shuffle.
+#pragma once
+
+#ifndef WEFT_CPU_LEVEL
+#error "compile this file once per ISA level, with -DWEFT_CPU_LEVEL=<level>"
+#endif
+
+#include <cmath>
+#include <cstdint>
+#include <cstring>
+#include <type_traits>
+#include <utility>
+
+#include "core/dtype.h"
+
+#if defined(__x86_64__)
+#include <immintrin.h>
+#endif
+
+namespace weft::cpu::WEFT_CPU_LEVEL {
+
+#if defined(__AVX512F__)
+constexpr int kVecBytes = 64;
+#elif defined(__AVX2__)
+constexpr int kVecBytes = 32;
+#else
+constexpr int kVecBytes = 16;
+#endif
+
+template <class T, int kBytes = kVecBytes>
+struct VecOf {
+  typedef T type __attribute__((vector_size(kBytes)));
+};
+template <class T>
+using Vec = typename VecOf<T>::type;
+
+template <class A>
+constexpr int kLanes = kVecBytes / sizeof(A);
+
+template <class A>
+inline Vec<A> broadcast(A value) {
+  return value - Vec<A>{};  // x - 0, not x + 0: keeps -0
+}
+template <class V>
+inline V vmin(V a, V b) {
+  return a < b ? a : b;
+}
+template <class V>
+inline V vmax(V a, V b) {
+  return a > b ? a : b;
+}
+
+// Lanes are added as a binary tree: log2(lanes) roundings, and the same order at every call.
+template <class A, class Op>
+inline A reduce(Vec<A> v, Op op) {
+  A lane[kLanes<A>];
+  std::memcpy(lane, &v, sizeof v);
+  for (int width = kLanes<A> / 2; width > 0; width /= 2)
+    for (int i = 0; i < width; ++i) lane[i] = op(lane[i], lane[i + width]);
+  return lane[0];
+}
+
+template <class A>
+struct Pair {
+  Vec<A> lo, hi;
+};
+template <class A>
+inline Pair<A> operator+(Pair<A> a, Pair<A> b) {
+  return {a.lo + b.lo, a.hi + b.hi};
+}
+template <class A>
+inline Pair<A> operator-(Pair<A> a, Pair<A> b) {
+  return {a.lo - b.lo, a.hi - b.hi};
+}
+template <class A>
+inline Pair<A> operator*(Pair<A> a, Pair<A> b) {
+  return {a.lo * b.lo, a.hi * b.hi};
+}
+template <class A>
+inline Pair<A> operator/(Pair<A> a, Pair<A> b) {
+  return {a.lo / b.lo, a.hi / b.hi};
+}
+template <class A>
+inline Pair<A> both(A value) {
+  return {broadcast<A>(value), broadcast<A>(value)};
+}
+template <class A>
+inline Pair<A> pair_min(Pair<A> a, Pair<A> b) {
+  return {vmin(a.lo, b.lo), vmin(a.hi, b.hi)};
+}
+template <class A>
+inline Pair<A> pair_max(Pair<A> a, Pair<A> b) {
+  return {vmax(a.lo, b.lo), vmax(a.hi, b.hi)};
+}
+template <class A>
+inline A pair_sum(Pair<A> p) {
+  return reduce<A>(p.lo + p.hi, [](A a, A b) { return a + b; });
+}
+
+// How much of a pair lies inside the row: all of it, or the first n elements.
+struct Full {};
+struct Tail {
+  int n;
+};
+
+// ---- bits ----------------------------------------------------------------------------------------------------------------
+
+inline Vec<uint32_t> as_bits(Vec<float> v) { return reinterpret_cast<Vec<uint32_t>>(v); }
+inline Vec<float> as_float(Vec<uint32_t> v) { return reinterpret_cast<Vec<float>>(v); }
+
+// float -> bf16 by round to nearest even, left in the upper half of each lane. NaN stays NaN (quieted).
+inline Vec<uint32_t> round_to_bf16(Vec<float> v) {
+  const Vec<uint32_t> bits = as_bits(v);
+  const Vec<uint32_t> rounded = bits + 0x7fffu + ((bits >> 16) & 1u);
+  return v == v ? rounded : (bits | 0x400000u);
+}
+
+inline float widen(bf16 v) {
+  const uint32_t bits = uint32_t{v.bits} << 16;
+  float f;
+  std::memcpy(&f, &bits, 4);
+  return f;
+}
+inline float widen(f16 v) {
+  const uint32_t sign = uint32_t{v.bits & 0x8000u} << 16, exponent = (v.bits >> 10) & 31u, mantissa = v.bits & 1023u;
+  uint32_t bits;
+  float f;
+  if (exponent == 0) {  // zero or subnormal: mantissa · 2^-24 is exact in float
+    f = static_cast<float>(mantissa) * 0x1p-24f;
+    std::memcpy(&bits, &f, 4);
+    bits |= sign;
+  } else {
+    bits = sign | (exponent == 31 ? 0x7f800000u : (exponent + 112) << 23) | (mantissa << 13);
+  }
+  std::memcpy(&f, &bits, 4);
+  return f;
+}
+inline float widen(float v) { return v; }
+inline double widen(double v) { return v; }
+
+inline void narrow(float v, float& out) { out = v; }
+inline void narrow(double v, float& out) { out = static_cast<float>(v); }
+inline void narrow(double v, double& out) { out = v; }
+inline void narrow(float v, double& out) { out = v; }
+inline void narrow(float v, bf16& out) {
+  uint32_t bits;
+  std::memcpy(&bits, &v, 4);
+  out.bits = static_cast<uint16_t>((v == v ? bits + 0x7fffu + ((bits >> 16) & 1u) : bits | 0x400000u) >> 16);
+}
+inline void narrow(float v, f16& out) {
+  uint32_t bits;
+  std::memcpy(&bits, &v, 4);
+  const uint32_t sign = (bits >> 16) & 0x8000u;
+  uint32_t magnitude = bits & 0x7fffffffu, half;
+  if (magnitude > 0x7f800000u) {
+    half = 0x7e00u;  // NaN
+  } else if (magnitude >= 0x477ff000u) {
+    half = 0x7c00u;  // 65520 and above round to infinity
+  } else if (magnitude < 0x38800000u) {  // below 2^-14: adding 0.5 lets the FPU round at the right bit
+    float f;
+    std::memcpy(&f, &magnitude, 4);
+    f += 0.5f;
+    std::memcpy(&half, &f, 4);
+    half -= 0x3f000000u;
+  } else {
+    half = (magnitude - 0x38000000u + 0xfffu + ((magnitude >> 13) & 1u)) >> 13;
+  }
+  out.bits = static_cast<uint16_t>(sign | half);
+}
+inline void narrow(double v, bf16& out) { narrow(static_cast<float>(v), out); }
+inline void narrow(double v, f16& out) { narrow(static_cast<float>(v), out); }
+
+// ---- natural order: kPair consecutive elements -----------------------------------------------------------------------------
+
+template <class A>
+constexpr int kPairOf = 2 * kLanes<A>;
+
+// Where the ISA has no instruction: element by element (the compiler unrolls, and for generic that is all there is).
+template <class A, class U>
+inline Pair<A> load_natural(const U* p) {
+  A lane[kPairOf<A>];
+  for (int i = 0; i < kPairOf<A>; ++i) lane[i] = static_cast<A>(widen(p[i]));
+  Pair<A> pair;
+  std::memcpy(&pair, lane, sizeof pair);
+  return pair;
+}
+template <>
+inline Pair<float> load_natural<float, float>(const float* p) {
+  Pair<float> pair;
+  std::memcpy(&pair, p, sizeof pair);
+  return pair;
+}
+template <>
+inline Pair<double> load_natural<double, double>(const double* p) {
+  Pair<double> pair;
+  std::memcpy(&pair, p, sizeof pair);
+  return pair;
+}
+#if defined(__F16C__)
+template <>
+inline Pair<float> load_natural<float, f16>(const f16* p) {
+#if defined(__AVX512F__)
+  return {_mm512_cvtph_ps(_mm256_loadu_si256(reinterpret_cast<const __m256i*>(p))),
+          _mm512_cvtph_ps(_mm256_loadu_si256(reinterpret_cast<const __m256i*>(p + 16)))};
+#else
+  return {_mm256_cvtph_ps(_mm_loadu_si128(reinterpret_cast<const __m128i*>(p))),
+          _mm256_cvtph_ps(_mm_loadu_si128(reinterpret_cast<const __m128i*>(p + 8)))};
+#endif
+}
+#endif
+
+// One vector of bits to memory, past the caches where asked: p is aligned to kVecBytes then.
+inline void write(void* p, Vec<uint32_t> v, bool stream) {
+#if defined(__AVX512F__)
+  if (stream) return _mm512_stream_si512(static_cast<__m512i*>(p), reinterpret_cast<__m512i>(v));
+#elif defined(__AVX2__)
+  if (stream) return _mm256_stream_si256(static_cast<__m256i*>(p), reinterpret_cast<__m256i>(v));
+#elif defined(__x86_64__)
+  if (stream) return _mm_stream_si128(static_cast<__m128i*>(p), reinterpret_cast<__m128i>(v));
+#endif
+  (void)stream;
+  std::memcpy(p, &v, sizeof v);
+}
+
+template <class A, class U>
+inline void store_natural(U* p, Pair<A> pair, bool stream) {
+  if constexpr (std::is_same_v<A, U>) {
+    write(p, reinterpret_cast<Vec<uint32_t>>(pair.lo), stream);
+    write(p + kLanes<A>, reinterpret_cast<Vec<uint32_t>>(pair.hi), stream);
+#if defined(__F16C__)
+  } else if constexpr (std::is_same_v<A, float> && std::is_same_v<U, f16>) {
+    constexpr int kNearest = _MM_FROUND_TO_NEAREST_INT | _MM_FROUND_NO_EXC;
+#if defined(__AVX512F__)
+    const __m512i lo = _mm512_castsi256_si512(_mm512_cvtps_ph(pair.lo, kNearest));
+    write(p, reinterpret_cast<Vec<uint32_t>>(_mm512_inserti64x4(lo, _mm512_cvtps_ph(pair.hi, kNearest), 1)), stream);
+#else
+    const __m256i lo = _mm256_castsi128_si256(_mm256_cvtps_ph(pair.lo, kNearest));
+    write(p, reinterpret_cast<Vec<uint32_t>>(_mm256_inserti128_si256(lo, _mm256_cvtps_ph(pair.hi, kNearest), 1)), stream);
+#endif
+#endif
+  } else {
+    A lane[kPairOf<A>];
+    std::memcpy(lane, &pair, sizeof pair);
+    for (int i = 0; i < kPairOf<A>; ++i) narrow(lane[i], p[i]);
+  }
+}
+
+// ---- the order of X --------------------------------------------------------------------------------------------------------
+
+template <int... I>
+inline Pair<float> split_even_odd(Pair<float> p, std::integer_sequence<int, I...>) {
+  return {__builtin_shufflevector(p.lo, p.hi, (2 * I)...), __builtin_shufflevector(p.lo, p.hi, (2 * I + 1)...)};
+}
+template <int... I>
+inline Pair<float> merge_even_odd(Pair<float> p, std::integer_sequence<int, I...>) {
+  constexpr int n = sizeof...(I);
+  return {__builtin_shufflevector(p.lo, p.hi, (I / 2 + (I % 2) * n)...),
+          __builtin_shufflevector(p.lo, p.hi, ((I + n) / 2 + (I % 2) * n)...)};
+}
+using FloatLanes = std::make_integer_sequence<int, kLanes<float>>;
+using HalfLanes = VecOf<uint16_t, kVecBytes / 2>::type;  // one 16-bit value per 32-bit lane
+using QuarterLanes = VecOf<uint8_t, kVecBytes / 4>::type;
+
+// Access to tensors of type U by the lanes of rows of type X.
+template <class X>
+struct Lanes {
+  using A = acc_t<X>;
+  static constexpr int kPair = kPairOf<A>;
+  static constexpr bool kEvenOdd = std::is_same_v<X, bf16>;
+
+  template <class U>
+  static Pair<A> load(const U* p, Full = {}) {
+    if constexpr (kEvenOdd && std::is_same_v<U, bf16>) {
+      Vec<uint32_t> raw;
+      std::memcpy(&raw, p, sizeof raw);
+      return {as_float(raw << 16), as_float(raw & 0xffff0000u)};
+    } else if constexpr (kEvenOdd) {
+      return split_even_odd(load_natural<A>(p), FloatLanes{});
+    } else {
+      return load_natural<A>(p);
+    }
+  }
+
+  template <class U>
+  static Pair<A> load(const U* p, Tail tail) {  // zeros beyond the row
+    U whole[kPair] = {};
+    copy(whole, p, tail.n);
+    return load(whole);
+  }
+
+  // Streaming needs p aligned to kVecBytes; whoever asks for it has looked.
+  template <class U>
+  static void store(U* p, Pair<A> v, Full = {}, bool stream = false) {
+    if constexpr (kEvenOdd && std::is_same_v<U, bf16>) {
+      write(p, interleave_bf16(v), stream);
+    } else if constexpr (kEvenOdd) {
+      store_natural(p, merge_even_odd(v, FloatLanes{}), stream);
+    } else {
+      store_natural(p, v, stream);
+    }
+  }
+
+  template <class U>
+  static void store(U* p, Pair<A> v, Tail tail, bool = false) {
+    U whole[kPair];
+    store(whole, v);
+    copy(p, whole, tail.n);
+  }
+
+  // Values in [-128, 127] to int8, round to nearest even. Adding 1.5 · 2^23 leaves the rounded integer in the low bits.
+  template <class Part>
+  static void store_int8(int8_t* p, Pair<A> v, Part part, [[maybe_unused]] bool stream = false) {
+    alignas(kVecBytes) int8_t whole[kPair];
+    if constexpr (std::is_same_v<A, double>) {
+      for (int i = 0; i < kLanes<A>; ++i) {
+        whole[i] = static_cast<int8_t>(std::nearbyint(v.lo[i]));
+        whole[i + kLanes<A>] = static_cast<int8_t>(std::nearbyint(v.hi[i]));
+      }
+    } else {
+      const Vec<uint32_t> lo = as_bits(v.lo + 0x1.8p23f), hi = as_bits(v.hi + 0x1.8p23f);
+      if constexpr (kEvenOdd) {  // two 8-bit values make one 16-bit lane
+        const HalfLanes pairs = __builtin_convertvector((lo & 255u) | (hi << 8), HalfLanes);
+#if defined(__AVX512F__)
+        if constexpr (std::is_same_v<Part, Full>)
+          if (stream) return _mm256_stream_si256(reinterpret_cast<__m256i*>(p), reinterpret_cast<__m256i>(pairs));
+#endif
+        std::memcpy(whole, &pairs, sizeof pairs);
+      } else {
+        const QuarterLanes a = __builtin_convertvector(lo, QuarterLanes), b = __builtin_convertvector(hi, QuarterLanes);
+        std::memcpy(whole, &a, sizeof a);
+        std::memcpy(whole + sizeof a, &b, sizeof b);
+      }
+    }
+    if constexpr (std::is_same_v<Part, Full>)
+      std::memcpy(p, whole, sizeof whole);
+    else
+      copy(p, whole, part.n);
+  }
+
+  // v with zeros in the lanes beyond the row, whatever stood there.
+  static Pair<A> clear_beyond(Pair<A> v, Full) { return v; }
+  static Pair<A> clear_beyond(Pair<A> v, Tail tail) {
+    A ones[kPair];
+    for (int i = 0; i < kPair; ++i) ones[i] = i < tail.n ? A{1} : A{0};
+    const Pair<A> inside = load(ones);
+    return {inside.lo != 0 ? v.lo : Vec<A>{}, inside.hi != 0 ? v.hi : Vec<A>{}};
+  }
+
+ private:
+  template <class U>
+  static void copy(U* to, const U* from, int n) {
+    for (int i = 0; i < n; ++i) to[i] = from[i];
+  }
+
+  static Vec<uint32_t> interleave_bf16(Pair<float> v) {
+#if defined(__AVX512BF16__)
+    const __m512i halves = (__m512i)_mm512_cvtne2ps_pbh(v.hi, v.lo);  // lo's 16 values, then hi's
+    alignas(64) static constexpr uint16_t order[32] = {0,  16, 1,  17, 2,  18, 3,  19, 4,  20, 5,  21, 6,  22, 7,  23,
+                                                       8,  24, 9,  25, 10, 26, 11, 27, 12, 28, 13, 29, 14, 30, 15, 31};
+    return reinterpret_cast<Vec<uint32_t>>(_mm512_permutexvar_epi16(_mm512_load_si512(order), halves));
+#else
+    return (round_to_bf16(v.lo) >> 16) | (round_to_bf16(v.hi) & 0xffff0000u);
+#endif
+  }
+};
+
+// Streaming stores are weakly ordered: a task that used them ends with this, before other threads are told that it is done.
+inline void stream_fence() {
+#if defined(__x86_64__)
+  _mm_sfence();
+#endif
+}
+
+// Calls f(i, part) for the pairs of columns [begin, end) of a row of X; only the last may be a Tail.
+template <class X, class F>
+inline void for_pairs(int64_t begin, int64_t end, F&& f) {
+  constexpr int step = Lanes<X>::kPair;
+  int64_t i = begin;
+  for (; i + step <= end; i += step) f(i, Full{});
+  if (i < end) f(i, Tail{static_cast<int>(end - i)});
+}
+
+}  // namespace weft::cpu::WEFT_CPU_LEVEL

@@ -1,0 +1,14 @@
+#pragma once
+
+// What the GPU build holds and what it finds; for `weft doctor`.
+
+namespace weft::gpu {
+
+// CUDA versions as the runtime counts them: 13000 is 13.0.
+int runtime_version();
+int driver_version();  // the highest that the installed driver supports; 0 where there is no driver
+
+// Space-separated, as compiled in: sm_80 is machine code, compute_80 is PTX, which the driver compiles for later GPUs.
+const char* architectures();
+
+}  // namespace weft::gpu

@@ -1,0 +1,135 @@
+// weft._C: everything that is no tensor operation. Types and texts for people are in
+// python/weft/_C.pyi and cli.py.
+
+#include <pybind11/pybind11.h>
+#include <pybind11/stl.h>
+
+#include <optional>
+#include <string>
+#include <vector>
+
+#include "cpu/isa.h"
+#include "cpu/memory.h"
+#include "cpu/probes.h"
+
+// From CMake. What a build does not know (an sdist has no git commit) is empty.
+#ifndef WEFT_BUILD_TYPE
+#define WEFT_BUILD_TYPE ""
+#endif
+#ifndef WEFT_GIT_COMMIT
+#define WEFT_GIT_COMMIT ""
+#endif
+#ifndef WEFT_TORCH_VERSION
+#define WEFT_TORCH_VERSION ""
+#endif
+#ifndef WEFT_TORCH_TARGET
+#define WEFT_TORCH_TARGET ""
+#endif
+
+#if defined(__clang__)
+#define WEFT_COMPILER "clang " __clang_version__
+#else
+#define WEFT_COMPILER "gcc " __VERSION__
+#endif
+
+namespace py = pybind11;
+using namespace py::literals;
+
+namespace weft {
+namespace {
+
+std::vector<cpu::Isa> all_levels() {
+  std::vector<cpu::Isa> levels;
+  for (int i = 0; i < cpu::kIsaCount; ++i) levels.push_back(static_cast<cpu::Isa>(i));
+  return levels;
+}
+
+py::object or_none(std::string_view text) {
+  return text.empty() ? py::object(py::none()) : py::str(text);
+}
+
+py::dict build_info() {
+  py::list levels;
+  for (cpu::Isa isa : all_levels()) {
+    if (cpu::isa_compiled(isa)) levels.append(cpu::isa_name(isa));
+  }
+  return py::dict("version"_a = WEFT_VERSION, "git_commit"_a = or_none(WEFT_GIT_COMMIT),
+                  "compiler"_a = WEFT_COMPILER, "build_type"_a = or_none(WEFT_BUILD_TYPE),
+                  "torch_version"_a = or_none(WEFT_TORCH_VERSION),
+                  "torch_target"_a = or_none(WEFT_TORCH_TARGET), "isa_levels"_a = levels);
+}
+
+py::dict isa_levels() {
+  py::dict levels;
+  for (cpu::Isa isa : all_levels()) levels[cpu::isa_name(isa)] = cpu::isa_available(isa);
+  return levels;
+}
+
+std::string isa_why_not(const std::string& name) {
+  const std::optional<cpu::Isa> isa = cpu::isa_from_name(name);
+  if (!isa) throw py::value_error("weft: '" + name + "' is no level that weft knows");
+  return cpu::isa_why_not(*isa);
+}
+
+py::dict cpu_features() {
+  py::dict features;
+  for (const cpu::CpuFeature& feature : cpu::cpu_features())
+    features[feature.name] = feature.present;
+  return features;
+}
+
+py::dict memory_bandwidth(int threads) {
+  const cpu::MemoryBandwidth rates = [&] {
+    const py::gil_scoped_release release;
+    return cpu::measure_memory_bandwidth(threads);
+  }();
+  return py::dict("read"_a = rates.read, "copy"_a = rates.copy,
+                  "touch_small_pages"_a = rates.touch_small_pages,
+                  "touch_huge_pages"_a = rates.touch_huge_pages);
+}
+
+py::dict peaks(int threads) {
+  const cpu::Peaks rates = [&] {
+    const py::gil_scoped_release release;
+    return cpu::measure_peaks(threads);
+  }();
+  return py::dict("fp32"_a = rates.fp32, "bf16"_a = rates.bf16, "int8"_a = rates.int8);
+}
+
+py::dict huge_pages() {
+  const cpu::HugePages state = cpu::huge_pages();
+  return py::dict("mode"_a = or_none(state.mode), "defrag"_a = or_none(state.defrag),
+                  "page_bytes"_a = state.page_bytes, "process_bytes"_a = state.process_bytes);
+}
+
+}  // namespace
+}  // namespace weft
+
+PYBIND11_MODULE(_C, m) {
+  m.doc() = "weft's control plane: the build, the machine, its limits.";
+  m.def("build_info", &weft::build_info,
+        "What this build is: version, commit, compiler, torch, levels.");
+  m.def("isa_levels", &weft::isa_levels,
+        "Every instruction-set level, weakest first, and whether it can run here.");
+  m.def("isa_why_not", &weft::isa_why_not, "name"_a,
+        "Why a level cannot run here; empty if it can.");
+  m.def(
+      "isa_level", [] { return weft::cpu::isa_name(weft::cpu::isa_current()); },
+      "The level that CPU kernels run at. RuntimeError if WEFT_CPU_ISA asks for one that cannot "
+      "run here.");
+  m.def(
+      "force_isa", [](const std::string& name) { weft::cpu::isa_force(std::string_view(name)); },
+      "name"_a, "Run CPU kernels at this level from now on. RuntimeError if it cannot run here.");
+  m.def("cpu_features", &weft::cpu_features,
+        "The CPU features that some level needs, and whether the CPU has them.");
+  m.def("memory_bandwidth", &weft::memory_bandwidth, "threads"_a,
+        "Measures bytes per second, in about a second.");
+  m.def("peaks", &weft::peaks, "threads"_a,
+        "Measures arithmetic operations per second, at the current level. 0: no such instruction.");
+  m.def("fork_join", &weft::cpu::measure_fork_join, "threads"_a,
+        py::call_guard<py::gil_scoped_release>(), "Measures seconds to start and join threads.");
+  m.def("reuse_memory", &weft::cpu::reuse_memory, "on"_a, "See weft.reuse_memory.");
+  m.def("reusing_memory", &weft::cpu::reusing_memory, "Whether reuse_memory is on.");
+  m.def("huge_pages", &weft::huge_pages,
+        "The system's settings for transparent huge pages, and this process's use.");
+}

@@ -1,0 +1,6 @@
+"""Other libraries' names and signatures on weft's kernels, for code that imports them.
+
+    from weft.compat.apex.normalization import FusedLayerNorm
+    from weft.compat.flash_attn.ops.triton.layer_norm import layer_norm_fn
+    from weft.compat.vllm import fused_add_rms_norm
+"""

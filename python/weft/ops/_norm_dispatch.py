@@ -1,0 +1,214 @@
+"""Which op computes a norm, given who will ask for gradients.
+
+Nobody: the raw op. Autograd: `weft::norm_forward`, which saves what backward needs. torch.func's grad and
+jvp and forward-mode AD, which no custom op can serve: plain PyTorch. vmap and CUDA autocast have rules
+of their own, registered here; under vmap the question is asked again, one level further down.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import torch
+from torch import Tensor
+from torch._C import _functorch
+from torch.autograd import forward_ad
+
+from .. import _fallback
+from . import _norm_composite as composite
+from ._norm_args import NormArgs, compute_dtype
+
+_layer_norm = torch.ops.weft.layer_norm.default
+_rms_norm = torch.ops.weft.rms_norm.default
+_norm_forward = torch.ops.weft.norm_forward.default
+
+
+def needs_grad(*tensors: Tensor | None) -> bool:
+    """Whether autograd will differentiate with respect to any of `tensors`."""
+    return torch.is_grad_enabled() and any(t is not None and t.requires_grad for t in tensors)
+
+
+def _has_tangent(*tensors: Tensor | None) -> bool:
+    """Whether forward-mode AD carries a tangent on any of `tensors`."""
+    return forward_ad._current_level >= 0 and any(
+        t is not None and forward_ad.unpack_dual(t).tangent is not None for t in tensors
+    )
+
+
+def _func_gradients() -> bool:
+    """Whether a torch.func transform that differentiates is active, here or around a vmap."""
+    if not torch._C._are_functorch_transforms_active():
+        return False
+    if torch.compiler.is_dynamo_compiling():  # cannot look at the stack; a compiler likes what it can fuse
+        return True
+    stack = _functorch.get_interpreter_stack() or ()
+    return any(transform.key() != _functorch.TransformType.Vmap for transform in stack)
+
+
+def norm_forward(args: NormArgs) -> tuple[Tensor, ...]:
+    """`weft::norm_forward` with whatever the gradients asked for need: y, y1, residual_out, …"""
+    tensors = args.tensors()
+    grad = needs_grad(*tensors)
+    if _has_tangent(*tensors):
+        _fallback.note("norm_forward", "forward-mode differentiation")
+        return composite.forward(args)
+    if not grad:
+        return _norm_forward(*args)
+    if _func_gradients():
+        _fallback.note("norm_forward", "gradients of torch.func")
+        return composite.forward(args)
+    if args.rowscale is not None and args.rowscale.requires_grad:
+        raise NotImplementedError("weft: rowscale has no gradient; detach it")
+    keep_z = args.return_residual or (args.adds and not args.memory_efficient)
+    return _norm_forward(*args._replace(save_stats=True, return_residual=keep_z))
+
+
+def norm(
+    x: Tensor,
+    normalized_ndim: int,
+    weight: Tensor | None,
+    bias: Tensor | None,
+    eps: float,
+    zero_centered_weight: bool,
+    is_rms_norm: bool,
+) -> Tensor:
+    """The plain norm, by the raw op where it will do."""
+    if needs_grad(x, weight, bias) or _has_tangent(x, weight, bias):
+        args = NormArgs(
+            x,
+            normalized_ndim,
+            weight,
+            bias,
+            eps=eps,
+            is_rms_norm=is_rms_norm,
+            zero_centered_weight=zero_centered_weight,
+        )
+        return norm_forward(args)[0]
+    op = _rms_norm if is_rms_norm else _layer_norm
+    return op(x, normalized_ndim, weight, bias, eps, zero_centered_weight)
+
+
+# vmap: the mapped dimension becomes one more leading dimension of the rows ---------------------------------
+
+
+def _in_front(t: Tensor | None, dim: int | None, size: int) -> Tensor | None:
+    if t is None:
+        return None
+    return t.movedim(dim, 0) if dim is not None else t.expand(size, *t.shape)
+
+
+def _channels_in_front(
+    t: Tensor | None, dim: int | None, rows_ndim: int, normalized_ndim: int
+) -> Tensor | None:
+    """A weight, mapped or not, so that it broadcasts against mapped rows [B, *N, *C]."""
+    if t is None or dim is None:
+        return t
+    t = t.movedim(dim, 0)
+    missing = 1 + rows_ndim + normalized_ndim - t.dim()
+    return t.reshape(t.shape[:1] + (1,) * missing + t.shape[1:])
+
+
+def _vmap_norm(is_rms_norm: bool) -> Callable:
+    def rule(info, in_dims, x, normalized_ndim, weight, bias, eps, zero_centered_weight):
+        x_dim, _, weight_dim, bias_dim, *_ = in_dims
+        rows_ndim = x.dim() - normalized_ndim - (x_dim is not None)
+        x = _in_front(x, x_dim, info.batch_size)
+        if weight_dim is None and bias_dim is None:
+            y = norm(x, normalized_ndim, weight, bias, eps, zero_centered_weight, is_rms_norm)
+            return y, 0
+        # Each sample has weights of its own: the kernel normalises, PyTorch applies them.
+        wide = compute_dtype(x.dtype)
+        y = norm_forward(
+            NormArgs(x, normalized_ndim, eps=eps, is_rms_norm=is_rms_norm, out_dtype=wide)
+        )[0]
+        weight = _channels_in_front(weight, weight_dim, rows_ndim, normalized_ndim)
+        bias = _channels_in_front(bias, bias_dim, rows_ndim, normalized_ndim)
+        if weight is not None:
+            y = y * (weight.to(wide) + 1 if zero_centered_weight else weight)
+        if bias is not None:
+            y = y + bias
+        return y.to(x.dtype), 0
+
+    return rule
+
+
+_PER_ROW = ("x", "residual", "residual2", "x1", "rowscale")
+
+
+def _vmap_norm_forward(info, in_dims, *inputs):
+    args, dims = NormArgs(*inputs), NormArgs(*in_dims)
+    others = [d for name, d in dims._asdict().items() if name not in _PER_ROW]
+    if args.dropout_p == 0 and all(d is None for d in others):
+        in_front = {
+            name: _in_front(getattr(args, name), getattr(dims, name), info.batch_size)
+            for name in _PER_ROW
+        }
+        results = norm_forward(args._replace(**in_front))
+    else:  # weights or masks of each sample's own: one call a sample
+        samples = [
+            NormArgs(*(v if d is None else v.select(d, i) for v, d in zip(args, dims, strict=True)))
+            for i in range(info.batch_size)
+        ]
+        results = [
+            torch.stack(outputs)
+            for outputs in zip(*(norm_forward(sample) for sample in samples), strict=True)
+        ]
+    asked = (
+        True,
+        args.weight1 is not None,
+        args.return_residual,
+        args.save_stats and not args.is_rms_norm,
+        args.save_stats,
+        args.return_dropout_mask and args.dropout_p > 0,
+        args.return_dropout_mask and args.dropout_p > 0 and args.x1 is not None,
+    )
+    absent = args.x.new_empty(0)
+    outputs = tuple(t if present else absent for t, present in zip(results, asked, strict=True))
+    return outputs, tuple(0 if present else None for present in asked)
+
+
+torch.library.register_vmap("weft::layer_norm", _vmap_norm(is_rms_norm=False))
+torch.library.register_vmap("weft::rms_norm", _vmap_norm(is_rms_norm=True))
+torch.library.register_vmap("weft::norm_forward", _vmap_norm_forward)
+
+
+# Autocast: on CUDA, PyTorch's norms return float32; on the CPU they keep the input's dtype -------------------
+
+_cuda = torch._C.DispatchKeySet(torch._C.DispatchKey.AutocastCUDA)
+
+
+def _autocast_dtype(x: Tensor) -> torch.dtype | None:
+    """The dtype of y: PyTorch casts 16-bit inputs up first, the kernel reads them as they are."""
+    return torch.float32 if x.dtype in (torch.float16, torch.bfloat16) else None
+
+
+def _autocast_norm(is_rms_norm: bool) -> Callable:
+    def kernel(x, normalized_ndim, weight, bias, eps, zero_centered_weight):
+        args = NormArgs(
+            x,
+            normalized_ndim,
+            weight,
+            bias,
+            eps=eps,
+            is_rms_norm=is_rms_norm,
+            zero_centered_weight=zero_centered_weight,
+            out_dtype=_autocast_dtype(x),
+        )
+        with torch._C._ExcludeDispatchKeyGuard(_cuda):
+            return norm_forward(args)[0]
+
+    return kernel
+
+
+def _autocast_norm_forward(*inputs):
+    args = NormArgs(*inputs)
+    if args.out_dtype is None:
+        args = args._replace(out_dtype=_autocast_dtype(args.x))
+    with torch._C._ExcludeDispatchKeyGuard(_cuda):
+        return _norm_forward(*args)
+
+
+_library = torch.library.Library("weft", "IMPL")
+_library.impl("layer_norm", _autocast_norm(is_rms_norm=False), "AutocastCUDA")
+_library.impl("rms_norm", _autocast_norm(is_rms_norm=True), "AutocastCUDA")
+_library.impl("norm_forward", _autocast_norm_forward, "AutocastCUDA")

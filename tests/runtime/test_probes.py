@@ -1,0 +1,63 @@
+"""The measured limits: all there, all positive, and zero only where there is no instruction.
+
+No test asks how fast a machine is.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator
+
+import pytest
+import torch
+
+from weft import _C
+
+DOTS_16_AND_8_BIT = {"avx512_bf16"}  # the levels that have these instructions
+
+
+@pytest.fixture
+def restored() -> Iterator[None]:
+    before = _C.isa_level()
+    yield
+    _C.force_isa(before)
+
+
+def test_memory_bandwidth():
+    rates = _C.memory_bandwidth(torch.get_num_threads())
+    assert set(rates) == {"read", "copy", "touch_small_pages", "touch_huge_pages"}
+    # Between a megabyte and a petabyte per second: no unit is wrong by a factor of a thousand.
+    assert all(1e6 < rate < 1e15 for rate in rates.values()), rates
+
+
+@pytest.mark.parametrize("level", [name for name, here in _C.isa_levels().items() if here])
+def test_peaks_by_level(level: str, restored: None):
+    _C.force_isa(level)
+    rates = _C.peaks(1)
+    assert set(rates) == {"fp32", "bf16", "int8"}
+    assert 1e6 < rates["fp32"] < 1e15
+    for kind in ("bf16", "int8"):
+        assert (rates[kind] > 0) is (level in DOTS_16_AND_8_BIT)
+        assert math.isfinite(rates[kind])
+
+
+def test_fork_join():
+    assert 0 < _C.fork_join(torch.get_num_threads()) < 1
+
+
+@pytest.mark.parametrize("probe", [_C.memory_bandwidth, _C.peaks, _C.fork_join])
+@pytest.mark.parametrize("threads", [0, -1, 100_000])
+def test_threads_that_are_not_there(probe, threads: int):
+    with pytest.raises(RuntimeError) as error:
+        probe(threads)
+    assert str(error.value) == (
+        f"weft: a probe cannot run on {threads} threads, expected 1 to "
+        f"{torch.get_num_threads()} (torch.get_num_threads())"
+    )
+
+
+def test_the_number_of_threads_is_torchs(threads: None):
+    torch.set_num_threads(1)
+    assert _C.fork_join(1) > 0
+    with pytest.raises(RuntimeError, match=r"on 2 threads, expected 1 to 1 "):
+        _C.fork_join(2)
