@@ -61,19 +61,22 @@ lint: $(VENV)/.weft
 	$(BIN)/mypy
 	$(BIN)/clang-format --dry-run -Werror $(cpp)
 	$(BIN)/python tools/check_floors.py
-	WEFT_WERROR=on $(call build_apart,werror)
+	$(call configure,werror) -DWEFT_WERROR=on
+	$(BIN)/cmake --build build/werror
 
 format: $(VENV)/.weft
 	$(BIN)/ruff check --fix $(linted)
 	$(BIN)/ruff format $(linted)
 	$(BIN)/clang-format -i $(cpp)
 
-# build/$(1)/site becomes a directory to import from, native libraries included, with a build tree of its own.
-build_apart = WEFT_BUILD_DIR=build/$(1)/tree $(BIN)/python setup.py --quiet build --build-lib build/$(1)/site
+# A build tree of its own, build/$(1).
+configure = $(BIN)/cmake -S . -B build/$(1) -G Ninja --log-level=WARNING -DCMAKE_MAKE_PROGRAM=$(abspath $(BIN))/ninja \
+            -DPython_EXECUTABLE=$(abspath $(BIN))/python
 
 # Without dynamo: its inductor would run the compiler, too, under the sanitizers.
 sanitize: $(VENV)/.weft
-	WEFT_SANITIZE='address;undefined' CMAKE_BUILD_TYPE=RelWithDebInfo $(call build_apart,sanitize)
+	WEFT_SANITIZE='address;undefined' CMAKE_BUILD_TYPE=RelWithDebInfo WEFT_BUILD_DIR=build/sanitize/tree \
+	$(BIN)/python setup.py --quiet build --build-lib build/sanitize/site
 	LD_PRELOAD="$$($(CXX) -print-file-name=libasan.so) $$($(CXX) -print-file-name=libstdc++.so)" \
 	ASAN_OPTIONS=detect_leaks=0 UBSAN_OPTIONS=print_stacktrace=1 TORCHDYNAMO_DISABLE=1 \
 	PYTHONPATH=build/sanitize/site $(BIN)/python $(PYTEST) tests/norm
@@ -84,7 +87,8 @@ test-package: $(VENV)/.weft
 
 # The CUDA library, on every machine with nvcc: no GPU and no CUDA build of torch is needed.
 cuda: $(VENV)/.weft
-	WEFT_CUDA=on $(call build_apart,cuda)
+	$(call configure,cuda) -DWEFT_CUDA=on
+	$(BIN)/cmake --build build/cuda --target weft_cuda
 
 # The libraries that were built against the pinned torch, in the newest one (a CUDA build: some 6 GB).
 test-newest-torch: $(VENV)/.weft

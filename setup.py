@@ -1,6 +1,6 @@
 """Builds weft's native libraries with CMake and ninja, and puts them into the package.
 
-Read from the environment: WEFT_CUDA (auto, on, off), WEFT_SANITIZE, WEFT_WERROR, WEFT_BUILD_DIR,
+Read from the environment: WEFT_CUDA (auto, on, off), WEFT_SANITIZE, WEFT_BUILD_DIR,
 CMAKE_BUILD_TYPE, CMAKE_BUILD_PARALLEL_LEVEL; and what CMake itself reads: CXX, CXXFLAGS, CUDACXX…
 """
 
@@ -19,7 +19,6 @@ from setuptools.command.build import build
 from setuptools.command.build_ext import build_ext
 
 ROOT = Path(__file__).resolve().parent
-LIBRARIES = ("libweft.so", "libweft_cuda.so", "_C.*.so")
 
 
 def tool(name: str, directory: str) -> str:
@@ -38,6 +37,10 @@ def tool(name: str, directory: str) -> str:
     return found
 
 
+def cmake(*arguments: str | Path) -> None:
+    subprocess.check_call([tool("cmake", "CMAKE_BIN_DIR"), *arguments], cwd=ROOT)
+
+
 class CleanBuild(build):
     """Starts from an empty package: setuptools would ship what earlier builds left there."""
 
@@ -50,35 +53,26 @@ class CMakeBuild(build_ext):
     """The tree is kept, one for each Python, so that building again costs only what changed."""
 
     def run(self) -> None:
-        cmake = tool("cmake", "CMAKE_BIN_DIR")
         package = (ROOT / "python" if self.inplace else Path(self.build_lib).resolve()) / "weft"
-        tree = Path(
-            os.environ.get(
-                "WEFT_BUILD_DIR", f"build/{sysconfig.get_platform()}-{sys.implementation.cache_tag}"
-            )
-        )
-        options = {
-            "CMAKE_MAKE_PROGRAM": tool("ninja", "BIN_DIR"),
-            "CMAKE_BUILD_TYPE": os.environ.get("CMAKE_BUILD_TYPE", "Release"),
-            "Python_EXECUTABLE": sys.executable,
-            **{
-                name: os.environ.get(name, default)
-                for name, default in {
-                    "WEFT_CUDA": "auto",
-                    "WEFT_SANITIZE": "",
-                    "WEFT_WERROR": "off",
-                }.items()
-            },
-        }
+        python_tag = f"{sysconfig.get_platform()}-{sys.implementation.cache_tag}"
+        tree = os.environ.get("WEFT_BUILD_DIR", f"build/{python_tag}")
         jobs = os.environ.get("CMAKE_BUILD_PARALLEL_LEVEL", str(len(os.sched_getaffinity(0))))
+        # All of them each time: the tree remembers the last, and pip's paths differ in each build.
+        options = {
+            "CMAKE_BUILD_TYPE": os.environ.get("CMAKE_BUILD_TYPE", "Release"),
+            "CMAKE_MAKE_PROGRAM": tool("ninja", "BIN_DIR"),
+            "Python_EXECUTABLE": sys.executable,
+            "WEFT_CUDA": os.environ.get("WEFT_CUDA", "auto"),
+            "WEFT_SANITIZE": os.environ.get("WEFT_SANITIZE", ""),
+        }
         settings = [f"-D{name}={value}" for name, value in options.items()]
 
-        subprocess.check_call([cmake, "-S", ROOT, "-B", tree, "-G", "Ninja", *settings], cwd=ROOT)
-        subprocess.check_call([cmake, "--build", tree, "--parallel", jobs], cwd=ROOT)
-        for pattern in LIBRARIES:
+        cmake("-S", ROOT, "-B", tree, "-G", "Ninja", *settings)
+        cmake("--build", tree, "--parallel", jobs)
+        for pattern in ("libweft*.so", "_C.*.so"):
             for old in package.glob(pattern):
                 old.unlink()
-        subprocess.check_call([cmake, "--install", tree, "--prefix", package], cwd=ROOT)
+        cmake("--install", tree, "--prefix", package)
 
 
 setup(

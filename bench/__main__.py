@@ -23,7 +23,7 @@ from bench import machine, report, runner
 from bench.case import Family
 from bench.limits import Limits, measure_limits
 from bench.memory import MemoryModeUnavailable, Mode, can_give_back
-from bench.result import Result, Row
+from bench.result import Result
 from bench.rotation import last_level_cache
 
 FAMILIES = ("norm",)
@@ -41,7 +41,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     families = [options.family] if options.family else list(FAMILIES)
     if len(families) > 1 and options.json:
         sys.exit("--json names one file: name one family with it")
-    console = Console()
+    console = Console(width=None if sys.stdout.isatty() else 160)
     return max(bench(family, options, console) for family in families)
 
 
@@ -50,14 +50,12 @@ def render(arguments: Sequence[str]) -> int:
     parser = argparse.ArgumentParser("python -m bench render", description=render.__doc__)
     parser.add_argument("result", type=Path, help="a JSON file written by --json or --save")
     parser.add_argument("--case", default="*", metavar="GLOB", help="only rows of these cases")
-    parser.add_argument("--table", action="store_true", help="the table alone")
+    parser.add_argument("--table", action="store_true", help="the table of times alone")
     options = parser.parse_args(arguments)
     result = Result.load(options.result)
     rows = [row for row in result.rows if fnmatch.fnmatch(row.case, options.case)]
     chosen = Result(result.family, result.machine, result.settings, result.limits, rows)
-    text = report.markdown(chosen)
-    if options.table:
-        text = "\n".join(line for line in text.splitlines() if line.startswith("|")) + "\n"
+    text = report.times_table(chosen) if options.table else report.markdown(chosen)
     sys.stdout.write(text)
     return 0
 
@@ -73,16 +71,16 @@ def bench(name: str, options: argparse.Namespace, console: Console) -> int:
         return 1
     settings = _settings(options)
     about = machine.describe(settings.threads)
-    with console.status("Measuring the limits of this machine …"):
-        limits = measure_limits(settings.threads, (16 << 20) if options.quick else (256 << 20))
-    console.print(f"[bold]{about.cpu}[/], {settings.threads} threads: {report.limits_line(limits)}")
+    before = _limits(settings, console)
+    console.print(f"[bold]{about.cpu}[/], {settings.threads} threads: {report.limits_line(before)}")
     if "fresh" in settings.modes and not can_give_back():
         console.print("This C library has no malloc_trim: `fresh` is as the allocator has it.")
 
-    rows = _run(family, cases, settings, limits, console)
+    measurements = _run(family, cases, settings, console)
+    limits = before.at_best(_limits(settings, console))
+    rows = [measurement.row(limits) for measurement in measurements]
     result = Result(name, about.to_json(), asdict(settings), limits, rows)
-    table, notes = report.terminal_table(rows, f"{name}: {report.score(rows)}")
-    console.print(table, *notes, sep="\n", markup=False)
+    console.print(*report.terminal(result), sep="\n\n", markup=False)
     if options.save:
         folder = RESULTS / about.slug
         result.save(folder / f"{name}.json")
@@ -103,10 +101,10 @@ def bench(name: str, options: argparse.Namespace, console: Console) -> int:
 
 
 def _run(
-    family: Family, cases: Sequence, settings: runner.Settings, limits: Limits, console: Console
-) -> list[Row]:
+    family: Family, cases: Sequence, settings: runner.Settings, console: Console
+) -> list[runner.Measurement]:
     todo = runner.jobs(cases, settings.modes)
-    rows: list[Row] = []
+    found: list[runner.Measurement] = []
     columns = (
         TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn(),
     )  # fmt: skip
@@ -118,12 +116,17 @@ def _run(
             progress.update(task, description=f"{job.case.name} [{job.memory}]", refresh=True)
 
         try:
-            for row in runner.run(family, todo, settings, limits, announce=announce):
-                rows.append(row)
+            for measurement in runner.run(family, todo, settings, announce=announce):
+                found.append(measurement)
                 progress.update(task, advance=1, refresh=True)
         except MemoryModeUnavailable as error:
-            console.print(f"The remaining rows are left out: {error}.", style="yellow")
-    return rows
+            console.print(f"Rows with reused memory are left out: {error}.", style="yellow")
+    return found
+
+
+def _limits(settings: runner.Settings, console: Console) -> Limits:
+    with console.status("Measuring the limits of this machine …"):
+        return measure_limits(settings.threads, (16 << 20) if settings.quick else (256 << 20))
 
 
 def _settings(options: argparse.Namespace) -> runner.Settings:

@@ -37,7 +37,9 @@ class Verdict:
 
 
 class Goal(Protocol):
-    memory: str
+    @property
+    def memory(self) -> str:
+        """The memory mode of the rows that it is for, or `any`."""
 
     def judge(self, m: Measured) -> list[Verdict]: ...
 

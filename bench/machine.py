@@ -14,6 +14,7 @@ from pathlib import Path
 import torch
 
 from bench.rotation import last_level_cache
+from weft import _C
 
 PACKAGES = ("weft", "torch", "onnxruntime", "numpy")
 HUGE_PAGES = Path("/sys/kernel/mm/transparent_hugepage/enabled")
@@ -47,14 +48,16 @@ class Machine:
 def describe(threads: int) -> Machine:
     return Machine(
         cpu=_cpu_name(),
-        cores=len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count(),
+        cores=len(os.sched_getaffinity(0))
+        if hasattr(os, "sched_getaffinity")
+        else os.cpu_count() or 1,
         last_level_cache=last_level_cache(),
         memory_gib=round(os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") / 2**30),
         huge_pages=_chosen(HUGE_PAGES),
         kernel=f"{platform.system()} {platform.release()}",
         python=platform.python_version(),
         packages={name: version for name in PACKAGES if (version := _version(name))},
-        isa=_weft_isa(),
+        isa=_C.isa_level(),
         torch_isa=torch.backends.cpu.get_cpu_capability(),
         threads=threads,
         commit=_commit(),
@@ -92,14 +95,6 @@ def _version(package: str) -> str | None:
         return importlib.metadata.version(package)
     except importlib.metadata.PackageNotFoundError:
         return None
-
-
-def _weft_isa() -> str:
-    try:
-        from weft import _C
-    except ImportError:
-        return "weft is not installed"
-    return _C.isa_level()
 
 
 def _commit() -> str:

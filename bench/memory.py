@@ -16,6 +16,8 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Literal
 
+import weft
+
 Mode = Literal["fresh", "reused"]
 
 
@@ -29,8 +31,6 @@ def memory_mode(mode: Mode) -> Iterator[Callable[[], object]]:
     if mode == "fresh":
         yield give_back_free_memory
         return
-    import weft
-
     if not weft.reuse_memory(True):
         raise MemoryModeUnavailable("weft.reuse_memory() has no effect on this C library")
     try:

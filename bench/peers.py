@@ -21,8 +21,6 @@ ONNX_TYPES = {torch.float32: 1, torch.float16: 10, torch.bfloat16: 16}
 
 def why_not(peer: str) -> str:
     """Why a peer cannot run here at all; empty if it can."""
-    if peer == WEFT and importlib.util.find_spec("weft") is None:
-        return "weft is not installed"
     if peer == COMPILED and not any(map(shutil.which, ("g++", "clang++", "c++"))):
         return "torch.compile needs a C++ compiler"
     if peer == ONNX:

@@ -10,8 +10,8 @@ matplotlib.use("Agg")  # files only: no display is needed
 import matplotlib.pyplot as plt
 from matplotlib.figure import Figure
 
-from bench.report import contenders
-from bench.result import WEFT, Result, Row
+from bench.report import contenders, label
+from bench.result import WEFT, Result
 
 WEFT_COLOUR = "#c0392b"
 PEER_COLOURS = ("#34495e", "#7f8c8d", "#2980b9", "#16a085", "#8e44ad")
@@ -47,7 +47,7 @@ def bars(result: Result) -> Figure:
                 lengths.append(best / row.times[name].spread.median)
         axes.barh(places, lengths, height, label=name, color=colours.get(name, "#bdc3c7"))
     axes.axvline(1, color="black", linewidth=0.8)
-    axes.set_yticks(range(len(rows)), [_label(row) for row in rows], fontsize=7)
+    axes.set_yticks(range(len(rows)), [f"{label(row)} {row.memory}" for row in rows], fontsize=7)
     axes.invert_yaxis()
     axes.margins(y=0.01)
     axes.set_xlabel("speed relative to the fastest peer")
@@ -81,9 +81,14 @@ def roofline(result: Result) -> Figure:
         ]
         if points:
             axes.scatter(
-                *zip(*points, strict=True), s=40 if name == WEFT else 18, marker=marker,
-                label=name, color=WEFT_COLOUR if name == WEFT else None, alpha=0.7,
-            )  # fmt: skip
+                [x for x, _ in points],
+                [y for _, y in points],
+                s=40 if name == WEFT else 18,
+                marker=marker,
+                label=name,
+                color=WEFT_COLOUR if name == WEFT else None,
+                alpha=0.7,
+            )
     axes.set_xscale("log")
     axes.set_yscale("log")
     axes.set_xlabel("operations per byte that must move")
@@ -91,7 +96,3 @@ def roofline(result: Result) -> Figure:
     axes.legend(fontsize=8)
     axes.set_title(f"{result.family} on {result.machine['cpu']}", fontsize=9)
     return figure
-
-
-def _label(row: Row) -> str:
-    return f"{row.op} {'×'.join(map(str, row.shape))} {row.dtype} {row.memory}"

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
 
+from rich import box
+from rich.console import RenderableType
 from rich.table import Table
 from rich.text import Text
 
@@ -23,11 +25,18 @@ class Notes:
     def __init__(self) -> None:
         self._numbers: dict[str, int] = {}
 
-    def number(self, text: str) -> int:
-        return self._numbers.setdefault(text, len(self._numbers) + 1)
+    def mark(self, text: str) -> str:
+        return f" [{self._numbers.setdefault(text, len(self._numbers) + 1)}]"
 
     def lines(self) -> list[str]:
         return [f"{number}. {text}" for text, number in self._numbers.items()]
+
+
+class NoNotes(Notes):
+    """For a table that stands alone."""
+
+    def mark(self, text: str) -> str:
+        return ""
 
 
 def contenders(rows: Iterable[Row]) -> list[str]:
@@ -40,37 +49,43 @@ def contenders(rows: Iterable[Row]) -> list[str]:
 
 
 def headings(peers: Sequence[str]) -> list[str]:
-    return ["case", "memory", *peers, "× best peer", "GB/s", "of limit", "goals"]
+    return ["case", "memory", *peers, "× best peer", "GB/s", "of limit"]
 
 
 def cells(row: Row, peers: Sequence[str], notes: Notes) -> list[str]:
     """One row as text. The fastest contender is not marked: the ratio says it."""
     return [
-        f"{row.op} {'×'.join(map(str, row.shape))} {row.dtype}",
+        label(row),
         row.memory,
         *(_time(row, peer, notes) for peer in peers),
         ABSENT if row.speedup is None else f"{row.speedup:.2f}",
         ABSENT if row.bandwidth is None else rate(row.bandwidth),
         ABSENT if row.share is None else f"{row.share:.0%}",
-        "; ".join(map(verdict, row.verdicts)),
     ]
+
+
+def label(row: Row) -> str:
+    return f"{row.op} {'×'.join(map(str, row.shape))} {row.dtype}"
+
+
+GOAL_HEADINGS = ["case", "memory", "goal", "measured", ""]
+
+
+def goal_cells(row: Row, verdict: Verdict) -> list[str]:
+    return [label(row), row.memory, verdict.goal, verdict.measured, MARK[verdict.reached]]
 
 
 def _time(row: Row, peer: str, notes: Notes) -> str:
     if peer in row.times:
         return _spread(row.times[peer])
     reason = row.absent.get(peer)
-    return f"{ABSENT} [{notes.number(f'{peer}: {reason}')}]" if reason else ABSENT
+    return ABSENT + notes.mark(f"{peer}: {reason}") if reason else ABSENT
 
 
 def _spread(timed: Timed) -> str:
     """The median and half the interquartile range in per cent of it."""
     s = timed.spread
     return f"{duration(s.median)} ±{(s.q3 - s.q1) / 2 / s.median:.0%}"
-
-
-def verdict(v: Verdict) -> str:
-    return f"{v.goal}: {v.measured} {MARK[v.reached]}"
 
 
 def score(rows: Iterable[Row]) -> str:
@@ -90,43 +105,69 @@ def limits_line(limits: Limits) -> str:
     return "; ".join([line, ", ".join(known)]) if known else line
 
 
-def terminal_table(rows: Sequence[Row], title: str) -> tuple[Table, list[str]]:
-    """A rich table and its footnotes."""
-    peers, notes = contenders(rows), Notes()
-    table = Table(title=title, title_justify="left")
-    for heading in headings(peers):
-        left = heading in ("case", "memory", "goals")
-        table.add_column(heading, justify="left" if left else "right", overflow="fold")
-    for row in rows:
-        *plain, _ = cells(row, peers, notes)
-        goals = Text("\n").join(Text(verdict(v), STYLE[v.reached]) for v in row.verdicts)
-        table.add_row(*(Text(cell) for cell in plain), goals)
-    return table, notes.lines()
+def terminal(result: Result) -> list[RenderableType]:
+    """The table of times with its footnotes, and the table of goals."""
+    peers, notes = contenders(result.rows), Notes()
+    times = _table(f"{result.family}: times", headings(peers), left=2)
+    for row in result.rows:
+        times.add_row(*map(Text, cells(row, peers, notes)))
+    shown: list[RenderableType] = [times, "\n".join(notes.lines())]
+    if any(row.verdicts for row in result.rows):
+        goals = _table(f"{result.family}: {score(result.rows)}", GOAL_HEADINGS, left=5)
+        for row in result.rows:
+            for v in row.verdicts:
+                goals.add_row(*map(Text, goal_cells(row, v)), style=STYLE[v.reached])
+        shown.append(goals)
+    return shown
+
+
+def _table(title: str, heads: Sequence[str], left: int) -> Table:
+    """The first ``left`` columns aligned to the left, numbers to the right."""
+    table = Table(title=title, title_justify="left", box=box.SIMPLE_HEAD, padding=(0, 1, 0, 0))
+    for i, heading in enumerate(heads):
+        table.add_column(heading, justify="left" if i < left else "right")
+    return table
 
 
 def markdown(result: Result) -> str:
-    """The whole result as a document: machine, limits, table, footnotes."""
+    """The whole result as a document: machine, limits, times, footnotes, goals."""
     peers, notes = contenders(result.rows), Notes()
-    heads = headings(peers)
-    lines = [_markdown_row(heads), _markdown_row(["---"] * len(heads))]
-    lines += [_markdown_row(cells(row, peers, notes)) for row in result.rows]
+    times = markdown_table(headings(peers), [cells(row, peers, notes) for row in result.rows])
+    goals = [goal_cells(row, v) for row in result.rows for v in row.verdicts]
     parts = [
         f"# {result.family}",
         about(result),
-        "\n".join(lines),
-        "Times are medians of "
-        f"{result.settings['rounds']} interleaved rounds, ± half the interquartile range. "
-        "`× best peer` is the fastest peer's time over weft's. `of limit` is the least time that "
-        "the bandwidths above allow over weft's time; rows without it stay in cache. "
-        "Memory: `fresh`, every output on new pages; `reused`, the allocator keeps memory "
-        "(`weft.reuse_memory()`, for the peers too); `out=`, results into given tensors.",
+        f"## Times\n\n{times}",
         "\n".join(notes.lines()),
+        f"Times are medians of {result.settings['rounds']} interleaved rounds, ± half the "
+        "interquartile range. `× best peer` is the fastest peer's time over weft's. `of limit` is "
+        "the least time that the bandwidths above allow over weft's time; rows without it stay in "
+        "cache. Memory: `fresh`, every output on new pages; `reused`, the allocator keeps memory "
+        "(`weft.reuse_memory()`, for the peers too); `out=`, results into given tensors.",
     ]
+    if goals:
+        parts.append(
+            f"## Goals\n\n{score(result.rows)}. The times were set on another machine; the share "
+            "of the limit below each is what it came to there.\n\n"
+            f"{markdown_table(GOAL_HEADINGS, goals)}"
+        )
     return "\n\n".join(part for part in parts if part) + "\n"
 
 
+def times_table(result: Result) -> str:
+    """The times alone; `–` without the reasons."""
+    peers = contenders(result.rows)
+    rows = [cells(row, peers, NoNotes()) for row in result.rows]
+    return markdown_table(headings(peers), rows) + "\n"
+
+
+def markdown_table(heads: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
+    lines = (heads, ["---"] * len(heads), *rows)
+    return "\n".join("| " + " | ".join(v.replace("|", "\\|") for v in r) + " |" for r in lines)
+
+
 def about(result: Result) -> str:
-    """Machine, software, limits and score."""
+    """Machine, software and limits."""
     m = result.machine
     packages = ", ".join(f"{name} {version}" for name, version in m["packages"].items())
     lines = [
@@ -135,10 +176,5 @@ def about(result: Result) -> str:
         f"Python {m['python']}, {packages}; {m['kernel']}, huge pages {m['huge_pages']}.",
         f"Commit {m['commit']}, {m['date']}.",
         f"Limits in this run: {limits_line(result.limits)}.",
-        f"{score(result.rows)}.",
     ]
     return "  \n".join(lines)
-
-
-def _markdown_row(values: Iterable[str]) -> str:
-    return "| " + " | ".join(value.replace("|", "\\|") for value in values) + " |"

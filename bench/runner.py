@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import warnings
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
@@ -17,9 +16,6 @@ from bench.peers import fresh_compiler
 from bench.result import Row, Timed
 from bench.rotation import sets_of_inputs
 from bench.timing import Contender, Plan, Spread, Stopwatch, fastest, measure
-
-LARGE = 1 << 20
-"""Outputs below this come from kept memory in either mode; such cases run in one mode only."""
 
 
 @dataclass(frozen=True)
@@ -54,21 +50,37 @@ class Job:
 
 def jobs(cases: Sequence[Case], modes: Sequence[Mode]) -> list[Job]:
     """Mode by mode, because changing it concerns the whole process; fresh first, while the
-    allocator is as the process found it. Where the mode makes no difference a case runs once."""
+    allocator is as the process found it. A case whose outputs are small or given runs once: the
+    mode makes no difference to it."""
     found: list[Job] = []
     for mode in modes:
         for case in cases:
-            depends = case.output == "fresh" and case.traffic.write >= LARGE
+            depends = case.output == "fresh" and case.cold
             if depends or mode == modes[0]:
                 found.append(Job(case, mode))
     return found
 
 
+@dataclass(frozen=True)
+class Measurement:
+    """The times of one job, and the peers without one."""
+
+    job: Job
+    times: dict[str, Timed]
+    absent: dict[str, str]
+
+    def row(self, limits: Limits) -> Row:
+        return Row.build(self.job.case, self.job.memory, limits, self.times, self.absent)
+
+
 def run(
-    family: Family, jobs: Sequence[Job], settings: Settings, limits: Limits,
-    watch: Stopwatch | None = None, announce: Callable[[Job], object] = lambda job: None,
-) -> Iterator[Row]:  # fmt: skip
-    """Yields a row for every job. ``announce`` is told which job begins."""
+    family: Family,
+    jobs: Sequence[Job],
+    settings: Settings,
+    watch: Stopwatch | None = None,
+    announce: Callable[[Job], object] = lambda job: None,
+) -> Iterator[Measurement]:
+    """Yields a measurement for every job. ``announce`` is told which job begins."""
     torch.set_num_threads(settings.threads)
     for mode in dict.fromkeys(job.mode for job in jobs):
         with memory_mode(mode) as before_call:
@@ -76,8 +88,7 @@ def run(
                 announce(job)
                 with fresh_compiler(), _grad_mode(job.case):
                     plan = settings.plan(job.case, before_call)
-                    times, absent = _measure_case(family, job.case, settings, plan, watch)
-                yield Row.build(job.case, job.memory, limits, times, absent)
+                    yield Measurement(job, *_measure_case(family, job.case, settings, plan, watch))
 
 
 def _grad_mode(case: Case) -> contextlib.AbstractContextManager[Any]:
@@ -104,7 +115,6 @@ def _measure_case(
             calls = [bind(t).run for t in tensors]
         except Exception as error:  # a peer that fails is a finding, not the end of the run
             absent[offer.peer] = f"{type(error).__name__}: {error}".splitlines()[0]
-            warnings.warn(f"{case.name}: {offer.peer}: {absent[offer.peer]}", stacklevel=2)
             continue
         contender = Contender(f"{offer.peer} {offer.variant}", calls)
         bound.setdefault(offer.peer, []).append((offer, contender))

@@ -28,7 +28,7 @@ OTHER_DEVICE = {"cpu": {"gpu"}, "cuda": {"cpu"}}
 # Libraries that are not for everyone: the start of the header's name, and who may include it.
 LIBRARIES = {
     "torch's stable ABI": (
-        ("torch/csrc/stable/", "torch/headeronly/"),
+        ("torch/csrc/stable/", "torch/headeronly/", "torch/csrc/inductor/aoti_torch/c/"),
         {"torch", "ops.h", "library"},
     ),
     "pybind11 and Python": (("pybind11/", "Python.h"), {"python"}),

@@ -7,30 +7,31 @@ from functools import partial
 from typing import Any
 
 import torch
+from torch import Tensor
 
+import weft
 from bench.case import Bound, Inputs, Offer
 from bench.norm import onnx, plain
 from bench.norm.cases import ATEN_OP, EPS, NormCase
 from bench.peers import COMPILED, EAGER, ONNX, WEFT, as_tuple, compiled, why_not
+from bench.timing import Call
 
 
 def offers(case: NormCase, threads: int) -> list[Offer]:
     """Everything that can compute the case, and for each peer that cannot, why."""
     found: list[Offer] = [
-        _offer(WEFT, lambda: partial(_bind_weft, case)),
-        _offer(EAGER, lambda: partial(_bind_eager, case)),
-        _offer(COMPILED, lambda: _compiled(case)),
+        Offer(WEFT, build=lambda: partial(_bind_weft, case)),
+        Offer(EAGER, build=lambda: partial(_bind_eager, case)),
     ]
+    missing = why_not(COMPILED)
+    found.append(
+        Offer(COMPILED, build=None if missing else lambda: _compiled(case), reason=missing)
+    )
     missing = why_not(ONNX) or onnx.why_not(case)
     found += [Offer(ONNX, reason=missing)] if missing else onnx.offers(case, threads)
     if case.shape == (1, 64):
         found.append(Offer(ATEN_OP, build=lambda: _bind_aten, competes=False))
     return found
-
-
-def _offer(peer: str, build: Callable[[], Callable[[Inputs], Bound]]) -> Offer:
-    missing = why_not(peer)
-    return Offer(peer, reason=missing) if missing else Offer(peer, build=build)
 
 
 def _bind_eager(case: NormCase, tensors: Inputs) -> Bound:
@@ -52,36 +53,51 @@ def _bind_aten(tensors: Inputs) -> Bound:
 
 
 def _bind_weft(case: NormCase, tensors: Inputs) -> Bound:
-    import weft
-
-    rms = case.norm == "rms_norm"
-    channels = (case.channels,)
-    x, weight, bias = tensors["x"], tensors["weight"], tensors.get("bias")
-    residual, out = tensors.get("residual"), tensors.get("out")
-
     if case.output == "inplace":
-        run: Callable[[], Any] = partial(weft.fused_add_rms_norm, x, residual, weight, EPS)
+        x, residual = tensors["x"], tensors["residual"]
+        run = partial(weft.fused_add_rms_norm, x, residual, tensors["weight"], EPS)
         return Bound(run, lambda _: (x, residual))
-    if case.recipe == "norm":
-        into = {} if out is None else {"out": out}
-        if rms:
-            run = partial(weft.rms_norm, x, channels, weight, EPS, **into)
-        else:
-            run = partial(weft.layer_norm, x, channels, weight, bias, EPS, **into)
-    elif case.recipe in ("add", "post"):
-        run = partial(
-            weft.layer_norm_fn, x, weight, bias, residual, eps=EPS, is_rms_norm=rms,
-            prenorm=case.recipe == "add", out=out, residual_out=tensors.get("residual_out"),
-        )  # fmt: skip
-    elif case.recipe == "int8":
-        function = weft.rms_norm_int8 if rms else weft.layer_norm_int8
-        run = partial(function, x, weight, bias, EPS, out=out)
-    else:
-        function = weft.rms_norm if rms else weft.layer_norm
-        normalise: plain.Normalise = (
-            (lambda x, weight, bias: function(x, channels, weight, EPS))
-            if rms
-            else (lambda x, weight, bias: function(x, channels, weight, bias, EPS))
-        )
-        run = partial(plain.recipe(case, normalise), **tensors)
-    return Bound(run, as_tuple)
+    recipes = {
+        "norm": _weft_norm,
+        "add": _weft_add,
+        "post": _weft_add,
+        "int8": _weft_int8,
+        "train": _weft_train,
+    }
+    return Bound(recipes[case.recipe](case, tensors), as_tuple)
+
+
+def _weft_norm(case: NormCase, tensors: Inputs) -> Call:
+    x, weight, shape = tensors["x"], tensors["weight"], (case.channels,)
+    into: dict[str, Any] = {"out": tensors["out"]} if case.output == "out" else {}
+    if case.norm == "rms_norm":
+        return partial(weft.rms_norm, x, shape, weight, EPS, **into)
+    return partial(weft.layer_norm, x, shape, weight, tensors["bias"], EPS, **into)
+
+
+def _weft_add(case: NormCase, tensors: Inputs) -> Call:
+    return partial(
+        weft.layer_norm_fn, tensors["x"], tensors["weight"], tensors.get("bias"),
+        tensors["residual"], eps=EPS, is_rms_norm=case.norm == "rms_norm",
+        prenorm=case.recipe == "add", out=tensors.get("out"),
+        residual_out=tensors.get("residual_out"),
+    )  # fmt: skip
+
+
+def _weft_int8(case: NormCase, tensors: Inputs) -> Call:
+    function = weft.rms_norm_int8 if case.norm == "rms_norm" else weft.layer_norm_int8
+    return partial(
+        function, tensors["x"], tensors["weight"], tensors.get("bias"), EPS,
+        out=tensors.get("out"), scale_out=tensors.get("scale_out"),
+    )  # fmt: skip
+
+
+def _weft_train(case: NormCase, tensors: Inputs) -> Call:
+    def layer_norm(x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
+        return weft.layer_norm(x, weight.shape, weight, bias, EPS)
+
+    def rms_norm(x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
+        return weft.rms_norm(x, weight.shape, weight, EPS)
+
+    normalise = layer_norm if case.norm == "layer_norm" else rms_norm
+    return partial(plain.recipe(case, normalise), **tensors)

@@ -7,6 +7,7 @@ threads help some sizes, so each case is offered every way.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
+from functools import partial
 from itertools import product
 from typing import Any
 
@@ -33,7 +34,7 @@ def offers(case: NormCase, threads: int) -> list[Offer]:
         Offer(
             ONNX,
             f"{graph}, {'spinning' if spin else 'sleeping'} threads",
-            build=lambda nodes=nodes, spin=spin: _build(case, nodes, threads, spin),
+            build=partial(_build, case, nodes, threads, spin),
         )
         for (graph, nodes), spin in product(_graphs(case), (True, False))
     ]

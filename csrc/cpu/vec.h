@@ -62,6 +62,17 @@ inline V vmax(V a, V b) {
   return a > b ? a : b;
 }
 
+// The larger of |a| and |b|; a NaN or infinity, once in, stays. Magnitudes order like the integers that their bits spell.
+inline Vec<float> magnitude_max(Vec<float> a, Vec<float> b) {
+  const Vec<int32_t> x = reinterpret_cast<Vec<int32_t>>(a) & 0x7fffffff, y = reinterpret_cast<Vec<int32_t>>(b) & 0x7fffffff;
+  return reinterpret_cast<Vec<float>>(x > y ? x : y);
+}
+inline Vec<double> magnitude_max(Vec<double> a, Vec<double> b) {
+  constexpr int64_t mask = 0x7fffffffffffffff;
+  const Vec<int64_t> x = reinterpret_cast<Vec<int64_t>>(a) & mask, y = reinterpret_cast<Vec<int64_t>>(b) & mask;
+  return reinterpret_cast<Vec<double>>(x > y ? x : y);
+}
+
 // Lanes are added as a binary tree: log2(lanes) roundings, and the same order at every call.
 template <class A, class Op>
 inline A reduce(Vec<A> v, Op op) {
@@ -103,6 +114,10 @@ inline Pair<A> pair_min(Pair<A> a, Pair<A> b) {
 template <class A>
 inline Pair<A> pair_max(Pair<A> a, Pair<A> b) {
   return {vmax(a.lo, b.lo), vmax(a.hi, b.hi)};
+}
+template <class A>
+inline Pair<A> pair_magnitude_max(Pair<A> a, Pair<A> b) {
+  return {magnitude_max(a.lo, b.lo), magnitude_max(a.hi, b.hi)};
 }
 template <class A>
 inline A pair_sum(Pair<A> p) {
@@ -187,26 +202,34 @@ inline void narrow(double v, f16& out) { narrow(static_cast<float>(v), out); }
 template <class A>
 constexpr int kPairOf = 2 * kLanes<A>;
 
+// Accumulators as they stand. Vector by vector: compilers copy a whole Pair through the stack.
+template <class A>
+inline Pair<A> load_pair(const A* p) {
+  Pair<A> pair;
+  std::memcpy(&pair.lo, p, sizeof pair.lo);
+  std::memcpy(&pair.hi, p + kLanes<A>, sizeof pair.hi);
+  return pair;
+}
+template <class A>
+inline void store_pair(A* p, Pair<A> pair) {
+  std::memcpy(p, &pair.lo, sizeof pair.lo);
+  std::memcpy(p + kLanes<A>, &pair.hi, sizeof pair.hi);
+}
+
 // Where the ISA has no instruction: element by element (the compiler unrolls, and for generic that is all there is).
 template <class A, class U>
 inline Pair<A> load_natural(const U* p) {
   A lane[kPairOf<A>];
   for (int i = 0; i < kPairOf<A>; ++i) lane[i] = static_cast<A>(widen(p[i]));
-  Pair<A> pair;
-  std::memcpy(&pair, lane, sizeof pair);
-  return pair;
+  return load_pair(lane);
 }
 template <>
 inline Pair<float> load_natural<float, float>(const float* p) {
-  Pair<float> pair;
-  std::memcpy(&pair, p, sizeof pair);
-  return pair;
+  return load_pair(p);
 }
 template <>
 inline Pair<double> load_natural<double, double>(const double* p) {
-  Pair<double> pair;
-  std::memcpy(&pair, p, sizeof pair);
-  return pair;
+  return load_pair(p);
 }
 #if defined(__F16C__)
 template <>
@@ -252,7 +275,7 @@ inline void store_natural(U* p, Pair<A> pair, bool stream) {
 #endif
   } else {
     A lane[kPairOf<A>];
-    std::memcpy(lane, &pair, sizeof pair);
+    store_pair(lane, pair);
     for (int i = 0; i < kPairOf<A>; ++i) narrow(lane[i], p[i]);
   }
 }
@@ -319,10 +342,31 @@ struct Lanes {
     copy(p, whole, tail.n);
   }
 
-  // Values in [-128, 127] to int8, round to nearest even. Adding 1.5 · 2^23 leaves the rounded integer in the low bits.
+  // Values in [-32768, 32767] to int8, round to nearest even, saturating. Adding 1.5 · 2^23 leaves the rounded integer in the
+  // low bits.
   template <class Part>
   static void store_int8(int8_t* p, Pair<A> v, Part part, [[maybe_unused]] bool stream = false) {
     alignas(kVecBytes) int8_t whole[kPair];
+#if defined(__AVX512BW__)
+    if constexpr (std::is_same_v<A, float>) {
+      const Vec<uint32_t> lo = as_bits(v.lo + 0x1.8p23f), hi = as_bits(v.hi + 0x1.8p23f);
+      __m256i bytes;
+      if constexpr (kEvenOdd) {
+        bytes = _mm512_cvtsepi16_epi8(reinterpret_cast<__m512i>((lo & 0xffffu) | (hi << 16)));
+      } else {
+        const __m256i a = _mm512_cvtepi32_epi16(reinterpret_cast<__m512i>(lo));
+        const __m256i b = _mm512_cvtepi32_epi16(reinterpret_cast<__m512i>(hi));
+        bytes = _mm512_cvtsepi16_epi8(_mm512_inserti64x4(_mm512_castsi256_si512(a), b, 1));
+      }
+      if constexpr (std::is_same_v<Part, Full>) {
+        if (stream) return _mm256_stream_si256(reinterpret_cast<__m256i*>(p), bytes);
+        return _mm256_storeu_si256(reinterpret_cast<__m256i*>(p), bytes);
+      }
+      _mm256_store_si256(reinterpret_cast<__m256i*>(whole), bytes);
+      return copy(p, whole, kept(part));
+    }
+#endif
+    v = pair_min(pair_max(v, both<A>(-128)), both<A>(127));
     if constexpr (std::is_same_v<A, double>) {
       for (int i = 0; i < kLanes<A>; ++i) {
         whole[i] = static_cast<int8_t>(std::nearbyint(v.lo[i]));
@@ -332,10 +376,6 @@ struct Lanes {
       const Vec<uint32_t> lo = as_bits(v.lo + 0x1.8p23f), hi = as_bits(v.hi + 0x1.8p23f);
       if constexpr (kEvenOdd) {  // two 8-bit values make one 16-bit lane
         const HalfLanes pairs = __builtin_convertvector((lo & 255u) | (hi << 8), HalfLanes);
-#if defined(__AVX512F__)
-        if constexpr (std::is_same_v<Part, Full>)
-          if (stream) return _mm256_stream_si256(reinterpret_cast<__m256i*>(p), reinterpret_cast<__m256i>(pairs));
-#endif
         std::memcpy(whole, &pairs, sizeof pairs);
       } else {
         const QuarterLanes a = __builtin_convertvector(lo, QuarterLanes), b = __builtin_convertvector(hi, QuarterLanes);
@@ -343,10 +383,7 @@ struct Lanes {
         std::memcpy(whole + sizeof a, &b, sizeof b);
       }
     }
-    if constexpr (std::is_same_v<Part, Full>)
-      std::memcpy(p, whole, sizeof whole);
-    else
-      copy(p, whole, part.n);
+    copy(p, whole, kept(part));
   }
 
   // v with zeros in the lanes beyond the row, whatever stood there.
@@ -359,6 +396,9 @@ struct Lanes {
   }
 
  private:
+  static constexpr int kept(Full) { return kPair; }
+  static constexpr int kept(Tail tail) { return tail.n; }
+
   template <class U>
   static void copy(U* to, const U* from, int n) {
     for (int i = 0; i < n; ++i) to[i] = from[i];

@@ -8,7 +8,8 @@ namespace weft::gpu {
 int runtime_version();
 int driver_version();  // the highest that the installed driver supports; 0 where there is no driver
 
-// Space-separated, as compiled in: sm_80 is machine code, compute_80 is PTX, which the driver compiles for later GPUs.
+// Space-separated, as compiled in: sm_80 is machine code, compute_80 is PTX, which the driver
+// compiles for later GPUs.
 const char* architectures();
 
 }  // namespace weft::gpu

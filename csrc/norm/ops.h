@@ -11,7 +11,7 @@
 // All that is refused is refused here, so that a direct call of torch.ops.weft.* is memory-safe.
 #pragma once
 
-#include <list>
+#include <forward_list>
 #include <tuple>
 #include <utility>
 
@@ -173,7 +173,7 @@ class Ops {
     const auto vector = [&](Needs need, const OptionalTensor& like, bool headed, Channels& to) {
       if (!(needs & need)) return none;
       Sizes shape = like ? sizes_of(*like) : call.channel_sizes;
-      if (!like && headed && call.heads > 1) shape.insert(shape.begin(), call.heads);
+      if (!like && headed && call.heads > 1) shape = {call.heads, call.C};
       Tensor t = empty(shape, like ? dtype_of(*like) : p.x_dtype, saved);
       to = {t.mutable_data_ptr(), dtype_of(t), headed ? call.heads : 1};
       return t;
@@ -256,14 +256,14 @@ class Ops {
 
     Call(const char* op_name, const Tensor& x, int64_t normalized_ndim, const char* name = "x")
         : op(op_name), first_name(name), sizes(sizes_of(x)), ndim(normalized_ndim), x_dtype(dtype_of(x)), x_(x) {
-      const int64_t dims = static_cast<int64_t>(sizes.size());
+      const int64_t dims = sizes.size();
       check(Backend::has(x), "weft.", op, ": ", name, " is not on a ", Backend::name, " device");
       check(is_float(x_dtype), "weft.", op, ": ", name, " has dtype ", name_of(x_dtype),
             ", expected float32, bfloat16, float16 or float64");
       check(ndim >= 1 && ndim <= dims, "weft.", op, ": normalized_ndim is ", ndim, ", expected 1 to ", dims,
             " (the dimensions of ", name, ")");
-      channel_sizes.assign(sizes.end() - ndim, sizes.end());
-      for (int64_t d = 0; d < dims; ++d) (d < dims - ndim ? N : C) *= sizes[d];
+      channel_sizes = Sizes(sizes.end() - ndim, sizes.end());
+      for (int d = 0; d < dims; ++d) (d < dims - ndim ? N : C) *= sizes[d];
     }
 
     Forward forward(bool rms, double eps, bool zero_centered) {
@@ -340,8 +340,8 @@ class Ops {
             dtype ? name_of(*dtype) : "float32, bfloat16, float16 or float64");
       Rows rows;
       if (view(*t, rows)) return rows;
-      keep_.push_back(torch::stable::contiguous(*t));
-      view(keep_.back(), rows);
+      keep_.push_front(torch::stable::contiguous(*t));
+      view(keep_.front(), rows);
       return rows;
     }
 
@@ -365,8 +365,8 @@ class Ops {
       }
       Tensor whole = *t;
       if (!whole.is_contiguous()) {
-        keep_.push_back(torch::stable::contiguous(whole));
-        whole = keep_.back();
+        keep_.push_front(torch::stable::contiguous(whole));
+        whole = keep_.front();
       }
       return {const_cast<void*>(whole.const_data_ptr()), type, own};
     }
@@ -381,8 +381,8 @@ class Ops {
             ", expected ", to_string(per_row_sizes(false)), " (the leading dimensions of ", first_name, ")");
       Tensor whole = *t;
       if (!whole.is_contiguous()) {
-        keep_.push_back(torch::stable::contiguous(whole));
-        whole = keep_.back();
+        keep_.push_front(torch::stable::contiguous(whole));
+        whole = keep_.front();
       }
       return {const_cast<void*>(whole.const_data_ptr()), type};
     }
@@ -405,12 +405,12 @@ class Ops {
       check(dtype ? type == *dtype : is_float(type), "weft.", op, ": ", name, " has dtype ", name_of(type), ", expected ",
             dtype ? name_of(*dtype) : "float32, bfloat16, float16 or float64");
       const auto strides = t.strides();
-      for (size_t d = 0; d < sizes.size(); ++d)
+      for (int d = 0; d < sizes.size(); ++d)
         check(strides[d] != 0 || sizes[d] <= 1, "weft.", op, ": ", name, " repeats elements in memory, so it cannot be written");
       Rows rows;
       if (view(t, rows)) return rows;
-      copies_.push_back({t, empty(sizes, type, t)});
-      view(copies_.back().second, rows);
+      copies_.push_front({t, empty(sizes, type, t)});
+      view(copies_.front().second, rows);
       return rows;
     }
 
@@ -424,7 +424,7 @@ class Ops {
 
     Sizes per_row_sizes(bool keepdim) const {
       Sizes shape(sizes.begin(), sizes.end() - ndim);
-      if (keepdim) shape.insert(shape.end(), ndim, 1);
+      for (int64_t d = 0; keepdim && d < ndim; ++d) shape.push_back(1);
       return shape;
     }
 
@@ -439,18 +439,8 @@ class Ops {
       return float_dtype(wanted, residual ? dtype_of(*residual) : x_dtype, "residual_dtype");
     }
 
-    void run(Forward p) {
-      const Tensor workspace = allocate(Backend::workspace_bytes(p));
-      p.workspace = workspace.mutable_data_ptr();
-      Backend::forward(p);
-      copy_back();
-    }
-    void run(Backward p) {
-      const Tensor workspace = allocate(Backend::workspace_bytes(p));
-      p.workspace = workspace.mutable_data_ptr();
-      Backend::backward(p);
-      copy_back();
-    }
+    void run(const Forward& p) { run(p, Backend::forward); }
+    void run(const Backward& p) { run(p, Backend::backward); }
 
    private:
     DType check_rows(const Tensor& t, const char* name) const {
@@ -470,9 +460,9 @@ class Ops {
     // Where the rows of t lie, leading dimensions merged where strides allow; false if a copy is needed.
     bool view(const Tensor& t, Rows& rows) const {
       const auto strides = t.strides();
-      const int leading = static_cast<int>(sizes.size() - ndim);
+      const int leading = sizes.size() - static_cast<int>(ndim);
       int64_t expected = 1;
-      for (int d = static_cast<int>(sizes.size()) - 1; d >= leading; --d) {
+      for (int d = sizes.size() - 1; d >= leading; --d) {
         if (sizes[d] != 1 && strides[d] != expected) return false;
         expected *= sizes[d];
       }
@@ -492,16 +482,21 @@ class Ops {
       return true;
     }
 
-    Tensor allocate(int64_t bytes) const { return empty({bytes}, DType::u8, x_); }
-
-    void copy_back() {
+    template <class Params>
+    void run(Params p, void (*kernel)(const Params&)) {
+      OptionalTensor workspace;
+      if (const int64_t bytes = Backend::workspace_bytes(p)) {
+        workspace = empty({bytes}, DType::u8, x_);
+        p.workspace = workspace->mutable_data_ptr();
+      }
+      kernel(p);
       for (auto& [to, from] : copies_) torch::stable::copy_(to, from);
     }
 
     const Tensor& x_;
     bool headed_ = false;
-    std::list<Tensor> keep_;
-    std::list<std::pair<Tensor, Tensor>> copies_;
+    std::forward_list<Tensor> keep_;
+    std::forward_list<std::pair<Tensor, Tensor>> copies_;
   };
 };
 

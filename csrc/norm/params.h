@@ -29,17 +29,19 @@ struct Rows {
   WEFT_INLINE explicit operator bool() const { return data != nullptr; }
 
   WEFT_INLINE char* row(int64_t n) const {
-    int64_t offset;
-    if (ndim == 1) {
-      offset = n * stride[0];
-    } else {
-      offset = 0;
-      for (int d = ndim - 1; d >= 0; --d) {
-        offset += n % size[d] * stride[d];
-        n /= size[d];
-      }
-    }
+    const int64_t offset = ndim == 1 ? n * stride[0] : strided_offset(n);
     return static_cast<char*>(data) + offset * static_cast<int64_t>(size_of(dtype));
+  }
+
+ private:
+  WEFT_INLINE int64_t strided_offset(int64_t n) const {
+    int64_t offset = 0;
+#pragma GCC unroll 0
+    for (int d = ndim - 1; d >= 0; --d) {
+      offset += n % size[d] * stride[d];
+      n /= size[d];
+    }
+    return offset;
   }
 };
 

@@ -6,10 +6,11 @@
 #include <torch/csrc/stable/tensor.h>
 #include <torch/headeronly/core/ScalarType.h>
 
+#include <algorithm>
 #include <cstdint>
+#include <initializer_list>
 #include <optional>
 #include <string>
-#include <vector>
 
 #include "core/dtype.h"
 #include "core/error.h"
@@ -19,7 +20,33 @@ namespace weft {
 using torch::headeronly::ScalarType;
 using torch::stable::Tensor;
 using OptionalTensor = std::optional<Tensor>;
-using Sizes = std::vector<int64_t>;
+
+// A shape, on the stack: a small op spends more on the heap than on arithmetic.
+class Sizes {
+ public:
+  static constexpr int kMost = 16;
+
+  Sizes() = default;
+  Sizes(std::initializer_list<int64_t> sizes) : Sizes(sizes.begin(), sizes.end()) {}
+  Sizes(const int64_t* begin, const int64_t* end) : size_(static_cast<int>(end - begin)) {
+    check(size_ <= kMost, "weft: a tensor has ", size_, " dimensions, expected at most ", kMost);
+    std::copy(begin, end, data_);
+  }
+  int size() const { return size_; }
+  const int64_t* data() const { return data_; }
+  const int64_t* begin() const { return data_; }
+  const int64_t* end() const { return data_ + size_; }
+  int64_t operator[](int d) const { return data_[d]; }
+  void push_back(int64_t size) {
+    check(size_ < kMost, "weft: a tensor has more than ", kMost, " dimensions");
+    data_[size_++] = size;
+  }
+  bool operator==(const Sizes& other) const { return size_ == other.size_ && std::equal(begin(), end(), other.begin()); }
+
+ private:
+  int64_t data_[kMost];
+  int size_ = 0;
+};
 
 // Beyond this an output is worth huge pages: touching fresh memory in 4 KiB pages is several times slower than the kernels.
 constexpr int64_t kHugeOutput = 4 << 20;
@@ -78,20 +105,19 @@ inline int32_t torch_dtype(DType type) {
 
 inline Sizes sizes_of(const Tensor& t) {
   const auto sizes = t.sizes();
-  return Sizes(sizes.begin(), sizes.end());
+  return Sizes(sizes.data(), sizes.data() + sizes.size());
 }
 
 inline std::string to_string(const Sizes& sizes) {
   std::string text = "[";
-  for (size_t i = 0; i < sizes.size(); ++i) text += (i ? ", " : "") + std::to_string(sizes[i]);
+  for (int i = 0; i < sizes.size(); ++i) text += (i ? ", " : "") + std::to_string(sizes[i]);
   return text + "]";
 }
 
 // A contiguous tensor, uninitialised, on the device of `like`.
 inline Tensor empty(const Sizes& sizes, DType dtype, const Tensor& like) {
-  int64_t strides[16], numel = 1;
-  check(sizes.size() <= 16, "weft: more than 16 dimensions");
-  for (int d = static_cast<int>(sizes.size()) - 1; d >= 0; --d) {
+  int64_t strides[Sizes::kMost], numel = 1;
+  for (int d = sizes.size() - 1; d >= 0; --d) {
     strides[d] = numel;
     numel *= sizes[d] > 1 ? sizes[d] : 1;
   }
@@ -99,7 +125,7 @@ inline Tensor empty(const Sizes& sizes, DType dtype, const Tensor& like) {
   STABLE_TORCH_ERROR_CODE_CHECK(aoti_torch_get_device_type(like.get(), &device_type));
   STABLE_TORCH_ERROR_CODE_CHECK(aoti_torch_get_device_index(like.get(), &device_index));
   AtenTensorHandle handle;
-  STABLE_TORCH_ERROR_CODE_CHECK(aoti_torch_empty_strided(static_cast<int64_t>(sizes.size()), sizes.data(), strides,
+  STABLE_TORCH_ERROR_CODE_CHECK(aoti_torch_empty_strided(sizes.size(), sizes.data(), strides,
                                                          torch_dtype(dtype), device_type, device_index, &handle));
   return Tensor(handle);
 }

@@ -1,8 +1,11 @@
 """weft: hand-written CPU and CUDA kernels for large language models, as PyTorch ops and modules.
 
-    y = weft.layer_norm(x, (1024,), weight, bias)          functions, with torch's signatures
-    norm = weft.nn.RMSNorm(1024)                           drop-in modules
-    report = weft.optimize(model)                          swap a model's modules, say what was swapped
+Functions with torch's signatures, modules that take the place of torch's, and one call that puts
+them into a model:
+
+    y = weft.layer_norm(x, (1024,), weight, bias)
+    norm = weft.nn.RMSNorm(1024)
+    print(weft.optimize(model))
 """
 
 from __future__ import annotations
@@ -54,6 +57,7 @@ __all__ = [
     "rms_norm_fn",
     "rms_norm_int8",
 ]
+
 
 def __getattr__(name: str):
     if name == "compat":  # imported when it is first asked for: few programs do

@@ -12,7 +12,7 @@ _counts: Counter[str] = Counter()
 
 
 def note(op: str, reason: str) -> None:
-    """Records that `op` runs in plain PyTorch because of `reason`; logs a warning the first time."""
+    """Records that `op` runs in plain PyTorch because of `reason`, and warns the first time."""
     if torch.compiler.is_dynamo_compiling():
         return
     key = f"{op}: {reason}"
@@ -24,8 +24,8 @@ def note(op: str, reason: str) -> None:
 def fallbacks() -> dict[str, int]:
     """How often this process left weft's kernels for plain PyTorch, as {"op: reason": calls}.
 
-    Each reason is also logged once, to the logger "weft" at level WARNING. What torch.compile traces is
-    not counted.
+    Each reason is also logged once, to the logger "weft" at level WARNING. What torch.compile
+    traces is not counted.
 
     >>> weft.fallbacks()
     {'norm_forward: gradients of torch.func': 2}

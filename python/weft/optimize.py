@@ -1,7 +1,8 @@
 """weft.optimize: put weft into a model that somebody else wrote, and take it out again.
 
-What may be swapped stands in `integrations.norms` (single norms) and `integrations.residual` (blocks that add
-and normalise); this file walks the model, decides what is selected, and tells what happened.
+What may be swapped stands in `integrations.norms` (single norms) and `integrations.residual`
+(blocks that add and normalise); this file walks the model, decides what is selected, and tells
+what happened.
 """
 
 from __future__ import annotations
@@ -39,7 +40,9 @@ class Report:
 
     swapped: list[Entry] = field(default_factory=list)
     skipped: list[Entry] = field(default_factory=list)
-    others: dict[str, int] = field(default_factory=dict)  # modules weft has nothing for: how many of each class
+    others: dict[str, int] = field(
+        default_factory=dict
+    )  # modules weft has nothing for: how many of each class
     dry_run: bool = False
 
     def to_dict(self) -> dict[str, Any]:
@@ -47,7 +50,9 @@ class Report:
         return asdict(self)
 
     def __str__(self) -> str:
-        lines = _table(("path", "before", "after", "why not"), list(_grouped([*self.swapped, *self.skipped])))
+        lines = _table(
+            ("path", "before", "after", "why not"), list(_grouped([*self.swapped, *self.skipped]))
+        )
         verb = "would be swapped" if self.dry_run else "swapped"
         lines.append(f"{len(self.swapped)} modules {verb}, {len(self.skipped)} left alone")
         if self.others:
@@ -57,7 +62,8 @@ class Report:
 
 
 def _grouped(entries: Iterable[Entry]) -> Iterator[tuple[str, ...]]:
-    """Entries that differ only in numbers of their path, such as those of a stack of layers, as one line."""
+    """Entries that differ only in numbers of their path, such as those of a stack of layers, as
+    one line."""
     groups: dict[tuple[str, ...], list[str]] = {}
     for e in entries:
         pattern = re.sub(r"\b\d+\b", "*", e.path)
@@ -70,7 +76,9 @@ def _table(head: tuple[str, ...], rows: list[tuple[str, ...]]) -> list[str]:
     used = [i for i, name in enumerate(head) if i == 0 or any(row[i] for row in rows)]
     cells = [[row[i] for i in used] for row in (head, *rows)]
     widths = [max(map(len, column)) for column in zip(*cells, strict=True)]
-    lines = ["  ".join(c.ljust(w) for c, w in zip(row, widths, strict=True)).rstrip() for row in cells]
+    lines = [
+        "  ".join(c.ljust(w) for c, w in zip(row, widths, strict=True)).rstrip() for row in cells
+    ]
     return [lines[0], "  ".join("-" * w for w in widths), *lines[1:]]
 
 
@@ -83,18 +91,23 @@ def optimize(
 ) -> Report:
     """Swaps, in place, the modules of `model` for which weft has a better one.
 
-    Two kinds of change, both to the class of an instance and nothing else, so that parameters (ties too),
-    buffers, hooks, dtype, device, training mode and state_dict keys stay the very same:
+    Two kinds of change, both to the class of an instance and nothing else, so that parameters
+    (ties too), buffers, hooks, dtype, device, training mode and state_dict keys stay the very
+    same:
 
-    - A norm runs on weft's op: torch.nn.LayerNorm and torch.nn.RMSNorm by exact type; classes of others
-      whose name ends in RMSNorm or LayerNorm if, run on random input, they compute what one of weft's
-      functions computes (the zero-centred weights of Gemma included). 16-bit results are rounded once,
-      at the end; LLaMA's own code rounds before it multiplies by the weight as well.
-    - A block that adds a residual and normalises the sum, as those of BERT, BART, Llama, Qwen, Mistral,
-      Gemma or ViT do, computes both in one op, and the dropout and the bias of the linear layer before
-      them too. Blocks are known by the lines of their forward. Hooks on the parts still fire: while
-      there are any, and under autocast, the parts are called one by one. Dropout in training draws from
-      weft's generator, seeded by torch's: the same distribution, another mask than torch's.
+    - A norm runs on weft's op: torch.nn.LayerNorm and torch.nn.RMSNorm by exact type; classes of
+      others
+      whose name ends in RMSNorm or LayerNorm if, run on random input, they compute what one of
+      weft's functions computes (the zero-centred weights of Gemma included). 16-bit results are
+      rounded once, at the end; LLaMA's own code rounds before it multiplies by the weight as
+      well.
+    - A block that adds a residual and normalises the sum, as those of BERT, BART, Llama, Qwen,
+      Mistral,
+      Gemma or ViT do, computes both in one op, and the dropout and the bias of the linear layer
+      before them too. Blocks are known by the lines of their forward. Hooks on the parts still
+      fire: while there are any, and under autocast, the parts are called one by one. Dropout in
+      training draws from weft's generator, seeded by torch's: the same distribution, another mask
+      than torch's.
 
     Args:
         model: any module; its own class may be one of those swapped.
@@ -107,15 +120,18 @@ def optimize(
     Returns:
         Report: which modules were swapped, for what, and which norms and blocks were not, and why.
 
-    The optimised model can be copied, pickled, saved, trained and compiled as before. A second call finds
-    nothing to do. `weft.restore` undoes it all.
+    The optimised model can be copied, pickled, saved, trained and compiled as before. A second
+    call finds nothing to do. `weft.restore` undoes it all.
     """
     report = Report(dry_run=dry_run)
     chosen = _selected(model, include, exclude)
     changed: list[nn.Module] = []
     try:
         # Norms first: a block can be fused when its norms are weft's.
-        for candidate, replacement in ((norms.is_norm, norms.replacement), (residual.is_block, residual.replacement)):
+        for candidate, replacement in (
+            (norms.is_norm, norms.replacement),
+            (residual.is_block, residual.replacement),
+        ):
             for path, module in model.named_modules():
                 if not candidate(module):
                     continue
@@ -131,13 +147,18 @@ def optimize(
             for module in changed:
                 swap_back(module)
     mentioned = {entry.path for entry in (*report.swapped, *report.skipped)}
-    rest = [module for path, module in model.named_modules() if path not in mentioned and norms.is_leaf(module)]
+    rest = [
+        module
+        for path, module in model.named_modules()
+        if path not in mentioned and norms.is_leaf(module)
+    ]
     report.others = dict(Counter(map(_name, rest)).most_common())
     return report
 
 
 def restore(model: nn.Module) -> None:
-    """Undoes `optimize`: every module of `model` has its own class again, and computes the same bits as before."""
+    """Undoes `optimize`: every module of `model` has its own class again, and computes the same
+    bits as before."""
     for module in model.modules():
         swap_back(module)
 
@@ -175,18 +196,31 @@ def _matches(selector: Selector, path: str, module: nn.Module) -> bool:
     return bool(selector(path, module))
 
 
-# Why a norm or a block is left alone whatever it computes. Each row looks at a module and its parameters;
-# the first that holds is the reason.
+_DTYPES = (torch.float32, torch.bfloat16, torch.float16, torch.float64)
+
+# Why a norm or a block is left alone whatever it computes. Each row looks at a module and its
+# parameters; the first that holds is the reason.
 _OBSTACLES: tuple[tuple[Callable[[nn.Module, list[Tensor]], object], str], ...] = (
     (lambda m, ps: is_swapped(m), "already swapped"),
     (lambda m, ps: type(m) in norms.EXACT.values(), "already weft's"),
     (lambda m, ps: "forward" in m.__dict__, "its forward is overridden on the instance"),
-    (lambda m, ps: any(type(p) not in (Tensor, nn.Parameter) for p in ps), "its weights are no plain tensors"),
-    (lambda m, ps: any(p.is_meta for p in ps), "its weights are on the meta device: load them first"),
-    (lambda m, ps: any(p.dtype not in _DTYPES for p in ps), "weft has no kernel for the dtype of its weights"),
-    (lambda m, ps: any(not _has_kernel(p.device.type) for p in ps), "weft has no kernel for its device"),
+    (
+        lambda m, ps: any(type(p) not in (Tensor, nn.Parameter) for p in ps),
+        "its weights are no plain tensors",
+    ),
+    (
+        lambda m, ps: any(p.is_meta for p in ps),
+        "its weights are on the meta device: load them first",
+    ),
+    (
+        lambda m, ps: any(p.dtype not in _DTYPES for p in ps),
+        "weft has no kernel for the dtype of its weights",
+    ),
+    (
+        lambda m, ps: any(not _has_kernel(p.device.type) for p in ps),
+        "weft has no kernel for its device",
+    ),
 )
-_DTYPES = (torch.float32, torch.bfloat16, torch.float16, torch.float64)
 
 
 def _has_kernel(device: str) -> bool:

@@ -244,7 +244,7 @@ def fused_call(
     call: dict[str, Any] = {"weight": None, "bias": None}
     for option in ("x", *sorted(options)):
         if option in PER_ELEMENT:
-            wanted = residual_dtype if option == "residual" else None
+            wanted = residual_dtype if option in ("residual", "residual2") else None
             call[option] = draw(shape, wanted or dtype, device, layout)
         elif option in PER_CHANNEL:
             weight, bias = parameters(shape[-1:], weight_dtype or dtype, device)

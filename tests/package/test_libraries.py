@@ -17,9 +17,7 @@ import weft
 PACKAGE = Path(weft.__file__).parent
 ROOT = Path(__file__).resolve().parents[2]
 OP_LIBRARIES = [
-    path
-    for path in (PACKAGE / "libweft.so", ROOT / "build/cuda/site/weft/libweft_cuda.so")
-    if path.exists()
+    path for path in (PACKAGE / "libweft.so", ROOT / "build/cuda/libweft_cuda.so") if path.exists()
 ]
 SYSTEM = {"libstdc++", "libm", "libgcc_s", "libc", "libpthread", "libdl", "librt", "libgomp"}
 
@@ -92,13 +90,13 @@ def test_each_level_keeps_its_code_to_itself():
         for file in tree.rglob("*.o"):
             names = output("nm", "-C", "--defined-only", "--extern-only", file).splitlines()
             symbols = {line.split(maxsplit=2)[2] for line in names if len(line.split()) > 2}
-            shared = {s for s in symbols if f"weft::cpu::{level}::" not in s and "DW.ref" not in s}
+            shared = {s for s in symbols if f"::{level}::" not in s and "DW.ref" not in s}
             assert not shared, file
 
 
 @pytest.mark.skipif(torch.version.cuda is None, reason="this torch is a CPU build")
 def test_the_cuda_library_loads_into_a_torch_that_it_was_not_built_with():
-    library = ROOT / "build/cuda/site/weft/libweft_cuda.so"
+    library = ROOT / "build/cuda/libweft_cuda.so"
     if not library.exists():
         pytest.skip("not built here: make cuda")
     torch.ops.load_library(library)

@@ -73,12 +73,39 @@ def test_an_op_without_a_kernel_is_told_apart():
     library._destroy()
 
 
-def test_limits_by_number_of_threads(threads: None):
-    torch.set_num_threads(1)
+def test_limits_by_number_of_threads(monkeypatch: pytest.MonkeyPatch):
+    bandwidth = dict.fromkeys(["read", "copy", "touch_small_pages", "touch_huge_pages"], 1.5e9)
+    monkeypatch.setattr(_C, "memory_bandwidth", lambda threads: bandwidth)
+    monkeypatch.setattr(_C, "peaks", lambda threads: {"fp32": threads * 2e9, "bf16": 0, "int8": 0})
+    monkeypatch.setattr(_C, "fork_join", lambda threads: 1e-6)
     report = _doctor.examine(limits=True)
-    assert list(report["limits"]) == ["1"]
-    assert "limits with 1 thread\n" in _doctor.as_text(report)
     json.dumps(report)
+    assert list(report["limits"]) == [str(n) for n in sorted({1, torch.get_num_threads()})]
+    lines = [" ".join(line.split()) for line in _doctor.as_text(report).splitlines()]
+    for expected in (
+        "limits with 1 thread",
+        "touch small pages 1.5 GB/s",
+        "fp32 2 G operations/s",
+        "int8 no instruction at this level",
+        "fork and join 1.00 µs",
+    ):
+        assert expected in lines
+
+
+def test_text_with_a_gpu(report):
+    report["cuda"] = {
+        "library": {"runtime": "13.0", "driver": "13.1", "architectures": ["sm_80", "sm_90a"]},
+        "gpus": [{"name": "a fast one", "capability": "9.0"}],
+        "why_not": None,
+    }
+    lines = [" ".join(line.split()) for line in _doctor.as_text(report).splitlines()]
+    for expected in (
+        "CUDA: yes",
+        "built for sm_80 sm_90a, CUDA 13.0",
+        "driver CUDA 13.1",
+        "GPU a fast one, compute capability 9.0",
+    ):
+        assert expected in lines
 
 
 def test_a_wrong_environment_is_reported_and_no_crash():

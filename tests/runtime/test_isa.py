@@ -89,8 +89,7 @@ def test_a_level_that_cannot_run_here_is_refused():
 
 
 def test_environment_chooses_the_level():
-    for name in {HERE[0], HERE[-1]}:
-        assert level_in_new_process(name).stdout.strip() == name
+    assert level_in_new_process("generic").stdout.strip() == "generic"
 
 
 def test_a_wrong_environment_is_an_error_at_first_use_and_not_at_import():

@@ -41,10 +41,10 @@ template <class A>
 class Carried {
  public:
   WEFT_INLINE Carried(A* sum, int64_t i) : sum_(sum ? sum + i : nullptr) {
-    if (sum_) value_ = kept_pair(sum_, 0);
+    if (sum_) value_ = load_pair(sum_);
   }
   WEFT_INLINE ~Carried() {
-    if (sum_) keep_pair(sum_, 0, value_);
+    if (sum_) store_pair(sum_, value_);
   }
   WEFT_INLINE explicit operator bool() const { return sum_ != nullptr; }
   WEFT_INLINE void add(Pair<A> v) { value_ = value_ + v; }
@@ -81,7 +81,17 @@ struct Row {
   A mean_g = 0, mean_gx = 0;  // after gather
   const A *keep, *keep1;
   int64_t first;
+  const char *next_dy = nullptr, *next_saved = nullptr;  // of the row that takes this one's place, to be prefetched
 };
+
+// What training a plain or pre-norm network asks for, whose loops are compiled without the branches that it does not take: x̂ from z,
+// one dy, in x's dtype, weights in that or float32, dx alone (and dresidual_out in).
+template <class X>
+bool is_usual(const Backward& p) {
+  return !std::is_same_v<X, double> && p.dy && !p.dy1 && !p.from_output && p.weight && !p.zero_centered && p.dropout.p == 0 &&
+         !p.rowscale && !p.layerscale && !p.dx1 && !p.dresidual && !p.dresidual2 && !p.dx_bias && is_own<X>(p.dy) &&
+         is_own<X>(p.saved) && is_own<X>(p.dresidual_out) && p.dx && is_own<X>(p.dx) && is_common<X>(p.weight);
+}
 
 // Weights as the rows of one head see them.
 template <class X>
@@ -96,15 +106,18 @@ struct Weights {
         layerscale(p.layerscale, 0, p.C), zero_centered(p.zero_centered), from_output(p.from_output), rms(p.rms),
         least(p.eps > 0 ? static_cast<A>(p.eps) : A{1e-30f}) {}
 
-  template <class Part>
+  template <bool kCommon, class Part>
   WEFT_INLINE Pair<A> gain(const Input& w, int64_t i, Part part) const {
-    if (!w) return both<A>(1);
-    const Pair<A> v = load<X>(w, i, part);
-    return zero_centered ? v + both<A>(1) : v;
+    if (!kCommon && !w) return both<A>(1);
+    const Pair<A> v = load<X, kCommon>(w, i, part);
+    return !kCommon && zero_centered ? v + both<A>(1) : v;
   }
 
-  template <class Part>
+  template <bool kCommon, class Part>
   WEFT_INLINE Pair<A> normal(const Row<X>& row, Pair<A> w, int64_t i, Part part) const {
+    if constexpr (kCommon) {  // RMSNorm's mean is 0
+      return (Lanes<X>::load(reinterpret_cast<const X*>(row.saved.data) + i, part) - both<A>(row.mean)) * both<A>(row.rstd);
+    }
     Pair<A> v = load<X>(row.saved, i, part);
     if (from_output) {
       if (bias) v = v - load<X>(bias, i, part);
@@ -122,18 +135,22 @@ struct Weights {
 };
 
 // Σg and Σg·x̂ over columns [begin, end) of a row.
-template <class X>
-void gather(const Weights<X>& weights, const Row<X>& row, int64_t begin, int64_t end, double* g_sum, double* gx_sum) {
+template <class X, bool kCommon>
+[[gnu::noinline]] void gather(const Weights<X> weights, const Row<X> row, int64_t begin, int64_t end, double* g_sum, double* gx_sum) {
   using A = acc_t<X>;
   double g_total = 0, gx_total = 0;
   for (int64_t tile = begin; tile < end; tile += kTile) {
     Pair<A> sum = both<A>(0), sum_x = both<A>(0);
     for_pairs<X>(tile, tile + kTile < end ? tile + kTile : end, [&](int64_t i, auto part) {
-      const Pair<A> w = weights.gain(weights.weight, i, part);
-      const Pair<A> x_hat = weights.normal(row, w, i, part);
+      const Pair<A> w = weights.template gain<kCommon>(weights.weight, i, part);
+      const Pair<A> x_hat = weights.template normal<kCommon>(row, w, i, part);
       Pair<A> g = both<A>(0);
-      if (row.dy) g = load<X>(row.dy, i, part) * w;
-      if (row.dy1) g = g + load<X>(row.dy1, i, part) * weights.gain(weights.weight1, i, part);
+      if (kCommon) {
+        g = Lanes<X>::load(reinterpret_cast<const X*>(row.dy.data) + i, part) * w;
+      } else {
+        if (row.dy) g = load<X>(row.dy, i, part) * w;
+        if (row.dy1) g = g + load<X>(row.dy1, i, part) * weights.template gain<false>(weights.weight1, i, part);
+      }
       sum = sum + g;
       sum_x = sum_x + g * x_hat;
     });
@@ -153,20 +170,47 @@ void set_means(const Backward& p, Row<X>& row, double g_sum, double gx_sum) {
 }
 
 template <class X>
-void finish(const Backward& p, const Weights<X>& weights, const Row<X>* rows, int count, int64_t begin, int64_t end,
+[[gnu::noinline]] void finish_common(const Weights<X> weights, const Row<X>* rows, int count, int64_t begin, int64_t end,
+                                     Sums<acc_t<X>> sums) {
+  using A = acc_t<X>;
+  using L = Lanes<X>;
+  for_pairs<X>(begin, end, [=](int64_t i, auto part) {
+    const Pair<A> w = weights.template gain<true>(weights.weight, i, part);
+    Carried<A> dweight(sums.weight, i), dbias(sums.bias, i);
+    for (int r = 0; r < count; ++r) {
+      const Row<X>& row = rows[r];
+      if (row.next_dy) {  // the block to come, so that memory is not idle while this one is in the caches
+        __builtin_prefetch(row.next_dy + i * static_cast<int64_t>(sizeof(X)));
+        __builtin_prefetch(row.next_saved + i * static_cast<int64_t>(sizeof(X)));
+      }
+      const Pair<A> x_hat = weights.template normal<true>(row, w, i, part);
+      const Pair<A> dy = L::load(reinterpret_cast<const X*>(row.dy.data) + i, part);
+      dweight.add(dy * x_hat);
+      dbias.add(dy);
+      Pair<A> dz = (dy * w - both<A>(row.mean_g) - x_hat * both<A>(row.mean_gx)) * both<A>(row.rstd);
+      if (row.dres) dz = dz + L::load(reinterpret_cast<const X*>(row.dres.data) + i, part);
+      store<X, true>(row.dx, i, dz, part);
+    }
+  });
+}
+
+template <class X>
+[[gnu::noinline]] void finish(const Backward& p, const Weights<X>& weights, const Row<X>* rows, int count, int64_t begin, int64_t end,
             Sums<acc_t<X>> sums) {
   using A = acc_t<X>;
   using L = Lanes<X>;
   const Pair<A> alpha = both<A>(static_cast<A>(p.residual_alpha));
+  if (is_usual<X>(p)) return finish_common<X>(weights, rows, count, begin, end, sums);
   for_pairs<X>(begin, end, [&](int64_t i, auto part) {
-    const Pair<A> w = weights.gain(weights.weight, i, part), w1 = weights.gain(weights.weight1, i, part);
+    const Pair<A> w = weights.template gain<false>(weights.weight, i, part);
+    const Pair<A> w1 = weights.template gain<false>(weights.weight1, i, part);
     const Pair<A> scale = weights.layerscale ? load<X>(weights.layerscale, i, part) : both<A>(1);
     Carried<A> dweight(sums.weight, i), dbias(sums.bias, i), dweight1(sums.weight1, i), dbias1(sums.bias1, i);
     Carried<A> dx_bias(sums.x_bias, i), dlayerscale(sums.layerscale, i);
 
     for (int r = 0; r < count; ++r) {
       const Row<X>& row = rows[r];
-      const Pair<A> x_hat = weights.normal(row, w, i, part);
+      const Pair<A> x_hat = weights.template normal<false>(row, w, i, part);
       Pair<A> g = both<A>(0);
       if (row.dy) {
         const Pair<A> dy = load<X>(row.dy, i, part);
@@ -215,6 +259,7 @@ void rows(const Backward& p, int64_t begin, int64_t end, void* group, void* scra
   using A = acc_t<X>;
   A* keep = static_cast<A*>(scratch);
   const int64_t step = block_rows(p);
+  const bool common = is_usual<X>(p);
   for (int64_t n = begin; n < end; n += step) {
     const int count = static_cast<int>(n + step < end ? step : end - n);
     const Weights<X> weights(p, n);
@@ -223,8 +268,12 @@ void rows(const Backward& p, int64_t begin, int64_t end, void* group, void* scra
       draw<X>(p, n + r, 0, p.C, keep);
       block[r] = Row<X>(p, n + r, keep, 0);
       double g, gx;
-      gather<X>(weights, block[r], 0, p.C, &g, &gx);
+      common ? gather<X, true>(weights, block[r], 0, p.C, &g, &gx) : gather<X, false>(weights, block[r], 0, p.C, &g, &gx);
       set_means(p, block[r], g, gx);
+      if (common && n + step + r < end) {
+        block[r].next_dy = p.dy.row(n + step + r);
+        block[r].next_saved = p.saved.row(n + step + r);
+      }
     }
     finish<X>(p, weights, block, count, 0, p.C, Sums<A>(p, group, n));
   }
@@ -265,8 +314,8 @@ void reduce_groups(const Backward& p, int64_t groups, int64_t begin, int64_t end
       out.data = static_cast<char*>(gradient->data) + head * p.C * static_cast<int64_t>(size_of(gradient->dtype));
       out.dtype = gradient->dtype;
       for_pairs<X>(begin, end, [&](int64_t i, auto part) {
-        Pair<A> total = kept_pair(first, i);
-        for (int64_t group = 1; group < groups; ++group) total = total + kept_pair(first + group * slots * heads * C, i);
+        Pair<A> total = load_pair(first + i);
+        for (int64_t group = 1; group < groups; ++group) total = total + load_pair(first + group * slots * heads * C + i);
         store<X>(out, i, total, part);
       });
     }
@@ -282,7 +331,7 @@ void backward_rows(const Backward& p, int64_t begin, int64_t end, void* group, v
 void backward_gather(const Backward& p, int64_t n, int64_t begin, int64_t end, double* g, double* gx) {
   with_float_type(p.x_dtype, [&](auto x) {
     using X = decltype(x);
-    gather<X>(Weights<X>(p, n), Row<X>(p, n, nullptr, 0), begin, end, g, gx);
+    gather<X, false>(Weights<X>(p, n), Row<X>(p, n, nullptr, 0), begin, end, g, gx);
   });
 }
 void backward_finish(const Backward& p, int64_t begin, int64_t end, const double* g, const double* gx, void* group,

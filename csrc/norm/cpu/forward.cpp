@@ -1,14 +1,16 @@
 // Forward of the norm family on one ISA level (compiled once per level): see params.h for the formulas.
 //
 // Plan, for a row of C channels that fits in L1/L2:
-//   gather   read every input of the row once, add up z, write residual_out; Σz for the mean (RMSNorm: Σz²). Then, from L1,
-//            Σ(z - mean)²: two passes, so a large mean costs no digits. z = x needs no copy; other z are kept in fp32 in the
-//            task's scratch. Wide rows go in tiles of kTile columns whose moments are merged (Chan, Golub, LeVeque 1979).
-//   range    int8 with dynamic scales alone: t, kept in the scratch, and its extremes.
+//   gather   read every input of the row once, add up z, write residual_out, take the moments. The variance comes from differences
+//            to a pivot, the mean of the row's first elements, so that a large mean costs no digits; a tile whose pivot was a bad
+//            guess is swept again around its mean. z = x needs no copy; other z are kept in fp32 in the task's scratch.
+//            Wide rows go in tiles of kTile columns whose moments are merged.
+//   range    int8 with dynamic scales alone: the extremes of t.
 //   finish   (z - mean) · rstd · weight + bias, written once; streaming where the caller finds the result too large to stay.
+//            Two rows at a time where z is x, so that weights are read and widened once for both.
 //
-// Cost per element of bf16 LayerNorm: 2 bytes read, 2 written, about 10 vector operations per 32 elements and sweep: bound by
-// memory beyond L2. The next row is prefetched while this one is finished, as the sweeps over L1 would leave memory idle.
+// Cost per element of bf16 LayerNorm: 2 bytes read, 2 written, about 20 vector operations per 32 elements: bound by memory
+// beyond L2. The next rows are prefetched while these are finished, as sweeps over L1 would leave memory idle.
 
 #include "norm/cpu/row.h"
 
@@ -24,6 +26,60 @@ struct Statistics {
       : mean(static_cast<A>(m.mean)), rstd(static_cast<A>(1 / std::sqrt(m.m2 / static_cast<double>(p.C) + p.eps))) {}
 };
 
+// What z is made of, as far as loops are compiled for it: x alone; x + residual_alpha · residual; or any of the terms.
+enum class Terms { x, residual, any };
+
+// What a call asks for that decides which loops run. Loops for the common case are compiled without the branches that it does not
+// take; float64, which exists for checking gradients, has none.
+template <class X>
+struct Variant {
+  Terms terms;
+  bool common;  // weights in X's dtype or float32, y in X's own
+
+  explicit Variant(const Forward& p) {
+    const bool only_residual = p.residual && !p.x_bias && !p.rowscale && !p.layerscale && p.dropout.p == 0 && !p.x1 && !p.residual2;
+    terms = p.plain()                                                                        ? Terms::x
+            : only_residual && is_own<X>(p.residual) && is_own<X>(p.residual_out) ? Terms::residual
+                                                                                             : Terms::any;
+    common = !std::is_same_v<X, double> && is_common<X>(p.weight) && is_common<X>(p.bias) && is_own<X>(p.y) && is_common<X>(p.int8.shift);
+  }
+};
+
+// f(compile-time value) for a run-time one.
+template <class F>
+WEFT_INLINE decltype(auto) with_bool(bool value, F&& f) {
+  return value ? f(std::true_type{}) : f(std::false_type{});
+}
+template <class F>
+WEFT_INLINE decltype(auto) with_terms(Terms terms, F&& f) {
+  switch (terms) {
+    case Terms::x:
+      return f(std::integral_constant<Terms, Terms::x>{});
+    case Terms::residual:
+      return f(std::integral_constant<Terms, Terms::residual>{});
+    default:
+      return f(std::integral_constant<Terms, Terms::any>{});
+  }
+}
+
+// The inputs of a row to come, to be prefetched.
+struct Next {
+  const char *x = nullptr, *residual = nullptr;
+
+  Next(const Forward& p, int64_t n, int64_t end) {
+    if (n >= end) return;
+    x = p.x.row(n);
+    if (p.residual) residual = p.residual.row(n);
+  }
+
+  // Columns [i, i + count) of it, for elements of the given size.
+  WEFT_INLINE void prefetch(int64_t i, int64_t count, int64_t size) const {
+    for (const char* row : {x, residual})
+      if (row)
+        for (int64_t byte = 0; byte < count * size; byte += 64) __builtin_prefetch(row + i * size + byte);
+  }
+};
+
 // One row n of the problem.
 template <class X>
 class Row {
@@ -32,67 +88,69 @@ class Row {
   using L = Lanes<X>;
 
   // z: where this row's z (later t) is kept, or null where z is x. keep: scratch of 2 · C for the dropout masks.
-  Row(const Forward& p, int64_t n, A* z, A* keep) : p_(p), n_(n), plain_(p.plain()), x_(p.x, n), z_(z), keep_(keep) {}
+  Row(const Forward& p, const Variant<X>& variant, int64_t n, A* z, A* keep)
+      : p_(p), variant_(variant), n_(n), x_(reinterpret_cast<const X*>(p.x.row(n))), z_(z), keep_(keep) {}
 
   // Moments of z over columns [begin, end).
-  Moments gather(int64_t begin, int64_t end) const {
-    if (plain_) return p_.rms ? moments<true, true>(begin, end) : moments<true, false>(begin, end);
-    draw(begin, end);
-    return p_.rms ? moments<false, true>(begin, end) : moments<false, false>(begin, end);
+  [[gnu::noinline]] Moments gather(int64_t begin, int64_t end) const {
+    if (variant_.terms == Terms::any) draw(begin, end);
+    return with_terms(variant_.terms, [&](auto terms) {
+      return with_bool(p_.rms, [&](auto rms) { return moments<terms, rms>(begin, end); });
+    });
   }
 
-  void finish(int64_t begin, int64_t end, Statistics<A> s, const char* next) const {
-    const Input w(p_.weight, n_, p_.C), b(p_.bias, n_, p_.C);
-    const Output y(p_.y, n_, p_.stream);
-    if (p_.y1) {  // the second pair of weights re-reads z from the cache
-      const Input w1(p_.weight1, n_, p_.C), b1(p_.bias1, n_, p_.C);
-      const Output y1(p_.y1, n_, p_.stream);
-      for_pairs<X>(begin, end, [&](int64_t i, auto part) { store<X>(y1, i, affine(normal(s, i, part), w1, b1, i, part), part); });
-    }
-    for_pairs<X>(begin, end, [&](int64_t i, auto part) {
-      prefetch(next, i);
-      store<X>(y, i, affine(normal(s, i, part), w, b, i, part), part);
-    });
+  // y, and y1 from the same statistics.
+  [[gnu::noinline]] void finish(int64_t begin, int64_t end, Statistics<A> s, Next next) const {
+    if (p_.y1) write<false>(begin, end, s, p_.weight1, p_.bias1, p_.y1, Next(p_, 0, 0));
+    with_common([&](auto common) { write<common>(begin, end, s, p_.weight, p_.bias, p_.y, next); });
   }
 
   // t = (y - shift) / smooth into z's place, and its extremes, zero among them. One NaN or infinity makes both NaN.
-  Range range(int64_t begin, int64_t end, Statistics<A> s, const A* inverse_smooth) const {
-    Pair<A> low = both<A>(0), high = both<A>(0), poison = both<A>(0);
-    const Int8Input in(p_, n_);
-    for_pairs<X>(begin, end, [&](int64_t i, auto part) {
-      const Pair<A> t = L::clear_beyond(smoothed(normal(s, i, part), in, inverse_smooth, i, part), part);
-      low = pair_min(t, low);
-      high = pair_max(t, high);
-      poison = poison + t * both<A>(0);
-      keep_pair(z_, i, t);
+  [[gnu::noinline]] Range range(int64_t begin, int64_t end, Statistics<A> s, const A* inverse_smooth) const {
+    return with_common([&](auto common) {
+      return p_.int8.symmetric ? extremes<common, true>(begin, end, s, inverse_smooth)
+                               : extremes<common, false>(begin, end, s, inverse_smooth);
     });
-    const A nan = pair_sum(poison);
-    return {reduce<A>(vmin(low.lo, low.hi), [](A a, A b) { return a < b ? a : b; }) + nan,
-            reduce<A>(vmax(high.lo, high.hi), [](A a, A b) { return a > b ? a : b; }) + nan};
   }
 
   // q from t where the scales are dynamic, from z where static.
-  void quantize(int64_t begin, int64_t end, Statistics<A> s, const A* inverse_smooth, double scale, int32_t zero_point,
-                const char* next) const {
-    const Pair<A> inverse = both<A>(static_cast<A>(1 / scale)), zero = both<A>(static_cast<A>(zero_point));
-    const Pair<A> least = both<A>(-128), most = both<A>(127);
-    const Int8Input in(p_, n_);
-    const bool dynamic = !p_.int8.scale;
+  [[gnu::noinline]] void quantize(int64_t begin, int64_t end, Statistics<A> s, const A* inverse_smooth, double scale, int32_t zero_point,
+                Next next) const {
     int8_t* q = reinterpret_cast<int8_t*>(p_.int8.q.row(n_));
     const bool stream = p_.stream && reinterpret_cast<uintptr_t>(q) % kVecBytes == 0;
-    for_pairs<X>(begin, end, [&](int64_t i, auto part) {
-      prefetch(next, i);
-      const Pair<A> t = dynamic ? kept_pair(z_, i) : smoothed(normal(s, i, part), in, inverse_smooth, i, part);
-      // NaN fails both comparisons and leaves as the least value: defined, if not meaningful.
-      L::store_int8(q + i, pair_min(pair_max(t * inverse + zero, least), most), part, stream);
-    });
+    const Pair<A> inverse = both<A>(static_cast<A>(1 / scale)), zero = both<A>(static_cast<A>(zero_point));
+    if (p_.int8.scale) {
+      const Int8Input in(p_, n_);
+      const Pair<A> least = both<A>(-128), most = both<A>(127);
+      with_normal<false>(s, [&](auto normal) {
+        for_pairs<X>(begin, end, [&](int64_t i, auto part) {
+          next.prefetch(i, L::kPair, sizeof(X));
+          const Pair<A> t = smoothed<false>(normal(i, part), in, inverse_smooth, i, part);
+          // NaN fails both comparisons and leaves as the least value: defined, if not meaningful.
+          L::store_int8(q + i, pair_min(pair_max(t * inverse + zero, least), most), part, stream);
+        });
+      });
+    } else {  // t was kept, and lies within the scale's range
+      const A* t = z_;
+      for_pairs<X>(begin, end, [=](int64_t i, auto part) {
+        next.prefetch(i, L::kPair, sizeof(X));
+        L::store_int8(q + i, load_pair(t + i) * inverse + zero, part, stream);
+      });
+    }
+  }
+
+  // y of two rows whose z is x and whose weights are the same.
+  static void finish_two(const Row& first, const Row& second, Statistics<A> s, Statistics<A> s2, Next next, Next next2) {
+    with_bool(first.p_.rms, [&](auto rms) { first.template write_two<rms>(second, s, s2, next, next2); });
   }
 
  private:
   struct Int8Input {
     Input w, b, shift, smooth;
+    bool zero_centered;
     Int8Input(const Forward& p, int64_t n)
-        : w(p.weight, n, p.C), b(p.bias, n, p.C), shift(p.int8.shift, n, p.C), smooth(p.int8.smooth, n, p.C) {}
+        : w(p.weight, n, p.C), b(p.bias, n, p.C), shift(p.int8.shift, n, p.C), smooth(p.int8.smooth, n, p.C),
+          zero_centered(p.zero_centered) {}
   };
 
   void draw(int64_t begin, int64_t end) const {
@@ -105,59 +163,114 @@ class Row {
     draw_dropout<A>(p_.dropout, first, end - begin, 1, keep_ + padded(p_.C) + begin, mask1);
   }
 
-  template <bool kPlain, bool kRms>
-  Moments moments(int64_t begin, int64_t end) const {
-    Pair<A> sum = both<A>(0), sum2 = both<A>(0);
-    const double count = static_cast<double>(end - begin);
-    if constexpr (kPlain) {
-      for_two_pairs(begin, end, [&](int64_t i, auto part, Pair<A>& to) {
-        const Pair<A> v = L::load(reinterpret_cast<const X*>(x_.data) + i, part);
-        to = kRms ? to + v * v : to + v;
-      }, sum, sum2);
+  // z as it is read and kept.
+  template <Terms kTerms>
+  WEFT_INLINE auto reader() const {
+    const X* x = x_;
+    A* z = z_;
+    if constexpr (kTerms == Terms::x) {
+      return [=](int64_t i, auto part) { return L::load(x + i, part); };
+    } else if constexpr (kTerms == Terms::residual) {
+      const X* residual = reinterpret_cast<const X*>(p_.residual.row(n_));
+      const Output out(p_.residual_out, n_, p_.stream);
+      const Pair<A> alpha = both<A>(static_cast<A>(p_.residual_alpha));
+      return [=](int64_t i, auto part) {
+        const Pair<A> v = L::load(x + i, part) + L::load(residual + i, part) * alpha;
+        if (out) store<X, true>(out, i, v, part);
+        store_pair(z + i, v);
+        return v;
+      };
     } else {
-      const Terms terms(*this);
-      for_pairs<X>(begin, end, [&](int64_t i, auto part) {
+      const AnyTerms terms(*this);
+      return [=](int64_t i, auto part) {
         const Pair<A> v = terms.add(i, part);
-        sum = kRms ? sum + v * v : sum + v;
-        keep_pair(z_, i, v);
+        store_pair(z + i, v);
+        return v;
+      };
+    }
+  }
+
+  template <Terms kTerms, bool kRms>
+  Moments moments(int64_t begin, int64_t end) const {
+    const auto read = reader<kTerms>();
+    const double count = static_cast<double>(end - begin);
+    if constexpr (kRms) {
+      Sum square;
+      square.over(begin, end, [=](int64_t i, auto part) {
+        const Pair<A> v = read(i, part);
+        return Two{v * v, v};
       });
+      return {count, 0, square.first()};
     }
-    const double total = static_cast<double>(pair_sum(sum + sum2));
-    if (kRms) return {count, 0, total};
-
-    const A mean = static_cast<A>(total / count);
-    const Pair<A> centre = both<A>(mean);
-    sum = sum2 = both<A>(0);
-    for_two_pairs(begin, end, [&](int64_t i, auto part, Pair<A>& to) {
-      const Pair<A> v = kPlain ? L::load(reinterpret_cast<const X*>(x_.data) + i, part) : kept_pair(z_, i);
+    const A pivot = guess<kTerms>(begin, end);
+    const auto around = [](Pair<A> v, Pair<A> centre, auto part) {
       const Pair<A> d = L::clear_beyond(v - centre, part);
-      to = to + d * d;
-    }, sum, sum2);
-    return {count, mean, static_cast<double>(pair_sum(sum + sum2))};
+      return Two{d * d, d};
+    };
+    Sum sums;
+    sums.over(begin, end, [=, centre = both<A>(pivot)](int64_t i, auto part) { return around(read(i, part), centre, part); });
+    const double offset = sums.second() / count, mean = pivot + offset;
+    if (offset * sums.second() <= 0.25 * sums.first()) return {count, mean, sums.first() - offset * sums.second()};
+
+    const X* x = x_;
+    const A* z = z_;
+    Sum again;
+    again.over(begin, end, [=, centre = both<A>(static_cast<A>(mean))](int64_t i, auto part) {
+      return around(kTerms == Terms::x ? L::load(x + i, part) : load_pair(z + i), centre, part);
+    });
+    return {count, mean, again.first()};
   }
 
-  // Two sums in turn, so that the latency of an addition does not set the pace.
-  template <class F>
-  static void for_two_pairs(int64_t begin, int64_t end, F&& f, Pair<A>& even, Pair<A>& odd) {
-    int64_t i = begin;
-    for (; i + 2 * L::kPair <= end; i += 2 * L::kPair) {
-      f(i, Full{}, even);
-      f(i + L::kPair, Full{}, odd);
+  // The mean of the first pair of x, and of residual where that is all there is beside it.
+  template <Terms kTerms>
+  A guess(int64_t begin, int64_t end) const {
+    const Tail few = {static_cast<int>(end - begin < L::kPair ? end - begin : L::kPair)};
+    const auto mean = [&](const X* row) { return pair_sum(L::load(row + begin, few)) / static_cast<A>(few.n); };
+    A value = mean(x_);
+    if (kTerms == Terms::residual)
+      value += static_cast<A>(p_.residual_alpha) * mean(reinterpret_cast<const X*>(p_.residual.row(n_)));
+    return value;
+  }
+
+  // Two sums over columns at once. Each is carried in two accumulators, or the latency of an addition would set the pace.
+  struct Two {
+    Pair<A> first, second;
+  };
+  class Sum {
+   public:
+    template <class F>
+    WEFT_INLINE void over(int64_t begin, int64_t end, F f) {
+      Two even = zero(), odd = zero();
+      const auto add = [&](Two& to, int64_t i, auto part) {
+        const Two v = f(i, part);
+        to = {to.first + v.first, to.second + v.second};
+      };
+      int64_t i = begin;
+      for (; i + 2 * L::kPair <= end; i += 2 * L::kPair) {
+        add(even, i, Full{});
+        add(odd, i + L::kPair, Full{});
+      }
+      for_pairs<X>(i, end, [&](int64_t j, auto part) { add(even, j, part); });
+      total_ = {even.first + odd.first, even.second + odd.second};
     }
-    for_pairs<X>(i, end, [&](int64_t j, auto part) { f(j, part, even); });
-  }
+    double first() const { return static_cast<double>(pair_sum(total_.first)); }
+    double second() const { return static_cast<double>(pair_sum(total_.second)); }
 
-  // The terms of z.
-  struct Terms {
+   private:
+    static Two zero() { return {both<A>(0), both<A>(0)}; }
+    Two total_;
+  };
+
+  struct AnyTerms {
     Input x, x_bias, layerscale, x1, residual, residual2;
     Output out;
     Pair<A> rowscale, alpha;
     bool scaled, dropped;
     const A *keep, *keep1;
 
-    explicit Terms(const Row& row)
-        : x(row.x_), x_bias(row.p_.x_bias, 0, row.p_.C), layerscale(row.p_.layerscale, 0, row.p_.C), x1(row.p_.x1, row.n_),
-          residual(row.p_.residual, row.n_), residual2(row.p_.residual2, row.n_),
+    explicit AnyTerms(const Row& row)
+        : x(row.p_.x, row.n_), x_bias(row.p_.x_bias, 0, row.p_.C), layerscale(row.p_.layerscale, 0, row.p_.C),
+          x1(row.p_.x1, row.n_), residual(row.p_.residual, row.n_), residual2(row.p_.residual2, row.n_),
           out(row.p_.residual_out, row.n_, row.p_.stream), rowscale(both<A>(read_scalar<A>(row.p_.rowscale, row.n_, 1))),
           alpha(both<A>(static_cast<A>(row.p_.residual_alpha))), scaled(row.p_.rowscale), dropped(row.p_.dropout.p != 0),
           keep(row.keep_), keep1(row.keep_ + padded(row.p_.C)) {}
@@ -177,42 +290,114 @@ class Row {
     }
   };
 
-  template <class Part>
-  WEFT_INLINE Pair<A> normal(const Statistics<A>& s, int64_t i, Part part) const {
-    Pair<A> v = plain_ ? L::load(reinterpret_cast<const X*>(x_.data) + i, part) : kept_pair(z_, i);
-    if (!p_.rms) v = v - both<A>(s.mean);
-    return v * both<A>(s.rstd);
+  template <class F>
+  WEFT_INLINE decltype(auto) with_common(F&& f) const {
+    if constexpr (!std::is_same_v<X, double>)
+      if (variant_.common) return f(std::true_type{});
+    return f(std::false_type{});
   }
 
-  template <class Part>
-  WEFT_INLINE Pair<A> affine(Pair<A> v, const Input& w, const Input& b, int64_t i, Part part) const {
-    if (w) {
-      Pair<A> gain = load<X>(w, i, part);
-      if (p_.zero_centered) gain = gain + both<A>(1);
-      v = v * gain;
-    }
-    if (b) v = v + load<X>(b, i, part);
-    return v;
+  // f(normal), where normal(i, part) is x̂.
+  template <bool kCommon, class F>
+  WEFT_INLINE void with_normal(const Statistics<A>& s, F&& f) const {
+    const X* x = x_;
+    const A* z = z_;
+    const Pair<A> mean = both<A>(s.mean), rstd = both<A>(s.rstd);
+    const auto normal = [=](auto plain, auto rms) {
+      return [=](int64_t i, auto part) {
+        const Pair<A> v = plain ? L::load(x + i, part) : load_pair(z + i);
+        return (rms ? v : v - mean) * rstd;
+      };
+    };
+    const bool plain = variant_.terms == Terms::x, rms = p_.rms;
+    if constexpr (kCommon)
+      with_bool(plain, [&](auto is_plain) { with_bool(rms, [&](auto is_rms) { f(normal(is_plain, is_rms)); }); });
+    else
+      f(normal(plain, rms));
   }
 
-  template <class Part>
-  WEFT_INLINE Pair<A> smoothed(Pair<A> v, const Int8Input& in, const A* inverse_smooth, int64_t i, Part part) const {
-    v = affine(v, in.w, in.b, i, part);
-    if (in.shift) v = v - load<X>(in.shift, i, part);
-    if (inverse_smooth) return v * kept_pair(inverse_smooth, i);
+  template <bool kCommon, class Part>
+  WEFT_INLINE static Pair<A> affine(Pair<A> v, const Input& w, const Input& b, bool zero_centered, int64_t i, Part part) {
+    Pair<A> gain = both<A>(1), shift = both<A>(0);
+    if (w) gain = load<X, kCommon>(w, i, part);
+    if (w && zero_centered) gain = gain + both<A>(1);
+    if (b) shift = load<X, kCommon>(b, i, part);
+    return v * gain + shift;
+  }
+
+  template <bool kCommon>
+  void write(int64_t begin, int64_t end, Statistics<A> s, const Channels& weight, const Channels& bias, const Rows& to,
+             Next next) const {
+    const Input w(weight, n_, p_.C), b(bias, n_, p_.C);
+    const Output y(to, n_, p_.stream);
+    const bool zero_centered = p_.zero_centered;
+    with_normal<kCommon>(s, [&](auto normal) {
+      for_pairs<X>(begin, end, [=](int64_t i, auto part) {
+        next.prefetch(i, L::kPair, sizeof(X));
+        store<X, kCommon>(y, i, affine<kCommon>(normal(i, part), w, b, zero_centered, i, part), part);
+      });
+    });
+  }
+
+  template <bool kRms>
+  void write_two(const Row& other, Statistics<A> s, Statistics<A> s2, Next next, Next next2) const {
+    const Input w(p_.weight, n_, p_.C), b(p_.bias, n_, p_.C);
+    const Output y(p_.y, n_, p_.stream), y2(p_.y, other.n_, p_.stream);
+    const X *x = x_, *x2 = other.x_;
+    const Pair<A> mean = both<A>(s.mean), mean2 = both<A>(s2.mean), rstd = both<A>(s.rstd), rstd2 = both<A>(s2.rstd);
+    const Pair<A> one = both<A>(p_.zero_centered ? 1 : 0);
+    for_pairs<X>(0, p_.C, [=](int64_t i, auto part) {
+      next.prefetch(i, L::kPair, sizeof(X));
+      next2.prefetch(i, L::kPair, sizeof(X));
+      const Pair<A> v = L::load(x + i, part), v2 = L::load(x2 + i, part);
+      Pair<A> gain = both<A>(1), shift = both<A>(0);
+      if (w) gain = load<X, true>(w, i, part) + one;
+      if (b) shift = load<X, true>(b, i, part);
+      store<X, true>(y, i, (kRms ? v : v - mean) * rstd * gain + shift, part);
+      store<X, true>(y2, i, (kRms ? v2 : v2 - mean2) * rstd2 * gain + shift, part);
+    });
+  }
+
+  template <bool kCommon, class Part>
+  WEFT_INLINE static Pair<A> smoothed(Pair<A> v, const Int8Input& in, const A* inverse_smooth, int64_t i, Part part) {
+    v = affine<kCommon>(v, in.w, in.b, in.zero_centered, i, part);
+    if (in.shift) v = v - load<X, kCommon>(in.shift, i, part);
+    if (inverse_smooth) return v * load_pair(inverse_smooth + i);
     if (in.smooth) v = v * (both<A>(1) / load<X>(in.smooth, i, part));
     return v;
   }
 
-  WEFT_INLINE static void prefetch(const char* next, int64_t i) {
-    const char* at = next + i * static_cast<int64_t>(sizeof(X));
-    for (size_t byte = 0; byte < L::kPair * sizeof(X); byte += 64) __builtin_prefetch(at + byte);
+  template <bool kCommon, bool kSymmetric>
+  Range extremes(int64_t begin, int64_t end, Statistics<A> s, const A* inverse_smooth) const {
+    const Int8Input in(p_, n_);
+    A* t_row = z_;
+    Pair<A> low = both<A>(0), high = both<A>(0), poison = both<A>(0);
+    with_normal<kCommon>(s, [&](auto normal) {
+      for_pairs<X>(begin, end, [&, inverse_smooth](int64_t i, auto part) {
+        const Pair<A> t = L::clear_beyond(smoothed<kCommon>(normal(i, part), in, inverse_smooth, i, part), part);
+        store_pair(t_row + i, t);
+        if constexpr (kSymmetric) {
+          high = pair_magnitude_max(high, t);
+        } else {
+          low = pair_min(t, low);
+          high = pair_max(t, high);
+          poison = poison + t * both<A>(0);
+        }
+      });
+    });
+    const A nan = pair_sum(poison);
+    if constexpr (kSymmetric) {
+      const A most = reduce<A>(magnitude_max(high.lo, high.hi), [](A a, A b) { return a > b || a != a ? a : b; });
+      return {-most, most - most == 0 ? most : most - most};  // infinity - infinity is NaN
+    }
+    return {reduce<A>(vmin(low.lo, low.hi), [](A a, A b) { return a < b ? a : b; }) + nan,
+            reduce<A>(vmax(high.lo, high.hi), [](A a, A b) { return a > b ? a : b; }) + nan};
   }
 
   const Forward& p_;
+  const Variant<X>& variant_;
   const int64_t n_;
-  const bool plain_;
-  const Input x_;
+  const X* const x_;
   A *z_, *keep_;
 };
 
@@ -247,29 +432,38 @@ void rows(const Forward& p, int64_t begin, int64_t end, void* scratch) {
   using A = acc_t<X>;
   A* z = static_cast<A*>(scratch);
   A* keep = z + padded(p.C);
+  const Variant<X> variant(p);
   const A* inverse_smooth = nullptr;
   if (p.int8 && p.int8.smooth) {
     A* inverse = keep + 2 * padded(p.C);
     const Input smooth(p.int8.smooth, 0, p.C);
     for_pairs<X>(0, p.C, [&](int64_t i, auto part) {
-      keep_pair(inverse, i, both<A>(1) / load<X>(smooth, i, part));
+      store_pair(inverse + i, both<A>(1) / load<X>(smooth, i, part));
     });
     inverse_smooth = inverse;
   }
-  for (int64_t n = begin; n < end; ++n) {
-    const Row<X> row(p, n, z, keep);
-    const char* next = p.x.row(n + 1 < end ? n + 1 : n);
+  const auto statistics = [&](const Row<X>& row, int64_t n) {
     Moments m = {0, 0, 0};
     for (int64_t c = 0; c < p.C; c += kTile) m = merge(m, row.gather(c, c + kTile < p.C ? c + kTile : p.C));
     const Statistics<A> s(p, m);
     write_statistics(p, n, s);
+    return s;
+  };
+  const bool by_two = variant.terms == Terms::x && variant.common && !p.int8 && !p.y1 && p.weight.heads * p.bias.heads == 1;
+  for (int64_t n = begin; n < end; ++n) {
+    const Row<X> row(p, variant, n, z, keep);
+    const Statistics<A> s = statistics(row, n);
     if (p.int8) {
       double scale;
       int32_t zero_point;
       scale_of(p, n, p.int8.scale ? Range{} : row.range(0, p.C, s, inverse_smooth), true, scale, zero_point);
-      row.quantize(0, p.C, s, inverse_smooth, scale, zero_point, next);
+      row.quantize(0, p.C, s, inverse_smooth, scale, zero_point, Next(p, n + 1, end));
+    } else if (by_two && n + 1 < end) {
+      const Row<X> second(p, variant, ++n, z, keep);
+      const Statistics<A> s2 = statistics(second, n);
+      Row<X>::finish_two(row, second, s, s2, Next(p, n + 1, end), Next(p, n + 2, end));
     } else {
-      row.finish(0, p.C, s, next);
+      row.finish(0, p.C, s, Next(p, n + 1, end));
     }
   }
   if (p.stream) stream_fence();
@@ -278,29 +472,30 @@ void rows(const Forward& p, int64_t begin, int64_t end, void* scratch) {
 template <class X>
 void gather(const Forward& p, int64_t n, int64_t begin, int64_t end, void* z, void* keep, Moments* out) {
   using A = acc_t<X>;
-  *out = Row<X>(p, n, static_cast<A*>(z), static_cast<A*>(keep)).gather(begin, end);
+  *out = Row<X>(p, Variant<X>(p), n, static_cast<A*>(z), static_cast<A*>(keep)).gather(begin, end);
   if (p.stream) stream_fence();
 }
 
 template <class X>
 void range(const Forward& p, int64_t n, int64_t begin, int64_t end, void* z, Moments m, Range* out) {
   using A = acc_t<X>;
-  *out = Row<X>(p, n, static_cast<A*>(z), nullptr).range(begin, end, Statistics<A>(p, m), nullptr);
+  *out = Row<X>(p, Variant<X>(p), n, static_cast<A*>(z), nullptr).range(begin, end, Statistics<A>(p, m), nullptr);
 }
 
 template <class X>
 void finish(const Forward& p, int64_t n, int64_t begin, int64_t end, void* z, Moments m, Range r) {
   using A = acc_t<X>;
   const Statistics<A> s(p, m);
-  const Row<X> row(p, n, static_cast<A*>(z), nullptr);
+  const Variant<X> variant(p);
+  const Row<X> row(p, variant, n, static_cast<A*>(z), nullptr);
   if (begin == 0) write_statistics(p, n, s);
   if (p.int8) {
     double scale;
     int32_t zero_point;
     scale_of(p, n, r, begin == 0, scale, zero_point);
-    row.quantize(begin, end, s, nullptr, scale, zero_point, p.x.row(n));
+    row.quantize(begin, end, s, nullptr, scale, zero_point, Next(p, 0, 0));
   } else {
-    row.finish(begin, end, s, p.x.row(n));
+    row.finish(begin, end, s, Next(p, 0, 0));
   }
   if (p.stream) stream_fence();
 }

@@ -14,8 +14,9 @@ constexpr DType kDType = std::is_same_v<X, double> ? DType::f64
                          : std::is_same_v<X, f16>  ? DType::f16
                                                    : DType::f32;
 
-// A pair of a tensor whose dtype is known at run time only. The branches go the same way for a whole call, so they cost a
-// predicted jump per pair; a row's own dtype comes first, then fp32 (mixed precision), the rest out of line.
+// A pair of a tensor whose dtype is known at run time only. The branches go the same way for a whole call, but a dozen of them per
+// pair is as much work as the arithmetic: so loops come twice, for the common case and for any. A row's own dtype comes first, then
+// float32 (mixed precision), the rest out of line.
 template <class X, class Part>
 [[gnu::noinline]] Pair<acc_t<X>> load_other(const void* data, DType dtype, int64_t i, Part part) {
   return with_float_type(dtype, [&](auto type) { return Lanes<X>::load(static_cast<const decltype(type)*>(data) + i, part); });
@@ -38,11 +39,21 @@ struct Input {
   explicit operator bool() const { return data != nullptr; }
 };
 
-template <class X, class Part>
+// kCommon promises that the dtype is X's own or float32, which leaves one branch.
+template <class X, bool kCommon = false, class Part>
 WEFT_INLINE Pair<acc_t<X>> load(const Input& in, int64_t i, Part part) {
   if (in.dtype == kDType<X>) return Lanes<X>::load(reinterpret_cast<const X*>(in.data) + i, part);
-  if (in.dtype == DType::f32) return Lanes<X>::load(reinterpret_cast<const float*>(in.data) + i, part);
+  if (kCommon || in.dtype == DType::f32) return Lanes<X>::load(reinterpret_cast<const float*>(in.data) + i, part);
   return load_other<X>(in.data, in.dtype, i, part);
+}
+// The promise, for a tensor that may be absent.
+template <class X, class Tensor>
+bool is_common(const Tensor& t) {
+  return !t || t.dtype == kDType<X> || t.dtype == DType::f32;
+}
+template <class X, class Tensor>
+bool is_own(const Tensor& t) {
+  return !t || t.dtype == kDType<X>;
 }
 
 // A row of a tensor to be written.
@@ -58,23 +69,12 @@ struct Output {
   explicit operator bool() const { return data != nullptr; }
 };
 
-template <class X, class Part>
+// kOwn promises X's own dtype.
+template <class X, bool kOwn = false, class Part>
 WEFT_INLINE void store(const Output& out, int64_t i, Pair<acc_t<X>> v, Part part) {
-  if (out.dtype == kDType<X>) return Lanes<X>::store(reinterpret_cast<X*>(out.data) + i, v, part, out.stream);
+  if (kOwn || out.dtype == kDType<X>) return Lanes<X>::store(reinterpret_cast<X*>(out.data) + i, v, part, out.stream);
   if (out.dtype == DType::f32) return Lanes<X>::store(reinterpret_cast<float*>(out.data) + i, v, part, out.stream);
   store_other<X>(out.data, out.dtype, i, v, part);
-}
-
-// A pair as it stands, to and from scratch of the task's own; there is room for whole pairs.
-template <class A>
-WEFT_INLINE void keep_pair(A* scratch, int64_t i, Pair<A> v) {
-  std::memcpy(scratch + i, &v, sizeof v);
-}
-template <class A>
-WEFT_INLINE Pair<A> kept_pair(const A* scratch, int64_t i) {
-  Pair<A> v;
-  std::memcpy(&v, scratch + i, sizeof v);
-  return v;
 }
 
 template <class A>

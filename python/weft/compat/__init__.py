@@ -1,4 +1,6 @@
-"""Other libraries' names and signatures on weft's kernels, for code that imports them.
+"""Other libraries' names and signatures on weft's kernels.
+
+For code that imports them:
 
     from weft.compat.apex.normalization import FusedLayerNorm
     from weft.compat.flash_attn.ops.triton.layer_norm import layer_norm_fn

@@ -1,8 +1,8 @@
 """Changing a module's class in place, and back.
 
-Only the class of the instance changes: parameters, buffers, hooks, mode and state_dict keys are the same
-objects as before, and everybody who holds the module sees the change. The former class is remembered in
-the instance itself, so that deepcopy and pickle carry it along.
+Only the class of the instance changes: parameters, buffers, hooks, mode and state_dict keys are
+the same objects as before, and everybody who holds the module sees the change. The former class
+is remembered in the instance itself, so that deepcopy and pickle carry it along.
 """
 
 from __future__ import annotations
@@ -43,9 +43,10 @@ def swap_back(module: nn.Module) -> None:
 class Derived(nn.Module):
     """The first base of every class that weft derives from somebody else's at run time.
 
-    Such a class keeps the name of the class it stands in for, because models are also steered by class
-    names (transformers' `_no_split_modules`, for one). No module holds it, so its instances are pickled
-    and copied by its recipe: a function and the arguments from which it makes the class.
+    Such a class keeps the name of the class it stands in for, because models are also steered by
+    class names (transformers' `_no_split_modules`, for one). No module holds it, so its instances
+    are pickled and copied by its recipe: a function and the arguments from which it makes the
+    class.
     """
 
     _weft_recipe: ClassVar[tuple[Callable[..., type[nn.Module]], tuple[Any, ...]]]
@@ -54,8 +55,8 @@ class Derived(nn.Module):
         return f"weft.{super()._get_name()}"
 
     def __reduce_ex__(self, protocol: Any) -> Any:
-        _, _, *state = super().__reduce_ex__(max(2, protocol))
-        return _new, self._weft_recipe, *state
+        reduced: Any = super().__reduce_ex__(max(2, protocol))
+        return _new, self._weft_recipe, *reduced[2:]
 
 
 def _new(make: Callable[..., type[nn.Module]], args: tuple[Any, ...]) -> nn.Module:
@@ -70,5 +71,9 @@ def derive(
     **members: object,
 ) -> type[nn.Module]:
     """A subclass of `base` that looks like it, with `mixin` and `members` in front."""
-    members |= {"__module__": base.__module__, "__qualname__": base.__qualname__, "__doc__": base.__doc__}
+    members |= {
+        "__module__": base.__module__,
+        "__qualname__": base.__qualname__,
+        "__doc__": base.__doc__,
+    }
     return type(base.__name__, (mixin, base), members | {"_weft_recipe": recipe})

@@ -1,8 +1,9 @@
 """Which norm modules weft takes over, and what each of them computes.
 
-torch's own are known by their exact type. Everybody else's (transformers 5 alone has 140 classes called
-RMSNorm) are known by what they compute: a class whose name has one of the endings below is run on random
-input with random weights, beside weft's functions, and taken over where one of them agrees.
+torch's own are known by their exact type. Everybody else's (transformers 5 alone has 140 classes
+called RMSNorm) are known by what they compute: a class whose name has one of the endings below is
+run on random input with random weights, beside weft's functions, and taken over where one of them
+agrees.
 """
 
 from __future__ import annotations
@@ -23,7 +24,7 @@ EXACT: dict[type[nn.Module], type[nn.Module]] = {
     nn.RMSNorm: weft_nn.RMSNorm,
 }
 # What weft's subclass has and torch's instance lacks: the defaults of its constructor.
-EXACT_ATTRIBUTES = {"zero_centered_weight": False, "memory_efficient": False}
+EXACT_ATTRIBUTES: dict[str, object] = {"zero_centered_weight": False, "memory_efficient": False}
 
 EPS_NAMES = ("variance_epsilon", "eps", "epsilon", "norm_eps")
 
@@ -34,15 +35,17 @@ class Form(NamedTuple):
     is_rms_norm: bool
     zero_centered_weight: bool
     eps_name: str = "eps"
-    promotes: bool = False  # y has the wider dtype of x and weight (`weight * x.to(dtype)`), not that of x
+    promotes: bool = (
+        False  # y has the wider dtype of x and weight (`weight * x.to(dtype)`), not that of x
+    )
 
     def __str__(self) -> str:
         name = "weft.rms_norm" if self.is_rms_norm else "weft.layer_norm"
         return name + (" (zero-centred weight)" if self.zero_centered_weight else "")
 
 
-# The ending of a class name, and the (is_rms_norm, zero_centered_weight) that such a class may turn out to
-# be. T5's LayerNorm and its descendants subtract no mean.
+# The ending of a class name, and the (is_rms_norm, zero_centered_weight) that such a class may
+# turn out to be. T5's LayerNorm and its descendants subtract no mean.
 CANDIDATES: dict[str, tuple[tuple[bool, bool], ...]] = {
     "RMSNorm": ((True, False), (True, True)),
     "LayerNorm": ((False, False), (True, False), (False, True)),
@@ -66,7 +69,9 @@ def replacement(module: nn.Module) -> Replacement | str:
     cls = type(module)
     if cls in EXACT:
         return Replacement(EXACT[cls], EXACT_ATTRIBUTES, f"weft.nn.{EXACT[cls].__name__}")
-    candidates = next((forms for ending, forms in CANDIDATES.items() if cls.__name__.endswith(ending)), None)
+    candidates = next(
+        (forms for ending, forms in CANDIDATES.items() if cls.__name__.endswith(ending)), None
+    )
     if candidates is None:
         return "weft has no kernel for this norm"
     form = probe(module, candidates)
@@ -84,7 +89,11 @@ class NormLike(Derived):
 
     def forward(self, *args: Tensor, **kwargs: Tensor) -> Tensor:
         (x,) = (*args, *kwargs.values())  # positional, or by whatever name the class has for it
-        form, weight, bias = self._weft_form, getattr(self, "weight", None), getattr(self, "bias", None)
+        form, weight, bias = (
+            self._weft_form,
+            getattr(self, "weight", None),
+            getattr(self, "bias", None),
+        )
         eps: float = getattr(self, form.eps_name)
         zero_centered = form.zero_centered_weight
         if form.promotes and weight is not None and weight.dtype != x.dtype:
@@ -98,7 +107,9 @@ class NormLike(Derived):
                 out_dtype=torch.promote_types(x.dtype, weight.dtype),
             )
         if form.is_rms_norm:
-            return rms_norm(x, (x.shape[-1],), weight, eps, bias=bias, zero_centered_weight=zero_centered)
+            return rms_norm(
+                x, (x.shape[-1],), weight, eps, bias=bias, zero_centered_weight=zero_centered
+            )
         return layer_norm(x, (x.shape[-1],), weight, bias, eps, zero_centered_weight=zero_centered)
 
 
@@ -109,10 +120,12 @@ def norm_class(base: type[nn.Module], form: Form) -> type[nn.Module]:
 
 
 def probe(module: nn.Module, candidates: tuple[tuple[bool, bool], ...]) -> Form | str:
-    """Finds what `module` computes by running it; a reason where nothing that weft has computes the same.
+    """Finds what `module` computes by running it; a reason where nothing that weft has computes
+    the same.
 
-    The run happens on a stand-in on the CPU with random weights, so that it needs neither the module's
-    device nor its memory, fires no hooks, and cannot be misled by weights that are still ones or zeros.
+    The run happens on a stand-in on the CPU with random weights, so that it needs neither the
+    module's device nor its memory, fires no hooks, and cannot be misled by weights that are still
+    ones or zeros.
     """
     if not is_leaf(module) or module._buffers:
         return "it has submodules or buffers"
@@ -131,7 +144,8 @@ def probe(module: nn.Module, candidates: tuple[tuple[bool, bool], ...]) -> Form 
         return torch.randn(shape, generator=generator)
 
     values = {name: 0.5 + torch.rand(width, generator=generator) for name in parameters}
-    # Rows from small to large: in the small ones eps matters. An offset tells RMSNorm from LayerNorm.
+    # Rows from small to large: in the small ones eps matters. An offset tells RMSNorm from
+    # LayerNorm.
     x = (drawn(2, 3, 5, width) + 0.5) * torch.logspace(-4, 2, 5)[:, None]
     try:
         with torch.no_grad(), torch.autocast("cpu", enabled=False):
@@ -143,7 +157,9 @@ def probe(module: nn.Module, candidates: tuple[tuple[bool, bool], ...]) -> Form 
                 ours = _stand_in(module, values, norm_class(type(module), form))(x)
                 if _agree(theirs, ours, 1e-5) and _agree(narrow, ours.bfloat16(), 2**-6):
                     return form
-    except Exception as error:  # it is somebody else's code: whatever it raises, it is not one of ours
+    except (
+        Exception
+    ) as error:  # it is somebody else's code: whatever it raises, it is not one of ours
         return f"its forward does not run on random input: {type(error).__name__}: {error}"
     return "its forward computes something else"
 
@@ -151,14 +167,19 @@ def probe(module: nn.Module, candidates: tuple[tuple[bool, bool], ...]) -> Form 
 def _stand_in(
     module: nn.Module, values: dict[str, Tensor], cls: type[nn.Module] | None = None
 ) -> nn.Module:
-    """A copy of `module` without its hooks, with `values` for its weights, as an instance of `cls`."""
+    """A copy of `module` without its hooks, with `values` for its weights, as an instance of
+    `cls`."""
     cls = cls or type(module)
     copy = cls.__new__(cls)
     nn.Module.__init__(copy)
     hooks = {name for name in copy.__dict__ if "hook" in name}
-    copy.__dict__.update({name: value for name, value in module.__dict__.items() if name not in hooks})
+    copy.__dict__.update(
+        {name: value for name, value in module.__dict__.items() if name not in hooks}
+    )
     none = {name: None for name in module._parameters}
-    copy.__dict__["_parameters"] = none | {n: nn.Parameter(v, requires_grad=False) for n, v in values.items()}
+    copy.__dict__["_parameters"] = none | {
+        n: nn.Parameter(v, requires_grad=False) for n, v in values.items()
+    }
     return copy
 
 

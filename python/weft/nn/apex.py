@@ -30,6 +30,8 @@ class FusedLayerNorm(LayerNorm):
     Under autocast, inputs and parameters are cast to autocast's dtype, as Apex does.
     """
 
+    eps: float
+
     def __init__(
         self,
         normalized_shape: int | list[int] | torch.Size | tuple[int, ...],
@@ -59,6 +61,8 @@ class FusedRMSNorm(RMSNorm):
 
     Under autocast, inputs and parameters are cast to autocast's dtype, as Apex does.
     """
+
+    eps: float
 
     def __init__(
         self,

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
 from torch import Tensor
 from torch.nn import init
@@ -17,7 +19,8 @@ class DropoutAddLayerNorm(torch.nn.Module):
         prenorm: return the sum too, the residual of the next block. Default: False.
         p: dropout probability, in training mode. Default: 0.
         eps: added to the variance. Default: 1e-5.
-        residual_in_fp32: the sum is float32 (where there is no residual; else it has that one's dtype).
+        residual_in_fp32: the sum is float32 (where there is no residual; else it has that one's
+            dtype).
         device, dtype: of the parameters.
     """
 
@@ -56,7 +59,7 @@ class DropoutAddLayerNorm(torch.nn.Module):
         residual: Tensor | None = None,
         rowscale: Tensor | None = None,
         layerscale: Tensor | None = None,
-    ) -> Tensor | tuple[Tensor | None, ...]:
+    ) -> Any:
         r"""The norm [\*N, C] in x0's dtype; with `prenorm`, the tuple of it and the sum.
 
         Args:

@@ -10,12 +10,12 @@ from ..ops.norm import layer_norm, rms_norm
 
 
 class LayerNorm(torch.nn.LayerNorm):
-    r"""LayerNorm over the last dimensions: :class:`torch.nn.LayerNorm`, its arguments and state_dict keys.
+    r""":class:`torch.nn.LayerNorm`, its arguments and state_dict keys, on weft's kernels.
 
     .. math:: y = \frac{x - \mathrm{E}[x]}{\sqrt{\mathrm{Var}[x] + \epsilon}} \cdot w + b
 
-    (arXiv 1607.06450.) Input and output are [\*N, \*normalized_shape], in one dtype of float32, bfloat16,
-    float16 and float64; the parameters may have another. Computes as :func:`weft.layer_norm`.
+    (arXiv 1607.06450.) Input and output are [\*N, \*normalized_shape], in one dtype of float32,
+    bfloat16, float16 and float64; the parameters may have another. See :func:`weft.layer_norm`.
 
     Args:
         normalized_shape: an int or the last dimensions of the input.
@@ -70,16 +70,17 @@ class LayerNorm(torch.nn.LayerNorm):
 
 
 class RMSNorm(torch.nn.RMSNorm):
-    r"""RMSNorm over the last dimensions: :class:`torch.nn.RMSNorm`, its arguments and state_dict keys.
+    r""":class:`torch.nn.RMSNorm`, its arguments and state_dict keys, on weft's kernels.
 
     .. math:: y = \frac{x}{\sqrt{\mathrm{E}[x^2] + \epsilon}} \cdot w
 
-    (arXiv 1910.07467.) Input and output are [\*N, \*normalized_shape], in one dtype of float32, bfloat16,
-    float16 and float64; the weight may have another. Computes as :func:`weft.rms_norm`.
+    (arXiv 1910.07467.) Input and output are [\*N, \*normalized_shape], in one dtype of float32,
+    bfloat16, float16 and float64; the weight may have another. See :func:`weft.rms_norm`.
 
     Args:
         normalized_shape: an int or the last dimensions of the input.
-        eps: added to the mean square. Default: None, the machine epsilon that :func:`weft.rms_norm` says.
+        eps: added to the mean square. Default: None, the machine epsilon that :func:`weft.rms_norm`
+            says.
         elementwise_affine: have a weight. Default: True.
         device, dtype: of the weight.
         zero_centered_weight: multiply by ``weight + 1``; the weight starts at 0. Default: False.

@@ -1,13 +1,15 @@
 """Which op computes a norm, given who will ask for gradients.
 
-Nobody: the raw op. Autograd: `weft::norm_forward`, which saves what backward needs. torch.func's grad and
-jvp and forward-mode AD, which no custom op can serve: plain PyTorch. vmap and CUDA autocast have rules
-of their own, registered here; under vmap the question is asked again, one level further down.
+Nobody: the raw op. Autograd: `weft::norm_forward`, which saves what backward needs. torch.func's
+grad and jvp and forward-mode AD, which no custom op can serve: plain PyTorch. vmap and CUDA
+autocast have rules of their own, registered here; under vmap the question is asked again, one level
+further down.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -28,10 +30,10 @@ def needs_grad(*tensors: Tensor | None) -> bool:
     return torch.is_grad_enabled() and any(t is not None and t.requires_grad for t in tensors)
 
 
-def _has_tangent(*tensors: Tensor | None) -> bool:
-    """Whether forward-mode AD carries a tangent on any of `tensors`."""
+def _has_tangent(args: NormArgs) -> bool:
+    """Whether forward-mode AD carries a tangent on any of the tensors."""
     return forward_ad._current_level >= 0 and any(
-        t is not None and forward_ad.unpack_dual(t).tangent is not None for t in tensors
+        forward_ad.unpack_dual(t).tangent is not None for t in args.tensors()
     )
 
 
@@ -39,56 +41,48 @@ def _func_gradients() -> bool:
     """Whether a torch.func transform that differentiates is active, here or around a vmap."""
     if not torch._C._are_functorch_transforms_active():
         return False
-    if torch.compiler.is_dynamo_compiling():  # cannot look at the stack; a compiler likes what it can fuse
-        return True
     stack = _functorch.get_interpreter_stack() or ()
     return any(transform.key() != _functorch.TransformType.Vmap for transform in stack)
 
 
+def _composite_reason(args: NormArgs, needs_grad: bool) -> str:
+    """Why the kernels cannot give what is asked for; empty where they can."""
+    if torch.compiler.is_dynamo_compiling():  # traces torch.func: no tensor says what it needs
+        return "torch.func" if torch._C._are_functorch_transforms_active() else ""
+    if _has_tangent(args):
+        return "forward-mode differentiation"
+    return "gradients of torch.func" if needs_grad and _func_gradients() else ""
+
+
 def norm_forward(args: NormArgs) -> tuple[Tensor, ...]:
     """`weft::norm_forward` with whatever the gradients asked for need: y, y1, residual_out, …"""
-    tensors = args.tensors()
-    grad = needs_grad(*tensors)
-    if _has_tangent(*tensors):
-        _fallback.note("norm_forward", "forward-mode differentiation")
+    grad = torch.is_grad_enabled() and needs_grad(*args.tensors())
+    if reason := _composite_reason(args, grad):
+        _fallback.note("norm_forward", reason)
         return composite.forward(args)
     if not grad:
-        return _norm_forward(*args)
-    if _func_gradients():
-        _fallback.note("norm_forward", "gradients of torch.func")
-        return composite.forward(args)
+        if torch.compiler.is_compiling() or torch._C._are_functorch_transforms_active():
+            return _norm_forward(*args)
+        with torch._C._AutoDispatchBelowAutograd():  # half the cost of asking autograd once more
+            return _norm_forward(*args)
     if args.rowscale is not None and args.rowscale.requires_grad:
         raise NotImplementedError("weft: rowscale has no gradient; detach it")
     keep_z = args.return_residual or (args.adds and not args.memory_efficient)
     return _norm_forward(*args._replace(save_stats=True, return_residual=keep_z))
 
 
-def norm(
-    x: Tensor,
-    normalized_ndim: int,
-    weight: Tensor | None,
-    bias: Tensor | None,
-    eps: float,
-    zero_centered_weight: bool,
-    is_rms_norm: bool,
-) -> Tensor:
-    """The plain norm, by the raw op where it will do."""
-    if needs_grad(x, weight, bias) or _has_tangent(x, weight, bias):
-        args = NormArgs(
-            x,
-            normalized_ndim,
-            weight,
-            bias,
-            eps=eps,
-            is_rms_norm=is_rms_norm,
-            zero_centered_weight=zero_centered_weight,
-        )
+def norm(args: NormArgs) -> Tensor:
+    """y alone, where nothing is added: by the raw op if no gradient is asked for."""
+    grad = needs_grad(args.x, args.weight, args.bias)
+    if grad or args.out_dtype is not None or _composite_reason(args, grad):
         return norm_forward(args)[0]
-    op = _rms_norm if is_rms_norm else _layer_norm
-    return op(x, normalized_ndim, weight, bias, eps, zero_centered_weight)
+    op = _rms_norm if args.is_rms_norm else _layer_norm
+    return op(
+        args.x, args.normalized_ndim, args.weight, args.bias, args.eps, args.zero_centered_weight
+    )
 
 
-# vmap: the mapped dimension becomes one more leading dimension of the rows ---------------------------------
+# vmap: the mapped dimension becomes one more leading dimension of the rows ------------------------
 
 
 def _in_front(t: Tensor | None, dim: int | None, size: int) -> Tensor | None:
@@ -113,14 +107,12 @@ def _vmap_norm(is_rms_norm: bool) -> Callable:
         x_dim, _, weight_dim, bias_dim, *_ = in_dims
         rows_ndim = x.dim() - normalized_ndim - (x_dim is not None)
         x = _in_front(x, x_dim, info.batch_size)
+        args = NormArgs(x, normalized_ndim, weight, bias, eps=eps, is_rms_norm=is_rms_norm)
         if weight_dim is None and bias_dim is None:
-            y = norm(x, normalized_ndim, weight, bias, eps, zero_centered_weight, is_rms_norm)
-            return y, 0
+            return norm(args._replace(zero_centered_weight=zero_centered_weight)), 0
         # Each sample has weights of its own: the kernel normalises, PyTorch applies them.
         wide = compute_dtype(x.dtype)
-        y = norm_forward(
-            NormArgs(x, normalized_ndim, eps=eps, is_rms_norm=is_rms_norm, out_dtype=wide)
-        )[0]
+        y = norm(args._replace(weight=None, bias=None, out_dtype=wide))
         weight = _channels_in_front(weight, weight_dim, rows_ndim, normalized_ndim)
         bias = _channels_in_front(bias, bias_dim, rows_ndim, normalized_ndim)
         if weight is not None:
@@ -132,21 +124,25 @@ def _vmap_norm(is_rms_norm: bool) -> Callable:
     return rule
 
 
+def _sample(value: Any, dim: int | None, index: int) -> Any:
+    return value if dim is None else value.select(dim, index)
+
+
 _PER_ROW = ("x", "residual", "residual2", "x1", "rowscale")
 
 
 def _vmap_norm_forward(info, in_dims, *inputs):
-    args, dims = NormArgs(*inputs), NormArgs(*in_dims)
-    others = [d for name, d in dims._asdict().items() if name not in _PER_ROW]
+    args = NormArgs(*inputs)
+    dims: dict[str, int | None] = dict(zip(NormArgs._fields, in_dims, strict=True))
+    others = [dim for name, dim in dims.items() if name not in _PER_ROW]
     if args.dropout_p == 0 and all(d is None for d in others):
-        in_front = {
-            name: _in_front(getattr(args, name), getattr(dims, name), info.batch_size)
-            for name in _PER_ROW
+        in_front: dict[str, Any] = {
+            name: _in_front(getattr(args, name), dims[name], info.batch_size) for name in _PER_ROW
         }
-        results = norm_forward(args._replace(**in_front))
+        results: Sequence[Tensor] = norm_forward(args._replace(**in_front))
     else:  # weights or masks of each sample's own: one call a sample
         samples = [
-            NormArgs(*(v if d is None else v.select(d, i) for v, d in zip(args, dims, strict=True)))
+            NormArgs._make(map(_sample, args, in_dims, [i] * len(args)))
             for i in range(info.batch_size)
         ]
         results = [
@@ -172,7 +168,7 @@ torch.library.register_vmap("weft::rms_norm", _vmap_norm(is_rms_norm=True))
 torch.library.register_vmap("weft::norm_forward", _vmap_norm_forward)
 
 
-# Autocast: on CUDA, PyTorch's norms return float32; on the CPU they keep the input's dtype -------------------
+# Autocast: on CUDA, PyTorch's norms return float32; on the CPU they keep the input's dtype --------
 
 _cuda = torch._C.DispatchKeySet(torch._C.DispatchKey.AutocastCUDA)
 
@@ -195,7 +191,7 @@ def _autocast_norm(is_rms_norm: bool) -> Callable:
             out_dtype=_autocast_dtype(x),
         )
         with torch._C._ExcludeDispatchKeyGuard(_cuda):
-            return norm_forward(args)[0]
+            return norm(args)
 
     return kernel
 

@@ -1,9 +1,12 @@
-"""What the norm ops return, without computing it: for meta tensors, FakeTensor, torch.compile, torch.export.
+"""What the norm ops return, without computing it: for meta tensors, torch.compile, torch.export.
 
 Outputs that were not asked for have shape [0].
 """
 
 from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -103,7 +106,7 @@ def _nothing(*args, **kwargs) -> None:
     """Of ops that only write into their arguments."""
 
 
-_FAKES = {
+_FAKES: dict[str, Callable[..., Any]] = {
     "layer_norm": _norm,
     "rms_norm": _norm,
     "layer_norm.out": _nothing,

@@ -2,23 +2,25 @@
 
     u = dropout((x + x_bias) * rowscale * layerscale)
     z = u + dropout(x1) + residual_alpha * residual + residual2
-    y = (z - mean(z)) / sqrt(var(z) + eps) * weight + bias         LayerNorm (Ba et al., arXiv 1607.06450)
-    y = z / sqrt(mean(z^2) + eps) * weight + bias                  RMSNorm (Zhang & Sennrich, arXiv 1910.07467)
+    y = (z - mean(z)) / sqrt(var(z) + eps) * weight + bias    LayerNorm, arXiv 1607.06450
+    y = z / sqrt(mean(z^2) + eps) * weight + bias             RMSNorm, arXiv 1910.07467
 
 Mean and (biased) variance run over the normalised dimensions C, for each of the rows N.
 
-Shapes, in every function here: inputs are [*N, *C], weights and biases [*C], or [H, C] for weights that
-differ by head, H being the last dimension of N. Dtypes: float32, bfloat16, float16 and float64, weights in
-any of them; the arithmetic is float32 (float64 for float64 inputs), rounded once. Rows may lie at any
-stride as long as channels are contiguous. Empty inputs give empty outputs.
+Shapes, in every function here: inputs are [*N, *C], weights and biases [*C], or [H, C] for weights
+that differ by head, H being the last dimension of N. Dtypes: float32, bfloat16, float16 and
+float64, weights in any of them; the arithmetic is float32 (float64 for float64 inputs), rounded
+once. Rows may lie at any stride as long as channels are contiguous. Empty inputs give empty
+outputs.
 
-Errors: a RuntimeError names the op, the argument, what came and what is taken; TypeError and ValueError
-are for arguments of these functions that the op does not see.
+Errors: a RuntimeError names the op, the argument, what came and what is taken; TypeError and
+ValueError are for arguments of these functions that the op does not see.
 """
 
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -27,12 +29,14 @@ from torch.overrides import handle_torch_function, has_torch_function_variadic
 
 from . import _norm_autograd, _norm_fake  # noqa: F401  they register themselves
 from ._norm_args import NormArgs
-from ._norm_dispatch import needs_grad, norm_forward
+from ._norm_dispatch import needs_grad, norm, norm_forward
 
 _is_grad_enabled = torch.is_grad_enabled
-_layer_norm = torch.ops.weft.layer_norm.default
+_is_compiling = torch.compiler.is_dynamo_compiling
+# The dispatcher's own callables: OpOverload.__call__ around them costs as much as a small norm.
+_layer_norm = torch.ops.weft.layer_norm.default._op
+_rms_norm = torch.ops.weft.rms_norm.default._op
 _layer_norm_out = torch.ops.weft.layer_norm.out
-_rms_norm = torch.ops.weft.rms_norm.default
 _rms_norm_out = torch.ops.weft.rms_norm.out
 _norm_forward_out = torch.ops.weft.norm_forward.out
 _fused_add_rms_norm_ = torch.ops.weft.fused_add_rms_norm_.default
@@ -65,7 +69,8 @@ def layer_norm(
         weight: [\*C], any float dtype. Default: ones.
         bias: [\*C], any float dtype. Default: zeros.
         eps: added to the variance.
-        zero_centered_weight: multiply by ``weight + 1``, as models do whose weights are stored around 0.
+        zero_centered_weight: multiply by ``weight + 1``, as models do whose weights are stored
+            around 0.
         memory_efficient: keep y for backward instead of x, for networks in which y lives on anyway.
             Gradients lose accuracy where weights are tiny.
         out: written and returned instead of a new tensor; without gradients.
@@ -89,31 +94,36 @@ def layer_norm(
     if type(normalized_shape) is not tuple:
         normalized_shape = _as_shape("layer_norm", normalized_shape)
     ndim = len(normalized_shape)
-    if input.shape[-ndim:] != normalized_shape:
+    # A weight of this shape is compared with the input by the op.
+    given = weight is not None and weight.shape == normalized_shape
+    if not given and input.shape[-ndim:] != normalized_shape:
         raise _shape_error("layer_norm", input, normalized_shape)
     if out is not None:
         _refuse_grad("layer_norm", input, weight, bias)
         _layer_norm_out(input, ndim, weight, bias, eps, zero_centered_weight, out=out)
         return out
     if (
-        _is_grad_enabled()
-        and (
-            input.requires_grad
-            or (weight is not None and weight.requires_grad)
-            or (bias is not None and bias.requires_grad)
-        )
-    ) or forward_ad._current_level >= 0:
-        return norm_forward(
-            NormArgs(
-                input,
-                ndim,
-                weight,
-                bias,
-                eps=eps,
-                zero_centered_weight=zero_centered_weight,
-                memory_efficient=memory_efficient,
+        (
+            _is_grad_enabled()
+            and (
+                input.requires_grad
+                or (weight is not None and weight.requires_grad)
+                or (bias is not None and bias.requires_grad)
             )
-        )[0]
+        )
+        or forward_ad._current_level >= 0
+        or _is_compiling()
+    ):
+        args = NormArgs(
+            input,
+            ndim,
+            weight,
+            bias,
+            eps=eps,
+            zero_centered_weight=zero_centered_weight,
+            memory_efficient=memory_efficient,
+        )
+        return norm(args)
     return _layer_norm(input, ndim, weight, bias, eps, zero_centered_weight)
 
 
@@ -138,8 +148,8 @@ def rms_norm(
         input: [\*N, \*C].
         normalized_shape: C, the last dimensions of `input`.
         weight: [\*C], any float dtype. Default: ones.
-        eps: added to the mean square. Default, as PyTorch's: the machine epsilon of the dtype computed
-            in, 2^-23 for float32 and 16-bit inputs, 2^-52 for float64.
+        eps: added to the mean square. Default, as PyTorch's: the machine epsilon of the dtype
+            computed in, 2^-23 for float32 and 16-bit inputs, 2^-52 for float64.
         bias: [\*C], any float dtype. Default: zeros.
         zero_centered_weight: multiply by ``weight + 1`` (Gemma).
         memory_efficient: keep y for backward instead of x.
@@ -164,7 +174,9 @@ def rms_norm(
     if type(normalized_shape) is not tuple:
         normalized_shape = _as_shape("rms_norm", normalized_shape)
     ndim = len(normalized_shape)
-    if input.shape[-ndim:] != normalized_shape:
+    # A weight of this shape is compared with the input by the op.
+    given = weight is not None and weight.shape == normalized_shape
+    if not given and input.shape[-ndim:] != normalized_shape:
         raise _shape_error("rms_norm", input, normalized_shape)
     if eps is None:
         eps = _EPS_FLOAT64 if input.dtype is torch.float64 else _EPS
@@ -173,25 +185,28 @@ def rms_norm(
         _rms_norm_out(input, ndim, weight, bias, eps, zero_centered_weight, out=out)
         return out
     if (
-        _is_grad_enabled()
-        and (
-            input.requires_grad
-            or (weight is not None and weight.requires_grad)
-            or (bias is not None and bias.requires_grad)
-        )
-    ) or forward_ad._current_level >= 0:
-        return norm_forward(
-            NormArgs(
-                input,
-                ndim,
-                weight,
-                bias,
-                eps=eps,
-                is_rms_norm=True,
-                zero_centered_weight=zero_centered_weight,
-                memory_efficient=memory_efficient,
+        (
+            _is_grad_enabled()
+            and (
+                input.requires_grad
+                or (weight is not None and weight.requires_grad)
+                or (bias is not None and bias.requires_grad)
             )
-        )[0]
+        )
+        or forward_ad._current_level >= 0
+        or _is_compiling()
+    ):
+        args = NormArgs(
+            input,
+            ndim,
+            weight,
+            bias,
+            eps=eps,
+            is_rms_norm=True,
+            zero_centered_weight=zero_centered_weight,
+            memory_efficient=memory_efficient,
+        )
+        return norm(args)
     return _rms_norm(input, ndim, weight, bias, eps, zero_centered_weight)
 
 
@@ -220,8 +235,9 @@ def layer_norm_fn(
     residual2: Tensor | None = None,
     residual_alpha: float = 1.0,
     rng_state: Tensor | None = None,
-) -> Tensor | tuple[Tensor | None, ...]:
-    r"""Dropout, residual and norm in one pass: flash-attn's function, and the rest of the field's options.
+) -> Any:
+    r"""Dropout, residual and norm in one pass: flash-attn's function, and the rest of the field's
+    options.
 
         u = dropout((x + x_bias) * rowscale * layerscale)
         z = u + dropout(x1) + residual_alpha * residual + residual2
@@ -240,7 +256,8 @@ def layer_norm_fn(
         residual_in_fp32: z is float32 (where there is no `residual`; else it has that one's dtype).
         zero_centered_weight: multiply by ``weight + 1`` and ``weight1 + 1``.
         is_rms_norm: RMSNorm instead of LayerNorm.
-        return_dropout_mask: return the masks too, bool, True where kept; None where nothing is dropped.
+        return_dropout_mask: return the masks too, bool, True where kept; None where nothing is
+            dropped.
         out_dtype: of y and y1. Default: x's.
         out, residual_out: written and returned instead of new tensors; without gradients, and `out`
             without `weight1`.
@@ -248,17 +265,20 @@ def layer_norm_fn(
         layerscale: [C], a factor per channel.
         residual2: [\*N, C], a second residual.
         residual_alpha: factor of `residual` (DeepNorm, arXiv 2203.00555).
-        rng_state: int64 [2] on the CPU, the (seed, offset) that dropout draws from. Default: drawn from
-            PyTorch's CPU generator, hence set by :func:`torch.manual_seed`. The mask is Philox4x32-10's
-            (Salmon et al., "Parallel random numbers: as easy as 1, 2, 3", SC 2011), the same on every
+        rng_state: int64 [2] on the CPU, the (seed, offset) that dropout draws from. Default: drawn
+            from PyTorch's CPU generator, hence set by :func:`torch.manual_seed`. The mask is
+            Philox4x32-10's (Salmon et al., "Parallel random numbers: as easy as 1, 2, 3", SC 2011),
+            the same on every
             device: see :func:`weft.dropout_mask`.
 
     Returns:
-        y alone, or the tuple of y, y1 (with `weight1`), z (with `prenorm`), and the masks of x and x1
-        (with `return_dropout_mask`), in this order. z is x itself where nothing was added to it.
+        y alone, or the tuple of y, y1 (with `weight1`), z (with `prenorm`), and the masks of x and
+        x1 (with `return_dropout_mask`), in this order. z is x itself where nothing was added to it.
     """
     if x1 is not None and rowscale is not None:
         raise ValueError("weft.layer_norm_fn: rowscale cannot be combined with x1")
+    if bias1 is not None and weight1 is None:
+        raise ValueError("weft.layer_norm_fn: bias1 needs weight1")
     if dropout_p > 0 and rng_state is None:
         rng_state = torch.randint(2**63 - 1, (2,), dtype=torch.int64, device="cpu")
     residual_dtype = x.dtype if residual is None else residual.dtype
@@ -305,7 +325,7 @@ def layer_norm_fn(
 
 def _layer_norm_fn_out(
     args: NormArgs, prenorm: bool, out: Tensor | None, residual_out: Tensor | None
-) -> Tensor | tuple[Tensor | None, ...]:
+) -> Any:
     if args.weight1 is not None:
         raise NotImplementedError("weft.layer_norm_fn: out= and residual_out= take no weight1")
     _refuse_grad("layer_norm_fn", *args.tensors())
@@ -322,10 +342,10 @@ def _layer_norm_fn_out(
         results.append(x if residual_out is None else residual_out)
     if want_masks:
         for stream, t in enumerate((x, args.x1)):
-            drawn = args.rng_state is not None and t is not None
-            results.append(
-                dropout_mask(args.rng_state, x.shape, args.dropout_p, stream) if drawn else None
-            )
+            if t is None or args.rng_state is None:
+                results.append(None)
+            else:
+                results.append(dropout_mask(args.rng_state, t.shape, args.dropout_p, stream))
     return tuple(results) if len(results) > 1 else out
 
 
@@ -353,7 +373,7 @@ def rms_norm_fn(
     residual2: Tensor | None = None,
     residual_alpha: float = 1.0,
     rng_state: Tensor | None = None,
-) -> Tensor | tuple[Tensor | None, ...]:
+) -> Any:
     """:func:`weft.layer_norm_fn` with RMSNorm; the same arguments, results and errors."""
     return layer_norm_fn(
         x,
@@ -390,7 +410,8 @@ def fused_add_rms_norm(
     *,
     zero_centered_weight: bool = False,
 ) -> None:
-    r"""In place: ``residual += input``, then ``input = rms_norm(residual)``. vLLM's op, for inference.
+    r"""In place: ``residual += input``, then ``input = rms_norm(residual)``. vLLM's op, for
+    inference.
 
     Args:
         input: [\*N, C], overwritten with the norm.
@@ -409,8 +430,8 @@ def fused_add_rms_norm(
 def dropout_mask(rng_state: Tensor, shape: Sequence[int], p: float, stream: int = 0) -> Tensor:
     """The mask that the kernels draw from `rng_state`: True where an element is kept.
 
-    Element e (in row-major order) is kept if word e % 4 of the Philox4x32-10 block with key seed and
-    counter (e // 4 + stream * 2^40, offset) is at least p * 2^32 (Salmon et al., SC 2011).
+    Element e (in row-major order) is kept if word e % 4 of the Philox4x32-10 block with key seed
+    and counter (e // 4 + stream * 2^40, offset) is at least p * 2^32 (Salmon et al., SC 2011).
 
     Args:
         rng_state: int64 [2] on the CPU: (seed, offset).

@@ -1,7 +1,8 @@
 """Norms that end in int8: y is quantised while it is still in registers.
 
     t = (y - shift) / smooth
-    q = clamp(round(t / scale) + zero_point, -128, 127)            t is about (q - zero_point) * scale
+    q = clamp(round(t / scale) + zero_point, -128, 127)            t is about (q - zero_point) *
+    scale
 
 Shift and smooth move outliers of single channels into the weights that follow (SmoothQuant, arXiv
 2211.10438; Outlier Suppression+, arXiv 2304.09145). Inference only: rounding has no gradient.
@@ -20,12 +21,18 @@ _norm_int8_out = torch.ops.weft.norm_int8.out
 
 
 class Int8Output(NamedTuple):
-    """A quantised norm: about ``(values - zero_point) * scale``."""
+    """A quantised norm: about ``(values - zero_point) * scale``, which broadcast as they are.
 
-    values: Tensor  # int8 [*N, *C]
-    scale: Tensor  # float32: one per row [*N, 1, …], as many 1s as C has dimensions, or the one given
-    zero_point: Tensor | int  # int32 [*N, 1, …] where drawn per row, else one integer
-    residual: Tensor | None  # z [*N, *C], with prenorm
+    values: int8 [*N, *C].
+    scale: float32, one per row [*N, 1, ..., 1], or the one that was given.
+    zero_point: int32, one per row [*N, 1, ..., 1], for dynamic asymmetric scales; else an int.
+    residual: z [*N, *C] with `prenorm`, else None.
+    """
+
+    values: Tensor
+    scale: Tensor
+    zero_point: Tensor | int
+    residual: Tensor | None
 
 
 def layer_norm_int8(

@@ -40,9 +40,9 @@ def dropout_add_layer_norm(
 ) -> Any:
     """``norm(dropout(x0 * rowscale * layerscale) + residual)``.
 
-    Returns y alone, or the tuple of y, the sum (with `prenorm`) and the mask (with `return_dropout_mask`;
-    uint8, 1 where kept). `residual_in_fp32` only has an effect without a residual: else the sum has the
-    residual's dtype.
+    Returns y alone, or the tuple of y, the sum (with `prenorm`) and the mask (with
+    `return_dropout_mask`; uint8, 1 where kept). `residual_in_fp32` only has an effect without a
+    residual: else the sum has the residual's dtype.
     """
     y, *others = _tuple(
         layer_norm_fn(
@@ -83,8 +83,8 @@ def dropout_add_layer_norm_parallel_residual(
 ) -> Any:
     """Two norms of ``dropout(x0) + dropout(x1) + residual``.
 
-    Returns the tuple of y0, y1 (None without `weight1`), the sum (with `prenorm`) and the masks of x0 and
-    x1 (with `return_dropout_mask`; uint8, 1 where kept).
+    Returns the tuple of y0, y1 (None without `weight1`), the sum (with `prenorm`) and the masks of
+    x0 and x1 (with `return_dropout_mask`; uint8, 1 where kept).
     """
     y0, *others = _tuple(
         layer_norm_fn(

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
 from torch import Tensor
 from torch.nn import init
@@ -48,12 +50,12 @@ class RMSNorm(torch.nn.Module):
         residual: Tensor | None = None,
         prenorm: bool = False,
         residual_in_fp32: bool = False,
-    ) -> Tensor | tuple[Tensor | None, ...]:
+    ) -> Any:
         """The norm; with `prenorm`, the tuple of it and the sum."""
         return rms_norm_fn(
             x,
             self.weight,
-            self.bias,
+            None,
             residual=residual,
             eps=self.eps,
             dropout_p=self.drop.p if self.drop is not None and self.training else 0.0,

@@ -1,0 +1,114 @@
+"""Residual addition and norm in one op, for modules that weft did not write."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+from torch.nn.modules import module as torch_module
+
+from .. import nn as weft_nn
+from ..ops.norm import layer_norm_fn
+from .norms import NormLike
+
+
+def add_norm(
+    norm: Any,
+    x: Tensor,
+    residual: Tensor,
+    *,
+    linear: Any = None,
+    dropout: Any = 0.0,
+    prenorm: bool = False,
+) -> Any:
+    """y = norm(z) with z = dropout(linear(x)) + residual; (y, z) if `prenorm`.
+
+    One op computes dropout, addition and norm, and adds the bias of `linear`, where all of them
+    are what they seem: exactly nn.Linear, exactly nn.Dropout and a norm of weft's, with no hooks
+    and no forward of their own, and x and residual of one shape and dtype outside autocast. All
+    this is looked up at every call, as hooks and adapters come and go. Where it does not hold,
+    the modules are called one by one.
+
+    x, residual: [..., C]; with `linear` x: [..., in_features of it]. `dropout`: a module, or a
+    probability that holds regardless of mode.
+    """
+    if linear is not None and not _is_exactly(nn.Linear, linear):
+        x, linear = linear(x), None
+    p = _probability(dropout)
+    if p is None or not _fits(norm, x, residual, linear):
+        z = x if linear is None else linear(x)
+        z = (dropout(z) if isinstance(dropout, nn.Module) else F.dropout(z, dropout)) + residual
+        return (norm(z), z) if prenorm else norm(z)
+    x_bias = None
+    if linear is not None:
+        x, x_bias = F.linear(x, linear.weight), linear.bias
+    eps, is_rms_norm, zero_centered_weight = _settings(norm)
+    return layer_norm_fn(
+        x,
+        norm.weight,
+        getattr(norm, "bias", None),
+        residual=residual,
+        eps=eps,
+        dropout_p=p,
+        prenorm=prenorm,
+        is_rms_norm=is_rms_norm,
+        zero_centered_weight=zero_centered_weight,
+        x_bias=x_bias,
+    )
+
+
+def is_norm(module: nn.Module) -> bool:
+    return type(module) in (weft_nn.LayerNorm, weft_nn.RMSNorm) or isinstance(module, NormLike)
+
+
+def _settings(norm: Any) -> tuple[float, bool, bool]:
+    """eps, is_rms_norm and zero_centered_weight of a norm of weft's."""
+    if isinstance(norm, NormLike):
+        form = norm._weft_form
+        return getattr(norm, form.eps_name), form.is_rms_norm, form.zero_centered_weight
+    return norm.eps, isinstance(norm, nn.RMSNorm), norm.zero_centered_weight
+
+
+def _fits(norm: Any, x: Any, residual: Any, linear: Any) -> bool:
+    """Whether one op can add `residual` to x, or to what `linear` makes of it, and apply `norm`."""
+    if not (
+        type(x) is Tensor and type(residual) is Tensor and x.dim() > 0 and x.dtype == residual.dtype
+    ):
+        return False
+    width = x.shape[-1] if linear is None else linear.out_features
+    if residual.shape != (*x.shape[:-1], width) or torch.is_autocast_enabled(x.device.type):
+        return False
+    if not is_norm(norm) or _is_touched(norm):
+        return False
+    if isinstance(norm, NormLike):  # y may need a wider dtype than x has
+        return not norm._weft_form.promotes or norm.weight is None or norm.weight.dtype is x.dtype
+    return len(norm.normalized_shape) == 1 and norm.eps is not None and not norm.memory_efficient
+
+
+def _probability(dropout: Any) -> float | None:
+    """With which probability to drop; None where the module has to be called for it."""
+    p: float = dropout
+    if isinstance(dropout, nn.Module):
+        if not _is_exactly(nn.Dropout, dropout):
+            return None
+        p = dropout.p if dropout.training else 0.0
+    return p if p < 1 else None  # dropping everything is a case of its own in torch
+
+
+def _is_exactly(cls: type[nn.Module], module: Any) -> bool:
+    return type(module) is cls and not _is_touched(module)
+
+
+def _is_touched(module: nn.Module) -> bool:
+    """Whether a call of `module` runs more than the forward of its class: a hook, or another
+    forward."""
+    return bool(
+        module._forward_hooks
+        or module._forward_pre_hooks
+        or module._backward_hooks
+        or module._backward_pre_hooks
+        or "forward" in module.__dict__
+        or torch_module._has_any_global_hook()
+    )
