@@ -113,7 +113,10 @@ def _run(
         task = progress.add_task("", total=len(todo))
 
         def announce(job: runner.Job) -> None:
-            progress.update(task, description=f"{job.case.name} [{job.memory}]", refresh=True)
+            now = f"{job.case.name} ({job.memory})"
+            progress.update(task, description=now, refresh=True)
+            if not console.is_terminal:  # no bar there: a line a row, for logs
+                print(f"{len(found) + 1}/{len(todo)} {now}", file=sys.stderr, flush=True)
 
         try:
             for measurement in runner.run(family, todo, settings, announce=announce):

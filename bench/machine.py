@@ -54,7 +54,7 @@ def describe(threads: int) -> Machine:
         last_level_cache=last_level_cache(),
         memory_gib=round(os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") / 2**30),
         huge_pages=_chosen(HUGE_PAGES),
-        kernel=f"{platform.system()} {platform.release()}",
+        kernel=f"{platform.system()} {platform.release().partition('-')[0]}",
         python=platform.python_version(),
         packages={name: version for name in PACKAGES if (version := _version(name))},
         isa=_C.isa_level(),

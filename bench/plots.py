@@ -51,7 +51,7 @@ def bars(result: Result) -> Figure:
     axes.invert_yaxis()
     axes.margins(y=0.01)
     axes.set_xlabel("speed relative to the fastest peer")
-    axes.legend(loc="lower right", fontsize=8)
+    axes.legend(loc="upper left", bbox_to_anchor=(1.01, 1), fontsize=8)
     axes.set_title(f"{result.family} on {result.machine['cpu']}", fontsize=9)
     return figure
 

@@ -70,14 +70,14 @@ class Ops {
     p.layerscale = call.channels(layerscale, "layerscale", 1);
     p.dropout = call.dropout(dropout_p, rng_state);
 
-    const Tensor none = absent(x);
+    const auto none = [&] { return absent(x); };  // a tensor of its own for each output, or they would alias
     Tensor y = call.new_rows(call.float_dtype(out_dtype, call.x_dtype, "out_dtype"));
-    Tensor y1 = p.weight1 || p.bias1 ? call.new_rows(dtype_of(y)) : none;
-    Tensor residual_out = return_residual ? call.new_rows(call.residual_dtype(residual_dtype, residual)) : none;
-    Tensor mean = save_stats && !is_rms_norm ? call.new_per_row(acc_of(call.x_dtype)) : none;
-    Tensor rstd = save_stats ? call.new_per_row(acc_of(call.x_dtype)) : none;
-    Tensor mask = return_dropout_mask ? call.new_rows(DType::boolean) : none;
-    Tensor mask1 = return_dropout_mask && x1 ? call.new_rows(DType::boolean) : none;
+    Tensor y1 = p.weight1 || p.bias1 ? call.new_rows(dtype_of(y)) : none();
+    Tensor residual_out = return_residual ? call.new_rows(call.residual_dtype(residual_dtype, residual)) : none();
+    Tensor mean = save_stats && !is_rms_norm ? call.new_per_row(acc_of(call.x_dtype)) : none();
+    Tensor rstd = save_stats ? call.new_per_row(acc_of(call.x_dtype)) : none();
+    Tensor mask = return_dropout_mask ? call.new_rows(DType::boolean) : none();
+    Tensor mask1 = return_dropout_mask && x1 ? call.new_rows(DType::boolean) : none();
 
     p.y = call.output(y, "y");
     if (p.weight1 || p.bias1) p.y1 = call.output(y1, "y1");
@@ -161,17 +161,17 @@ class Ops {
     p.weight.heads = call.heads;
     check(!(needs & kDlayerscale) || (x && layerscale), "weft.norm_backward: the gradient of layerscale needs x and layerscale");
 
-    const Tensor none = absent(saved);
+    const auto none = [&] { return absent(saved); };  // a tensor of its own for each output, or they would alias
     const DType residual_type = call.float_dtype(residual_dtype, call.x_dtype, "residual_dtype");
     const auto rows = [&](Needs need, DType dtype, Rows& to) {
-      if (!(needs & need)) return none;
+      if (!(needs & need)) return none();
       Tensor t = call.new_rows(dtype);
       to = call.output(t, "a gradient");
       return t;
     };
     // The gradient of a vector over channels has the shape and dtype of `like`, or else of one head in x's dtype.
     const auto vector = [&](Needs need, const OptionalTensor& like, bool headed, Channels& to) {
-      if (!(needs & need)) return none;
+      if (!(needs & need)) return none();
       Sizes shape = like ? sizes_of(*like) : call.channel_sizes;
       if (!like && headed && call.heads > 1) shape = {call.heads, call.C};
       Tensor t = empty(shape, like ? dtype_of(*like) : p.x_dtype, saved);
@@ -200,7 +200,7 @@ class Ops {
       bool symmetric, double residual_alpha, double eps, bool is_rms_norm, bool zero_centered, bool return_residual,
       std::optional<ScalarType> residual_dtype) {
     Call call("norm_int8", x, ndim);
-    const Tensor none = absent(x);
+    const auto or_none = [&](const OptionalTensor& t) { return t ? *t : absent(x); };
     Tensor q = call.new_rows(DType::i8);
     OptionalTensor scale_out, zero_point_out, residual_out;
     if (!scale) scale_out = empty(call.per_row_sizes(true), DType::f32, x);
@@ -208,7 +208,7 @@ class Ops {
     if (return_residual) residual_out = call.new_rows(call.residual_dtype(residual_dtype, residual));
     call.int8(weight, bias, x_bias, residual, residual2, shift, smooth, scale, zero_point, symmetric, residual_alpha, eps,
               is_rms_norm, zero_centered, q, scale_out, zero_point_out, residual_out);
-    return {q, scale_out.value_or(none), zero_point_out.value_or(none), residual_out.value_or(none)};
+    return {q, or_none(scale_out), or_none(zero_point_out), or_none(residual_out)};
   }
 
   static void int8_out(Tensor x, int64_t ndim, OptionalTensor weight, OptionalTensor bias, OptionalTensor x_bias,

@@ -112,8 +112,8 @@ def optimize(
     Args:
         model: any module; its own class may be one of those swapped.
         include: what to consider, default everything: a glob pattern over module paths
-            (`"encoder.layer.*.output"`), a module type, a predicate `(path, module) -> bool`, or several of
-            these. What is selected includes everything below it.
+            (`"encoder.layer.*.output"`), a module type, a predicate `(path, module) -> bool`, or
+            several of these. What is selected includes everything below it.
         exclude: what to leave alone, likewise; wins over `include`.
         dry_run: report only; the model stays as it is.
 

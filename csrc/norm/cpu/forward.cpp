@@ -26,6 +26,14 @@ struct Statistics {
       : mean(static_cast<A>(m.mean)), rstd(static_cast<A>(1 / std::sqrt(m.m2 / static_cast<double>(p.C) + p.eps))) {}
 };
 
+// The dynamic scale of a range that contains zero.
+void dynamic_scale(bool symmetric, Range r, double& scale, int32_t& zero_point) {
+  const double span = symmetric ? (r.max > -r.min ? r.max : -r.min) / 127 : (r.max - r.min) / 255;
+  scale = span == 0 ? 1 : static_cast<float>(span);
+  zero_point = 0;
+  if (!symmetric && span == span) zero_point = static_cast<int32_t>(std::nearbyint(-128 - r.min / scale));
+}
+
 // What z is made of, as far as loops are compiled for it: x alone; x + residual_alpha · residual; or any of the terms.
 enum class Terms { x, residual, any };
 
@@ -137,6 +145,39 @@ class Row {
         L::store_int8(q + i, load_pair(t + i) * inverse + zero, part, stream);
       });
     }
+  }
+
+  // All of int8 with a dynamic symmetric scale for RMSNorm of x alone without bias or shift. There t = rstd · (x · gain), so the
+  // extreme needs no statistics: one sweep takes Σx² and max |x · gain|, the second writes q. Returns the scale.
+  [[gnu::noinline]] double rms_int8(const A* inverse_smooth, Next next) const {
+    const Input w(p_.weight, n_, p_.C);
+    const Pair<A> one = both<A>(p_.zero_centered && w ? 1 : 0);
+    const X* x = x_;
+    const auto scaled = [=](Pair<A> v, int64_t i, auto part) {
+      if (w) v = v * (load<X, true>(w, i, part) + one);
+      return inverse_smooth ? L::clear_beyond(v * load_pair(inverse_smooth + i), part) : v;
+    };
+    Pair<A> extreme = both<A>(0);
+    Sum square;
+    square.over(0, p_.C, [=, &extreme](int64_t i, auto part) {
+      const Pair<A> v = L::load(x + i, part);
+      extreme = pair_magnitude_max(extreme, scaled(v, i, part));
+      return Two{v * v, v};
+    });
+    const Statistics<A> s(p_, {static_cast<double>(p_.C), 0, square.first()});
+    const double most = magnitude(extreme) * static_cast<double>(s.rstd);
+    double scale;
+    int32_t zero_point;
+    dynamic_scale(true, {-most, most - most == 0 ? most : most - most}, scale, zero_point);
+
+    int8_t* q = reinterpret_cast<int8_t*>(p_.int8.q.row(n_));
+    const bool stream = p_.stream && reinterpret_cast<uintptr_t>(q) % kVecBytes == 0;
+    const Pair<A> factor = both<A>(static_cast<A>(static_cast<double>(s.rstd) / scale));
+    for_pairs<X>(0, p_.C, [=](int64_t i, auto part) {
+      next.prefetch(i, L::kPair, sizeof(X));
+      L::store_int8(q + i, scaled(L::load(x + i, part), i, part) * factor, part, stream);
+    });
+    return scale;
   }
 
   // y of two rows whose z is x and whose weights are the same.
@@ -297,6 +338,10 @@ class Row {
     return f(std::false_type{});
   }
 
+  static A magnitude(Pair<A> v) {
+    return reduce<A>(magnitude_max(v.lo, v.hi), [](A a, A b) { return a > b || a != a ? a : b; });
+  }
+
   // f(normal), where normal(i, part) is x̂.
   template <bool kCommon, class F>
   WEFT_INLINE void with_normal(const Statistics<A>& s, F&& f) const {
@@ -387,7 +432,7 @@ class Row {
     });
     const A nan = pair_sum(poison);
     if constexpr (kSymmetric) {
-      const A most = reduce<A>(magnitude_max(high.lo, high.hi), [](A a, A b) { return a > b || a != a ? a : b; });
+      const A most = magnitude(high);
       return {-most, most - most == 0 ? most : most - most};  // infinity - infinity is NaN
     }
     return {reduce<A>(vmin(low.lo, low.hi), [](A a, A b) { return a < b ? a : b; }) + nan,
@@ -400,14 +445,6 @@ class Row {
   const X* const x_;
   A *z_, *keep_;
 };
-
-// The dynamic scale of a range that contains zero.
-void dynamic_scale(bool symmetric, Range r, double& scale, int32_t& zero_point) {
-  const double span = symmetric ? (r.max > -r.min ? r.max : -r.min) / 127 : (r.max - r.min) / 255;
-  scale = span == 0 ? 1 : static_cast<float>(span);
-  zero_point = 0;
-  if (!symmetric && span == span) zero_point = static_cast<int32_t>(std::nearbyint(-128 - r.min / scale));
-}
 
 void scale_of(const Forward& p, int64_t n, Range r, bool write, double& scale, int32_t& zero_point) {
   if (p.int8.scale) {
@@ -450,8 +487,15 @@ void rows(const Forward& p, int64_t begin, int64_t end, void* scratch) {
     return s;
   };
   const bool by_two = variant.terms == Terms::x && variant.common && !p.int8 && !p.y1 && p.weight.heads * p.bias.heads == 1;
+  const bool fused_int8 = p.int8 && !p.int8.scale && p.int8.symmetric && p.rms && variant.terms == Terms::x && variant.common &&
+                          !p.bias && !p.int8.shift && p.C <= 4 * kTile;  // wider rows want their sum in tiles
   for (int64_t n = begin; n < end; ++n) {
     const Row<X> row(p, variant, n, z, keep);
+    if (fused_int8) {
+      p.int8.scale_out[n] = static_cast<float>(row.rms_int8(inverse_smooth, Next(p, n + 1, end)));
+      if (p.int8.zero_point_out) p.int8.zero_point_out[n] = 0;
+      continue;
+    }
     const Statistics<A> s = statistics(row, n);
     if (p.int8) {
       double scale;

@@ -20,7 +20,7 @@ def add_norm(
     residual: Tensor,
     *,
     linear: Any = None,
-    dropout: Any = 0.0,
+    dropout: Any = None,
     prenorm: bool = False,
 ) -> Any:
     """y = norm(z) with z = dropout(linear(x)) + residual; (y, z) if `prenorm`.
@@ -39,7 +39,9 @@ def add_norm(
     p = _probability(dropout)
     if p is None or not _fits(norm, x, residual, linear):
         z = x if linear is None else linear(x)
-        z = (dropout(z) if isinstance(dropout, nn.Module) else F.dropout(z, dropout)) + residual
+        if dropout is not None:
+            z = dropout(z) if isinstance(dropout, nn.Module) else F.dropout(z, dropout)
+        z = z + residual
         return (norm(z), z) if prenorm else norm(z)
     x_bias = None
     if linear is not None:
@@ -89,11 +91,10 @@ def _fits(norm: Any, x: Any, residual: Any, linear: Any) -> bool:
 
 def _probability(dropout: Any) -> float | None:
     """With which probability to drop; None where the module has to be called for it."""
-    p: float = dropout
-    if isinstance(dropout, nn.Module):
-        if not _is_exactly(nn.Dropout, dropout):
-            return None
-        p = dropout.p if dropout.training else 0.0
+    is_module = isinstance(dropout, nn.Module)
+    if is_module and not _is_exactly(nn.Dropout, dropout):
+        return None
+    p: float = (dropout.p if dropout.training else 0.0) if is_module else dropout or 0.0
     return p if p < 1 else None  # dropping everything is a case of its own in torch
 
 

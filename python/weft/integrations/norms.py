@@ -9,7 +9,7 @@ agrees.
 from __future__ import annotations
 
 import functools
-from typing import ClassVar, NamedTuple
+from typing import Any, ClassVar, NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -66,7 +66,7 @@ def is_norm(module: nn.Module) -> bool:
 
 def replacement(module: nn.Module) -> Replacement | str:
     """What takes the place of a norm, or the reason why nothing does."""
-    cls = type(module)
+    cls: Any = type(module)
     if cls in EXACT:
         return Replacement(EXACT[cls], EXACT_ATTRIBUTES, f"weft.nn.{EXACT[cls].__name__}")
     candidates = next(
@@ -127,6 +127,7 @@ def probe(module: nn.Module, candidates: tuple[tuple[bool, bool], ...]) -> Form 
     module's device nor its memory, fires no hooks, and cannot be misled by weights that are still
     ones or zeros.
     """
+    cls: Any = type(module)
     if not is_leaf(module) or module._buffers:
         return "it has submodules or buffers"
     parameters = {name: p for name, p in module._parameters.items() if p is not None}
@@ -138,15 +139,16 @@ def probe(module: nn.Module, candidates: tuple[tuple[bool, bool], ...]) -> Form 
     if eps_name is None:
         return f"it has no eps under a known name ({', '.join(EPS_NAMES)})"
     width = next((p.numel() for p in parameters.values()), 48)
-    generator = torch.Generator().manual_seed(0)
+    cpu: Any = {"device": "cpu", "dtype": torch.float32}
+    generator = torch.Generator("cpu").manual_seed(0)
 
     def drawn(*shape: int) -> Tensor:
-        return torch.randn(shape, generator=generator)
+        return torch.randn(shape, generator=generator, **cpu)
 
-    values = {name: 0.5 + torch.rand(width, generator=generator) for name in parameters}
+    values = {name: 0.5 + torch.rand(width, generator=generator, **cpu) for name in parameters}
     # Rows from small to large: in the small ones eps matters. An offset tells RMSNorm from
     # LayerNorm.
-    x = (drawn(2, 3, 5, width) + 0.5) * torch.logspace(-4, 2, 5)[:, None]
+    x = (drawn(2, 3, 5, width) + 0.5) * torch.logspace(-4, 2, 5, **cpu)[:, None]
     try:
         with torch.no_grad(), torch.autocast("cpu", enabled=False):
             theirs = _stand_in(module, values)(x)
@@ -154,7 +156,7 @@ def probe(module: nn.Module, candidates: tuple[tuple[bool, bool], ...]) -> Form 
             mixed = _stand_in(module, values)(x.bfloat16())
             for is_rms_norm, zero_centered in candidates:
                 form = Form(is_rms_norm, zero_centered, eps_name, mixed.dtype != x.bfloat16().dtype)
-                ours = _stand_in(module, values, norm_class(type(module), form))(x)
+                ours = _stand_in(module, values, norm_class(cls, form))(x)
                 if _agree(theirs, ours, 1e-5) and _agree(narrow, ours.bfloat16(), 2**-6):
                     return form
     except (

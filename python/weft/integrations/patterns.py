@@ -142,8 +142,7 @@ class Matcher:
         self.scope = scope  # the globals of that forward
 
     def __call__(self, pattern: Any, node: Any, bound: dict[str, Any]) -> bool:
-        """Whether `node` is an instance of `pattern`; fills `bound` with what the placeholders
-        stand for."""
+        """Whether `node` is as `pattern` says; notes in `bound` what placeholders stand for."""
         if isinstance(pattern, ast.Name) and pattern.id in VARIABLES:
             return isinstance(node, ast.Name) and self._bind(pattern.id, node, bound)
         if isinstance(pattern, ast.Name) and pattern.id in ANYTHING:
@@ -177,11 +176,9 @@ class Matcher:
         """The global function that a dotted name stands for."""
         if isinstance(node, ast.Name):
             return self.scope.get(node.id)
-        return (
-            getattr(self._evaluate(node.value), node.attr, None)
-            if isinstance(node, ast.Attribute)
-            else None
-        )
+        if isinstance(node, ast.Attribute):
+            return getattr(self._evaluate(node.value), node.attr, None)
+        return None
 
     def statements(self, row: Row, body: list[ast.stmt]) -> dict[str, Any] | None:
         """What the placeholders of `row` stand for in `body`, whose first statements it may be."""
@@ -189,12 +186,11 @@ class Matcher:
         if not self(row.before, body[: len(row.before)], bound):
             return None
         names = [bound[v].id for v in ("h", "s", "y") if v in bound]
-        # The new values of h, s and y must not be one variable, and a sum must not feed on itself
-        # as r.
-        distinct = len(set(names)) == len(names) and not (
-            "r" in bound and bound["r"].id == bound["h"].id
-        )
-        return bound if distinct else None
+        if len(set(names)) < len(names):  # what is assigned must not be one variable
+            return None
+        if "r" in bound and bound["r"].id == bound["h"].id:  # a sum that feeds on itself
+            return None
+        return bound
 
 
 class Fill(ast.NodeTransformer):

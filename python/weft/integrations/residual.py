@@ -27,13 +27,13 @@ from .patterns import Matcher, Rewriter, Slots
 
 def is_block(module: nn.Module) -> bool:
     """Whether `module` has a norm of weft's for a child and adds things up."""
-    return any(is_norm(child) for child in module.children()) and _adds(type(module))
+    cls: Any = type(module)
+    return any(is_norm(child) for child in module.children()) and _adds(cls)
 
 
 @functools.cache
 def _adds(cls: type[nn.Module]) -> bool:
-    """Whether the source of a forward adds variables, or what its submodules return: perhaps a
-    residual."""
+    """Whether a forward adds variables, or what its submodules return: perhaps a residual."""
     try:
         tree = ast.parse(textwrap.dedent(inspect.getsource(inspect.unwrap(cls.forward))))
     except (OSError, TypeError, SyntaxError):
@@ -54,11 +54,12 @@ def _is_value(node: ast.expr) -> bool:
 
 def replacement(module: nn.Module) -> Replacement | str:
     """What takes the place of a block, or the reason why nothing does."""
+    cls: Any = type(module)
     try:
-        cls = fused_class(type(module), slots(module))
+        fused: Any = fused_class(cls, slots(module))
     except NotKnown as reason:
         return str(reason)
-    return Replacement(cls, {}, cls._weft_label)  # type: ignore[attr-defined]
+    return Replacement(fused, {}, fused._weft_label)
 
 
 def slots(module: nn.Module) -> Slots:
@@ -81,9 +82,7 @@ def kind(child: nn.Module) -> str | None:
 class Fused(Derived):
     """Somebody's block with `add_norm` in its forward."""
 
-    @staticmethod
-    def _weft_add_norm(norm: Any, x: Any, residual: Any, **options: Any) -> Any:
-        return add_norm(norm, x, residual, **options)
+    _weft_add_norm = staticmethod(add_norm)
 
 
 @functools.cache
@@ -103,9 +102,9 @@ def rewrite(base: type[nn.Module], slots: Slots) -> tuple[types.FunctionType, tu
     forward = _plain_forward(base)
     try:
         lines, first = inspect.getsourcelines(forward)
-    except (OSError, TypeError) as error:
+        tree = ast.parse("if True:\n" + "".join(lines))  # in place of the class it is indented for
+    except (OSError, TypeError, SyntaxError) as error:
         raise NotKnown("the source of its forward is not at hand") from error
-    tree = ast.parse("if True:\n" + "".join(lines))  # the `if` stands for the class's indentation
     ast.increment_lineno(tree, first - 2)
     function = tree.body[0].body[0]  # type: ignore[attr-defined]
     if not isinstance(function, ast.FunctionDef) or function.decorator_list:
@@ -132,14 +131,13 @@ def rewrite(base: type[nn.Module], slots: Slots) -> tuple[types.FunctionType, tu
         raise NotKnown("its forward has no add + norm in a form that weft knows")
     new = _compile(ast.fix_missing_locations(function), base, forward)
     new.__defaults__, new.__kwdefaults__ = forward.__defaults__, forward.__kwdefaults__
-    new.__annotations__, new.__doc__ = forward.__annotations__, forward.__doc__
-    new.__qualname__, new.__module__ = forward.__qualname__, forward.__module__
+    functools.update_wrapper(new, forward, updated=())
+    del new.__wrapped__  # type: ignore[attr-defined]
     return new, tuple(rewriter.labels)
 
 
 def _plain_forward(base: type[nn.Module]) -> types.FunctionType:
-    """The function that a subclass has to override, without wrappers that it gets again by
-    itself."""
+    """The function to override, without the wrappers that every subclass gets by itself."""
     forward: Any = base.forward
     while hasattr(forward, "__wrapped__"):
         # transformers' GradientCheckpointingLayer wraps the forward of every subclass, ours too.
@@ -156,9 +154,9 @@ def _plain_forward(base: type[nn.Module]) -> types.FunctionType:
 def _compile(
     function: ast.FunctionDef, base: type[nn.Module], original: types.FunctionType
 ) -> types.FunctionType:
-    """Compiles a method in the place of `original`: its file, its globals, its class's private
-    names."""
-    cls = ast.ClassDef(base.__name__, [], [], [function], [])
+    """Compiles a method in place of `original`: in its file, its globals and its class's name."""
+    owner = next(cls for cls in base.__mro__ if "forward" in cls.__dict__)  # private names have it
+    cls = ast.ClassDef(owner.__name__, [], [], [function], [])
     if "type_params" in ast.ClassDef._fields:
         cls.type_params = []  # type: ignore[attr-defined]
     tree = ast.fix_missing_locations(ast.Module([ast.copy_location(cls, function)], []))
@@ -168,7 +166,7 @@ def _compile(
         original.__globals__,
         namespace,
     )
-    compiled: types.FunctionType = namespace[base.__name__].__dict__[function.name]
+    compiled: types.FunctionType = namespace[owner.__name__].__dict__[function.name]
     return compiled
 
 
