@@ -46,6 +46,21 @@ struct VecOf {
 template <class T>
 using Vec = typename VecOf<T>::type;
 
+// The same, anywhere in memory and over any type. Compilers turn access through it into one instruction, but memcpy often into a copy
+// by way of the stack.
+template <class T>
+struct AnywhereOf {
+  typedef T type __attribute__((vector_size(kVecBytes), aligned(1), may_alias));
+};
+template <class T>
+inline Vec<T> load_vec(const void* p) {
+  return *static_cast<const typename AnywhereOf<T>::type*>(p);
+}
+template <class T>
+inline void store_vec(void* p, Vec<T> v) {
+  *static_cast<typename AnywhereOf<T>::type*>(p) = v;
+}
+
 template <class A>
 constexpr int kLanes = kVecBytes / sizeof(A);
 
@@ -202,18 +217,15 @@ inline void narrow(double v, f16& out) { narrow(static_cast<float>(v), out); }
 template <class A>
 constexpr int kPairOf = 2 * kLanes<A>;
 
-// Accumulators as they stand. Vector by vector: compilers copy a whole Pair through the stack.
+// Accumulators as they stand.
 template <class A>
 inline Pair<A> load_pair(const A* p) {
-  Pair<A> pair;
-  std::memcpy(&pair.lo, p, sizeof pair.lo);
-  std::memcpy(&pair.hi, p + kLanes<A>, sizeof pair.hi);
-  return pair;
+  return {load_vec<A>(p), load_vec<A>(p + kLanes<A>)};
 }
 template <class A>
 inline void store_pair(A* p, Pair<A> pair) {
-  std::memcpy(p, &pair.lo, sizeof pair.lo);
-  std::memcpy(p + kLanes<A>, &pair.hi, sizeof pair.hi);
+  store_vec<A>(p, pair.lo);
+  store_vec<A>(p + kLanes<A>, pair.hi);
 }
 
 // Where the ISA has no instruction: element by element (the compiler unrolls, and for generic that is all there is).
@@ -254,7 +266,7 @@ inline void write(void* p, Vec<uint32_t> v, bool stream) {
   if (stream) return _mm_stream_si128(static_cast<__m128i*>(p), reinterpret_cast<__m128i>(v));
 #endif
   (void)stream;
-  std::memcpy(p, &v, sizeof v);
+  store_vec<uint32_t>(p, v);
 }
 
 template <class A, class U>
@@ -306,8 +318,7 @@ struct Lanes {
   template <class U>
   static Pair<A> load(const U* p, Full = {}) {
     if constexpr (kEvenOdd && std::is_same_v<U, bf16>) {
-      Vec<uint32_t> raw;
-      std::memcpy(&raw, p, sizeof raw);
+      const Vec<uint32_t> raw = load_vec<uint32_t>(p);
       return {as_float(raw << 16), as_float(raw & 0xffff0000u)};
     } else if constexpr (kEvenOdd) {
       return split_even_odd(load_natural<A>(p), FloatLanes{});

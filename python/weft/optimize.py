@@ -96,18 +96,15 @@ def optimize(
     same:
 
     - A norm runs on weft's op: torch.nn.LayerNorm and torch.nn.RMSNorm by exact type; classes of
-      others
-      whose name ends in RMSNorm or LayerNorm if, run on random input, they compute what one of
-      weft's functions computes (the zero-centred weights of Gemma included). 16-bit results are
-      rounded once, at the end; LLaMA's own code rounds before it multiplies by the weight as
-      well.
+      others whose name ends in RMSNorm or LayerNorm if, run on random input, they compute what
+      one of weft's functions computes (the zero-centred weights of Gemma included). 16-bit
+      results are rounded once, at the end; LLaMA's own code rounds before it multiplies by the
+      weight as well.
     - A block that adds a residual and normalises the sum, as those of BERT, BART, Llama, Qwen,
-      Mistral,
-      Gemma or ViT do, computes both in one op, and the dropout and the bias of the linear layer
-      before them too. Blocks are known by the lines of their forward. Hooks on the parts still
-      fire: while there are any, and under autocast, the parts are called one by one. Dropout in
-      training draws from weft's generator, seeded by torch's: the same distribution, another mask
-      than torch's.
+      Mistral, Gemma or ViT do, computes both in one op, and the dropout before them too. Blocks
+      are known by the lines of their forward. Hooks on the parts still fire: while there are any,
+      and under autocast, the parts are called one by one. Dropout in training is weft's, seeded
+      by torch's generator: the same distribution, another mask than torch's.
 
     Args:
         model: any module; its own class may be one of those swapped.

@@ -120,6 +120,8 @@ def plain_norm(
         y = plain_norm(is_rms_norm, x.to(accumulate), shape, None, None, eps) * weight
         return (y if bias is None else y + bias).to(x.dtype)
     if not is_rms_norm:
+        if weight is None and bias is not None:
+            weight = torch.ones_like(bias)  # torch's backward wants both or neither
         return F.layer_norm(x, shape, weight, bias, eps)
     if bias is None:
         return F.rms_norm(x, shape, weight, eps)
@@ -127,8 +129,16 @@ def plain_norm(
 
 
 def plain_fused(is_rms_norm: bool, **call: Any) -> tuple[Tensor, ...]:
-    """What one writes without a fused op: sums in the dtype of the inputs, then torch's norm."""
+    """What one writes without a fused op: sums in the dtype of the inputs, the residual stream in its own,
+    then torch's norm of it."""
     x, weight, bias = call["x"], call["weight"], call["bias"]
+    dtype = call.get("out_dtype") or x.dtype
+    residual = call.get("residual")
+    z_dtype = x.dtype if residual is None else residual.dtype
+    if residual is None and call.get("residual_in_fp32"):
+        z_dtype = torch.promote_types(x.dtype, torch.float32)
+    if x.dtype != torch.float64:  # float64 arguments do not make it a float64 computation
+        call = {k: v.float() if _is_float64(v) else v for k, v in call.items()}
     eps, zero_centered = call.get("eps", 1e-6), call.get("zero_centered_weight", False)
     p = call.get("dropout_p", 0.0)
     rng_state = call.get("rng_state")
@@ -137,18 +147,19 @@ def plain_fused(is_rms_norm: bool, **call: Any) -> tuple[Tensor, ...]:
     keep = ("residual", "x1", "dropout_p", "rowscale", "layerscale", "x_bias", "residual2")
     options = {k: call[k] for k in (*keep, "residual_alpha") if k in call}
     z = reference.norm.add(x, dropout_mask=mask, dropout_mask1=mask1, **options)
-    dtype = call.get("out_dtype") or x.dtype
+    z = z.to(torch.float32 if z_dtype == torch.float64 != x.dtype else z_dtype)
     pairs = [(weight, bias)]
     if call.get("weight1") is not None:
         pairs.append((call["weight1"], call.get("bias1")))
     shape = x.shape[-1:]
     results = [plain_norm(is_rms_norm, z, shape, w, b, eps, zero_centered).to(dtype) for w, b in pairs]
     if call.get("prenorm"):
-        residual = call.get("residual")
-        wide = call.get("residual_in_fp32") and x.dtype != torch.float64
-        of_x = torch.float32 if wide else x.dtype
-        results.append(z.to(of_x if residual is None else residual.dtype))
+        results.append(z.to(z_dtype))
     return tuple(results)
+
+
+def _is_float64(value: Any) -> bool:
+    return isinstance(value, Tensor) and value.dtype == torch.float64
 
 
 def by_name(norm: Callable[..., Tensor]) -> Callable[..., Tensor]:

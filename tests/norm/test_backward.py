@@ -42,11 +42,13 @@ def check(
     weight_dtype: torch.dtype | None = None,
     memory_efficient: bool = False,
     zero_centered_weight: bool = False,
+    eps: float = EPS,
+    luck: float = 1.0,
 ) -> dict[str, Tensor | None]:
     """Runs weft's backward and holds each gradient against the truth and torch's."""
     shape = tuple(x.shape[x.dim() - ndim :])
     weight, bias = parameters(weight_shape or shape, weight_dtype or x.dtype, str(x.device))
-    call: dict[str, Any] = {"x": x, "shape": shape, "eps": EPS}
+    call: dict[str, Any] = {"x": x, "shape": shape, "eps": eps}
     call["zero_centered_weight"] = zero_centered_weight
     call |= {"weight": weight - int(zero_centered_weight)} if "weight" in wrt else {"weight": None}
     call |= {"bias": bias} if "bias" in wrt else {"bias": None}
@@ -55,8 +57,10 @@ def check(
     ours = gradients(cases.by_name(by_weft), call, [dy], wrt)
     truth = exact_gradients(cases.by_name(norm.truth), call, [dy], wrt)
     theirs = gradients(cases.by_name(norm.plain), call, [dy], wrt)
+    arithmetic = torch.promote_types(x.dtype, torch.float32)
     for k in wrt:
-        assert_no_worse_than_torch(ours[k], truth[k], theirs[k], f"d{k} of {norm}")
+        what = f"d{k} of {norm}"
+        assert_no_worse_than_torch(ours[k], truth[k], theirs[k], what, arithmetic, luck)
     return ours
 
 
@@ -67,8 +71,10 @@ def check(
 @each_norm
 @pytest.mark.parametrize("width", cases.NARROW)
 def test_narrow_rows(backend: Backend, norm: Norm, dtype: torch.dtype, width: int) -> None:
+    """With a large eps where rows have few numbers, whose gradient would be all cancellation."""
+    eps = 0.5 if width <= 3 else EPS
     for rows in (1, 2, 3, 100):
-        check(norm, draw((rows, width), dtype, backend.device))
+        check(norm, draw((rows, width), dtype, backend.device), eps=eps)
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=cases.name)

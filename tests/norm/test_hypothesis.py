@@ -40,11 +40,11 @@ def test_norms(
     layout: str,
     seed: int,
 ) -> None:
-    torch.manual_seed(seed)
+    torch.manual_seed(seed)  # and a large eps, which bounds how rows of few numbers amplify rounding
     ndim = data.draw(st.integers(1, len(shape) - 1))
     x = draw(shape, dtype, backend.device, layout)
-    check_forward(norm, x, shape[-ndim:], eps=0.1)
-    check_backward(norm, x, ndim)
+    check_forward(norm, x, shape[-ndim:], eps=0.1, luck=4)
+    check_backward(norm, x, ndim, eps=0.1, luck=4)
 
 
 @quick
@@ -65,6 +65,6 @@ def test_fused(
     options = options - ({"rowscale"} if "x1" in options else set())
     options = options - (set() if "weight1" in options else {"bias1"})
     call = fused_call(shape, dtype, options, backend.device, layout, weight_dtype, residual_dtype)
-    call["eps"] = 0.1  # bounds how much a nearly constant row amplifies rounding
-    check_fused_forward(norm, call)
-    check_fused_backward(norm, call)
+    call["eps"] = 0.1
+    check_fused_forward(norm, call, luck=4)
+    check_fused_backward(norm, call, luck=4)

@@ -169,27 +169,46 @@ void set_means(const Backward& p, Row<X>& row, double g_sum, double gx_sum) {
   row.mean_gx = static_cast<A>(gx_sum / C);
 }
 
-template <class X>
-[[gnu::noinline]] void finish_common(const Weights<X> weights, const Row<X>* rows, int count, int64_t begin, int64_t end,
-                                     Sums<acc_t<X>> sums) {
+// finish() for the usual call and kRows rows: a row's constants stay in registers while the columns go by.
+template <class X, int kRows>
+[[gnu::noinline]] void finish_usual(const Weights<X> weights, const Row<X>* rows, int64_t begin, int64_t end,
+                                    Sums<acc_t<X>> sums) {
   using A = acc_t<X>;
   using L = Lanes<X>;
-  for_pairs<X>(begin, end, [=](int64_t i, auto part) {
+  const X *saved[kRows], *dy_row[kRows], *dres[kRows];
+  const char *next_saved[kRows], *next_dy[kRows];
+  Output dx[kRows];
+  Vec<A> mean[kRows], rstd[kRows], mean_g[kRows], mean_gx[kRows];
+  for (int r = 0; r < kRows; ++r) {
+    const Row<X>& row = rows[r];
+    saved[r] = reinterpret_cast<const X*>(row.saved.data);
+    dy_row[r] = reinterpret_cast<const X*>(row.dy.data);
+    dres[r] = reinterpret_cast<const X*>(row.dres.data);
+    next_saved[r] = row.next_saved;
+    next_dy[r] = row.next_dy;
+    dx[r] = row.dx;
+    mean[r] = broadcast<A>(row.mean);
+    rstd[r] = broadcast<A>(row.rstd);
+    mean_g[r] = broadcast<A>(row.mean_g);
+    mean_gx[r] = broadcast<A>(row.mean_gx);
+  }
+  for_pairs<X>(begin, end, [&](int64_t i, auto part) {
     const Pair<A> w = weights.template gain<true>(weights.weight, i, part);
     Carried<A> dweight(sums.weight, i), dbias(sums.bias, i);
-    for (int r = 0; r < count; ++r) {
-      const Row<X>& row = rows[r];
-      if (row.next_dy) {  // the block to come, so that memory is not idle while this one is in the caches
-        __builtin_prefetch(row.next_dy + i * static_cast<int64_t>(sizeof(X)));
-        __builtin_prefetch(row.next_saved + i * static_cast<int64_t>(sizeof(X)));
+#pragma GCC unroll 4
+    for (int r = 0; r < kRows; ++r) {
+      if (next_dy[r]) {  // the block to come, so that memory is not idle while this one is in the caches
+        __builtin_prefetch(next_dy[r] + i * static_cast<int64_t>(sizeof(X)));
+        __builtin_prefetch(next_saved[r] + i * static_cast<int64_t>(sizeof(X)));
       }
-      const Pair<A> x_hat = weights.template normal<true>(row, w, i, part);
-      const Pair<A> dy = L::load(reinterpret_cast<const X*>(row.dy.data) + i, part);
+      const Pair<A> z = L::load(saved[r] + i, part), dy = L::load(dy_row[r] + i, part);
+      const Pair<A> x_hat = {(z.lo - mean[r]) * rstd[r], (z.hi - mean[r]) * rstd[r]};
       dweight.add(dy * x_hat);
       dbias.add(dy);
-      Pair<A> dz = (dy * w - both<A>(row.mean_g) - x_hat * both<A>(row.mean_gx)) * both<A>(row.rstd);
-      if (row.dres) dz = dz + L::load(reinterpret_cast<const X*>(row.dres.data) + i, part);
-      store<X, true>(row.dx, i, dz, part);
+      const auto gradient = [&](Vec<A> d, Vec<A> gain, Vec<A> x) { return (d * gain - mean_g[r] - x * mean_gx[r]) * rstd[r]; };
+      Pair<A> dz = {gradient(dy.lo, w.lo, x_hat.lo), gradient(dy.hi, w.hi, x_hat.hi)};
+      if (dres[r]) dz = dz + L::load(dres[r] + i, part);
+      store<X, true>(dx[r], i, dz, part);
     }
   });
 }
@@ -200,7 +219,11 @@ template <class X>
   using A = acc_t<X>;
   using L = Lanes<X>;
   const Pair<A> alpha = both<A>(static_cast<A>(p.residual_alpha));
-  if (is_usual<X>(p)) return finish_common<X>(weights, rows, count, begin, end, sums);
+  if (is_usual<X>(p)) {
+    if (count == kBlock) return finish_usual<X, kBlock>(weights, rows, begin, end, sums);
+    for (int r = 0; r < count; ++r) finish_usual<X, 1>(weights, rows + r, begin, end, sums);
+    return;
+  }
   for_pairs<X>(begin, end, [&](int64_t i, auto part) {
     const Pair<A> w = weights.template gain<false>(weights.weight, i, part);
     const Pair<A> w1 = weights.template gain<false>(weights.weight1, i, part);

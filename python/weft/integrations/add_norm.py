@@ -19,33 +19,24 @@ def add_norm(
     x: Tensor,
     residual: Tensor,
     *,
-    linear: Any = None,
     dropout: Any = None,
     prenorm: bool = False,
 ) -> Any:
-    """y = norm(z) with z = dropout(linear(x)) + residual; (y, z) if `prenorm`.
+    """y = norm(z) with z = dropout(x) + residual; (y, z) if `prenorm`.
 
-    One op computes dropout, addition and norm, and adds the bias of `linear`, where all of them
-    are what they seem: exactly nn.Linear, exactly nn.Dropout and a norm of weft's, with no hooks
-    and no forward of their own, and x and residual of one shape and dtype outside autocast. All
-    this is looked up at every call, as hooks and adapters come and go. Where it does not hold,
-    the modules are called one by one.
+    One op computes dropout, addition and norm where the parts are what they seem: exactly
+    nn.Dropout and a norm of weft's, with no hooks and no forward of their own, and x and residual
+    of one shape and dtype outside autocast. All this is looked up at every call, as hooks and
+    adapters come and go. Where it does not hold, the parts are called one by one.
 
-    x, residual: [..., C]; with `linear` x: [..., in_features of it]. `dropout`: a module, or a
-    probability that holds regardless of mode.
+    x, residual: [..., C]. `dropout`: a module, or a probability that holds regardless of mode.
     """
-    if linear is not None and not _is_exactly(nn.Linear, linear):
-        x, linear = linear(x), None
     p = _probability(dropout)
-    if p is None or not _fits(norm, x, residual, linear):
-        z = x if linear is None else linear(x)
+    if p is None or not _fits(norm, x, residual):
         if dropout is not None:
-            z = dropout(z) if isinstance(dropout, nn.Module) else F.dropout(z, dropout)
-        z = z + residual
+            x = dropout(x) if isinstance(dropout, nn.Module) else F.dropout(x, dropout)
+        z = x + residual
         return (norm(z), z) if prenorm else norm(z)
-    x_bias = None
-    if linear is not None:
-        x, x_bias = F.linear(x, linear.weight), linear.bias
     eps, is_rms_norm, zero_centered_weight = _settings(norm)
     return layer_norm_fn(
         x,
@@ -57,7 +48,6 @@ def add_norm(
         prenorm=prenorm,
         is_rms_norm=is_rms_norm,
         zero_centered_weight=zero_centered_weight,
-        x_bias=x_bias,
     )
 
 
@@ -73,14 +63,13 @@ def _settings(norm: Any) -> tuple[float, bool, bool]:
     return norm.eps, isinstance(norm, nn.RMSNorm), norm.zero_centered_weight
 
 
-def _fits(norm: Any, x: Any, residual: Any, linear: Any) -> bool:
-    """Whether one op can add `residual` to x, or to what `linear` makes of it, and apply `norm`."""
+def _fits(norm: Any, x: Any, residual: Any) -> bool:
+    """Whether one op can add `residual` to x and apply `norm`."""
     if not (
         type(x) is Tensor and type(residual) is Tensor and x.dim() > 0 and x.dtype == residual.dtype
     ):
         return False
-    width = x.shape[-1] if linear is None else linear.out_features
-    if residual.shape != (*x.shape[:-1], width) or torch.is_autocast_enabled(x.device.type):
+    if residual.shape != x.shape or torch.is_autocast_enabled(x.device.type):
         return False
     if not is_norm(norm) or _is_touched(norm):
         return False

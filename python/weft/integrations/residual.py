@@ -26,9 +26,11 @@ from .patterns import Matcher, Rewriter, Slots
 
 
 def is_block(module: nn.Module) -> bool:
-    """Whether `module` has a norm of weft's for a child and adds things up."""
+    """Whether `module` has a norm of weft's and adds, in a form that weft knows or not."""
+    if not any(is_norm(child) for child in module.children()):
+        return False
     cls: Any = type(module)
-    return any(is_norm(child) for child in module.children()) and _adds(cls)
+    return _adds(cls) or isinstance(replacement(module), Replacement)
 
 
 @functools.cache
@@ -72,8 +74,6 @@ def slots(module: nn.Module) -> Slots:
 
 def kind(child: nn.Module) -> str | None:
     """The slot of the table that `child` may fill."""
-    if type(child) is nn.Linear:
-        return None if child.bias is None else "LINEAR"
     if type(child) is nn.Dropout:
         return "DROPOUT"
     return "NORM" if is_norm(child) else None
