@@ -5,6 +5,9 @@ VENV   := .venv
 BIN    := $(VENV)/bin
 PIP    := -m pip --disable-pip-version-check --quiet
 PYTEST := -m pytest
+# A worker for each core, and threads that sleep while they wait: spinning, they would take the cores from one another.
+PASSIVE := OMP_WAIT_POLICY=passive
+WORKERS := -n auto
 
 native := $(shell find csrc cmake -type f) CMakeLists.txt setup.py pyproject.toml
 python := $(shell find python -name '*.py')
@@ -43,7 +46,7 @@ demo: $(VENV)/.weft
 	$(BIN)/python -m weft.cli demo
 
 test: $(VENV)/.weft
-	$(BIN)/python $(PYTEST)
+	$(PASSIVE) $(BIN)/python $(PYTEST) $(WORKERS)
 
 bench: $(VENV)/.weft
 	$(BIN)/python -m bench
@@ -75,11 +78,11 @@ configure = $(BIN)/cmake -S . -B build/$(1) -G Ninja --log-level=WARNING -DCMAKE
 
 # Without dynamo: its inductor would run the compiler, too, under the sanitizers.
 sanitize: $(VENV)/.weft
-	WEFT_SANITIZE='address;undefined' CMAKE_BUILD_TYPE=RelWithDebInfo WEFT_BUILD_DIR=build/sanitize/tree \
+	WEFT_SANITIZE='address;undefined' WEFT_BUILD_DIR=build/sanitize/tree \
 	$(BIN)/python setup.py --quiet build --build-lib build/sanitize/site
 	LD_PRELOAD="$$($(CXX) -print-file-name=libasan.so) $$($(CXX) -print-file-name=libstdc++.so)" \
 	ASAN_OPTIONS=detect_leaks=0 UBSAN_OPTIONS=print_stacktrace=1 TORCHDYNAMO_DISABLE=1 \
-	PYTHONPATH=build/sanitize/site $(BIN)/python $(PYTEST) tests/norm
+	$(PASSIVE) PYTHONPATH=build/sanitize/site $(BIN)/python $(PYTEST) $(WORKERS) --sample 23 tests/norm -k 'not compile and not opcheck'
 
 # Builds the distributions as a user would, and installs them into environments of their own.
 test-package: $(VENV)/.weft
@@ -93,5 +96,6 @@ cuda: $(VENV)/.weft
 # The libraries that were built against the pinned torch, in the newest one (a CUDA build: some 6 GB).
 test-newest-torch: $(VENV)/.weft
 	$(PYTHON) -m venv .venv-newest
-	.venv-newest/bin/python $(PIP) install --upgrade torch numpy expecttest hypothesis pytest
-	PYTHONPATH=python .venv-newest/bin/python $(PYTEST) tests/norm tests/package
+	.venv-newest/bin/python $(PIP) install --upgrade torch numpy expecttest hypothesis pytest pytest-xdist
+	$(PASSIVE) PYTHONPATH=python .venv-newest/bin/python $(PYTEST) $(WORKERS) --sample 7 tests/norm
+	PYTHONPATH=python .venv-newest/bin/python $(PYTEST) tests/package

@@ -68,13 +68,31 @@ def seed() -> None:
     torch.manual_seed(0)
 
 
+def pytest_addoption(parser: pytest.Parser) -> None:
+    parser.addoption(
+        "--sample",
+        type=int,
+        default=1,
+        metavar="N",
+        help="run every Nth test only: for runs under sanitizers or in a second environment",
+    )
+
+
+def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
+    every = config.getoption("--sample")
+    if every > 1:
+        config.hook.pytest_deselected(items=[x for i, x in enumerate(items) if i % every])
+        items[:] = items[::every]
+
+
 def pytest_configure(config: pytest.Config) -> None:
     """Slow tests run when a mark expression is given: `-m slow`, or `-m ""` for all."""
     if not any(arg.startswith("-m") for arg in config.invocation_params.args):
         config.option.markexpr = "not slow"
 
 
-# The same examples on every run in CI, new ones on every run at a desk; never a deadline, as machines differ.
+# The same examples on every run in CI, new ones on every run at a desk; never a deadline, as
+# machines differ.
 hypothesis.settings.register_profile("ci", deadline=None, derandomize=True, print_blob=True)
 hypothesis.settings.register_profile("desk", deadline=None)
 hypothesis.settings.load_profile("ci" if os.environ.get("CI") else "desk")

@@ -1,9 +1,9 @@
 """How far from the truth a result may be: the one rule of all tests.
 
-The truth is the reference in float64. The yardstick is plain PyTorch on the same input in the same dtypes:
-weft may err at most twice as much, plus a tiny `atol` for the inputs where PyTorch happens to be exact.
-Both the largest error and the root mean square one are held to it; the second sees what is small but
-everywhere.
+The truth is the reference in float64. The yardstick is plain PyTorch on the same input in the same
+dtypes: weft may err at most twice as much, plus a tiny `atol` for the inputs where PyTorch happens
+to be exact. Both the largest error and the root mean square one are held to it; the second sees
+what is small but everywhere.
 """
 
 from __future__ import annotations
@@ -13,9 +13,9 @@ from torch import Tensor
 
 FACTOR = 2.0
 
-# atol in units of the largest true value: some last places of the arithmetic, and for 16-bit types the one
-# rounding of the result. In the mean over n elements luck averages out, and atol shrinks by sqrt(n); but not
-# for float64, where the truth has last places of its own.
+# atol in units of the largest true value: some last places of the arithmetic, and for 16-bit types
+# the one rounding of the result. In the mean over n elements luck averages out, and atol shrinks by
+# sqrt(n); but not for float64, where the truth has last places of its own.
 ATOL = {
     torch.float64: 32 * torch.finfo(torch.float64).eps,
     torch.float32: 4 * torch.finfo(torch.float32).eps,
@@ -40,15 +40,15 @@ def assert_no_worse_than_torch(
     arithmetic: torch.dtype = torch.float64,
     luck: float = 1.0,
 ) -> None:
-    """`result` is weft's, `truth` the float64 reference, `plain` what PyTorch makes of the same input.
+    """`result` is weft's, `truth` the reference in float64, `plain` what PyTorch makes of it.
 
-    `arithmetic` is the dtype computed in, where it may be less than the result's; `luck` multiplies atol,
-    for tensors so small that PyTorch may well be exact.
+    `arithmetic` is the dtype computed in, where it may be less than the result's; `luck` multiplies
+    atol, for tensors so small that PyTorch may well be exact.
 
     Wherever PyTorch is NaN or infinite weft is too, in the same way, and nowhere else.
     """
     __tracebackhide__ = True
-    assert result.shape == truth.shape, f"{what} has shape {list(result.shape)}, not {list(truth.shape)}"
+    assert result.shape == truth.shape, f"{what} has shape {result.shape}, not {truth.shape}"
     assert result.dtype == plain.dtype, f"{what} has dtype {result.dtype}, not {plain.dtype}"
     if result.numel() == 0:
         return
@@ -74,9 +74,10 @@ def assert_no_worse_than_torch(
 
 
 def assert_rounded_once(result: Tensor, truth: Tensor, what: str = "y") -> None:
-    """A 16-bit `result` is the truth, computed in float32, rounded once: half a last place, no more.
+    """A 16-bit `result` is the truth, found in float32, rounded once: half a last place, no more.
 
-    Stricter than twice PyTorch's error, and free of it: every single element counts, small ones too.
+    Stricter than twice PyTorch's error, and free of it: every single element counts, small ones
+    too.
     """
     __tracebackhide__ = True
     info = torch.finfo(result.dtype)
@@ -90,17 +91,24 @@ def assert_rounded_once(result: Tensor, truth: Tensor, what: str = "y") -> None:
 
 
 def assert_int8_close(values: Tensor, truth: Tensor, what: str = "q") -> None:
-    """Within one step everywhere, and the same in all but one of a thousand (where a tie may go either way)."""
+    """Within one step, and the same but for one value in a thousand: a tie may go either way."""
     __tracebackhide__ = True
     assert values.dtype == torch.int8 and values.shape == truth.shape, what
     steps = (values.cpu().int() - truth.int()).abs()
-    assert not steps.numel() or steps.max() <= 1, f"{what} is {steps.max()} steps away from the truth"
+    assert not steps.numel() or steps.max() <= 1, f"{what} is {steps.max()} steps from the truth"
     differ, allowed = int(steps.sum()), -(-steps.numel() // 1000)
     assert differ <= allowed, f"{differ} of {steps.numel()} values of {what} are a step away"
 
 
 def explain(
-    what: str, measure: str, error: float, yardstick: float, limit: float, by: Tensor, result: Tensor, truth: Tensor
+    what: str,
+    measure: str,
+    error: float,
+    yardstick: float,
+    limit: float,
+    by: Tensor,
+    result: Tensor,
+    truth: Tensor,
 ) -> str:
     worst = tuple(int(i) for i in torch.unravel_index(by.argmax(), by.shape))
     rows = int((by.flatten(1) > limit).any(-1).sum()) if by.dim() > 1 else 1

@@ -35,6 +35,10 @@ WEFT_INLINE void philox_round(uint32_t& c0, uint32_t& c1, uint32_t& c2, uint32_t
 }
 
 // Words below the threshold are dropped. p >= 1 drops all: no 32-bit word reaches 2^32.
-WEFT_INLINE uint64_t dropout_threshold(double p) { return static_cast<uint64_t>(p * 4294967296.0); }
+WEFT_INLINE uint64_t dropout_threshold(double p) {
+  const double exact = p * 4294967296.0;
+  const uint64_t below = static_cast<uint64_t>(exact);
+  return below + (static_cast<double>(below) < exact ? 1 : 0);
+}
 
 }  // namespace weft

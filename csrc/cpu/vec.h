@@ -346,6 +346,26 @@ struct Lanes {
     }
   }
 
+  // v as a U holds it.
+  template <class U>
+  static Pair<A> rounded(Pair<A> v) {
+    if constexpr (std::is_same_v<U, A>) {
+      return v;
+    } else if constexpr (kEvenOdd && std::is_same_v<U, bf16>) {
+      const Vec<uint32_t> raw = interleave_bf16(v);
+      return {as_float(raw << 16), as_float(raw & 0xffff0000u)};
+#if defined(__AVX512F__)
+    } else if constexpr (std::is_same_v<A, float> && std::is_same_v<U, f16>) {
+      constexpr int kNearest = _MM_FROUND_TO_NEAREST_INT | _MM_FROUND_NO_EXC;
+      return {_mm512_cvtph_ps(_mm512_cvtps_ph(v.lo, kNearest)), _mm512_cvtph_ps(_mm512_cvtps_ph(v.hi, kNearest))};
+#endif
+    } else {
+      U whole[kPair];
+      store(whole, v);
+      return load(whole);
+    }
+  }
+
   template <class U>
   static void store(U* p, Pair<A> v, Tail tail, bool = false) {
     U whole[kPair];
@@ -353,14 +373,15 @@ struct Lanes {
     copy(p, whole, tail.n);
   }
 
-  // Values in [-32768, 32767] to int8, round to nearest even, saturating. Adding 1.5 · 2^23 leaves the rounded integer in the
+  // round(v) + zero, saturated to int8, for |v| below 2^14; to nearest even. Adding 1.5 · 2^23 leaves the rounded integer in the
   // low bits.
   template <class Part>
-  static void store_int8(int8_t* p, Pair<A> v, Part part, [[maybe_unused]] bool stream = false) {
+  static void store_int8(int8_t* p, Pair<A> v, int32_t zero, Part part, [[maybe_unused]] bool stream = false) {
     alignas(kVecBytes) int8_t whole[kPair];
 #if defined(__AVX512BW__)
     if constexpr (std::is_same_v<A, float>) {
-      const Vec<uint32_t> lo = as_bits(v.lo + 0x1.8p23f), hi = as_bits(v.hi + 0x1.8p23f);
+      const uint32_t offset = static_cast<uint32_t>(zero);
+      const Vec<uint32_t> lo = as_bits(v.lo + 0x1.8p23f) + offset, hi = as_bits(v.hi + 0x1.8p23f) + offset;
       __m256i bytes;
       if constexpr (kEvenOdd) {
         bytes = _mm512_cvtsepi16_epi8(reinterpret_cast<__m512i>((lo & 0xffffu) | (hi << 16)));
@@ -377,14 +398,16 @@ struct Lanes {
       return copy(p, whole, kept(part));
     }
 #endif
-    v = pair_min(pair_max(v, both<A>(-128)), both<A>(127));
+    const A least = static_cast<A>(-128 - zero), most = static_cast<A>(127 - zero);
+    v = pair_min(pair_max(v, both<A>(least)), both<A>(most));
     if constexpr (std::is_same_v<A, double>) {
       for (int i = 0; i < kLanes<A>; ++i) {
-        whole[i] = static_cast<int8_t>(std::nearbyint(v.lo[i]));
-        whole[i + kLanes<A>] = static_cast<int8_t>(std::nearbyint(v.hi[i]));
+        whole[i] = static_cast<int8_t>(static_cast<int32_t>(std::nearbyint(v.lo[i])) + zero);
+        whole[i + kLanes<A>] = static_cast<int8_t>(static_cast<int32_t>(std::nearbyint(v.hi[i])) + zero);
       }
     } else {
-      const Vec<uint32_t> lo = as_bits(v.lo + 0x1.8p23f), hi = as_bits(v.hi + 0x1.8p23f);
+      const uint32_t offset = static_cast<uint32_t>(zero);
+      const Vec<uint32_t> lo = as_bits(v.lo + 0x1.8p23f) + offset, hi = as_bits(v.hi + 0x1.8p23f) + offset;
       if constexpr (kEvenOdd) {  // two 8-bit values make one 16-bit lane
         const HalfLanes pairs = __builtin_convertvector((lo & 255u) | (hi << 8), HalfLanes);
         std::memcpy(whole, &pairs, sizeof pairs);

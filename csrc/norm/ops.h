@@ -72,7 +72,8 @@ class Ops {
 
     const auto none = [&] { return absent(x); };  // a tensor of its own for each output, or they would alias
     Tensor y = call.new_rows(call.float_dtype(out_dtype, call.x_dtype, "out_dtype"));
-    Tensor y1 = p.weight1 || p.bias1 ? call.new_rows(dtype_of(y)) : none();
+    const bool second = weight1 || bias1;
+    Tensor y1 = second ? call.new_rows(dtype_of(y)) : none();
     Tensor residual_out = return_residual ? call.new_rows(call.residual_dtype(residual_dtype, residual)) : none();
     Tensor mean = save_stats && !is_rms_norm ? call.new_per_row(acc_of(call.x_dtype)) : none();
     Tensor rstd = save_stats ? call.new_per_row(acc_of(call.x_dtype)) : none();
@@ -80,7 +81,7 @@ class Ops {
     Tensor mask1 = return_dropout_mask && x1 ? call.new_rows(DType::boolean) : none();
 
     p.y = call.output(y, "y");
-    if (p.weight1 || p.bias1) p.y1 = call.output(y1, "y1");
+    if (second) p.y1 = call.output(y1, "y1");
     if (return_residual) p.residual_out = call.output(residual_out, "residual_out");
     if (save_stats) p.rstd = {rstd.mutable_data_ptr(), dtype_of(rstd)};
     if (save_stats && !is_rms_norm) p.mean = {mean.mutable_data_ptr(), dtype_of(mean)};

@@ -409,6 +409,29 @@ def test_norms_of_others_are_known_by_what_they_compute() -> None:
     torch.testing.assert_close(model[0](x=x), CastingRMSNorm()(x))  # by the class's own keyword
 
 
+class UnweightedRMSNorm(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.eps = 1e-6
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return x * torch.rsqrt(x.square().mean(-1, keepdim=True) + self.eps)
+
+
+def test_norms_without_weights() -> None:
+    block = Block()
+    block.norm = UnweightedRMSNorm()
+    block.__class__ = Reused
+    given = torch.randn(2, 3, 8), torch.randn(2, 3, 8)
+    expected = block(*given)
+    assert [entry.after for entry in weft.optimize(block).swapped] == [
+        "weft.rms_norm",
+        "add + norm",
+    ]
+    torch.testing.assert_close(block(*given), expected)
+    torch.testing.assert_close(block.norm(given[0]), UnweightedRMSNorm()(given[0]))
+
+
 def test_the_probe_leaves_the_random_state_alone() -> None:
     model = nn.Sequential(CastingRMSNorm())
     state = torch.get_rng_state()

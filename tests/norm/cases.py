@@ -1,4 +1,4 @@
-"""What the norm tests run on: inputs and how they lie in memory, the functions compared, their gradients."""
+"""What the norm tests run on: inputs and their layouts, the functions compared, their gradients."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ def name(value: Any) -> str | None:
     return None
 
 
-# ---------------------------------------------------------------------------------------------- inputs
+# ------------------------------------------------------------------------------------------ inputs
 
 
 def _transposed(new: Callable[[Sequence[int]], Tensor], shape: Sequence[int]) -> Tensor:
@@ -96,7 +96,7 @@ def to_float64(value: Any) -> Any:
     return value
 
 
-# ------------------------------------------------------------------------------------------- functions
+# --------------------------------------------------------------------------------------- functions
 
 
 def plain_norm(
@@ -129,8 +129,10 @@ def plain_norm(
 
 
 def plain_fused(is_rms_norm: bool, **call: Any) -> tuple[Tensor, ...]:
-    """What one writes without a fused op: sums in the dtype of the inputs, the residual stream in its own,
-    then torch's norm of it."""
+    """What one writes without a fused op: sums in the dtype of the inputs, then torch's norm.
+
+    The norm takes the sum as the residual stream keeps it, rounded to the residual's dtype.
+    """
     x, weight, bias = call["x"], call["weight"], call["bias"]
     dtype = call.get("out_dtype") or x.dtype
     residual = call.get("residual")
@@ -152,7 +154,8 @@ def plain_fused(is_rms_norm: bool, **call: Any) -> tuple[Tensor, ...]:
     if call.get("weight1") is not None:
         pairs.append((call["weight1"], call.get("bias1")))
     shape = x.shape[-1:]
-    results = [plain_norm(is_rms_norm, z, shape, w, b, eps, zero_centered).to(dtype) for w, b in pairs]
+    norms = [plain_norm(is_rms_norm, z, shape, w, b, eps, zero_centered) for w, b in pairs]
+    results = [y.to(dtype) for y in norms]
     if call.get("prenorm"):
         results.append(z.to(z_dtype))
     return tuple(results)
@@ -227,7 +230,7 @@ RMS = Norm(
 )  # fmt: skip
 NORMS = (LAYER, RMS)
 
-# -------------------------------------------------------------------------------------- fused problems
+# ---------------------------------------------------------------------------------- fused problems
 
 PER_CHANNEL = ("weight", "bias", "weight1", "bias1", "x_bias", "layerscale")
 PER_ELEMENT = ("x", "residual", "residual2", "x1")
@@ -271,13 +274,16 @@ def fused_call(
     return call
 
 
-# ------------------------------------------------------------------------------------------- gradients
+# --------------------------------------------------------------------------------------- gradients
 
 
 def gradients(
-    function: Callable[..., Any], call: dict[str, Any], upstream: Sequence[Tensor], wrt: Iterable[str]
+    function: Callable[..., Any],
+    call: dict[str, Any],
+    upstream: Sequence[Tensor],
+    wrt: Iterable[str],
 ) -> dict[str, Tensor | None]:
-    """The gradients of function(**call) with respect to the named arguments, which keep their strides."""
+    """Gradients of function(**call) with respect to named arguments, which keep their strides."""
     leaves = {k: call[k].detach().requires_grad_() for k in wrt}
     results = as_tuple(function(**(call | leaves)))
     torch.autograd.backward(results[: len(upstream)], list(upstream))
@@ -285,7 +291,10 @@ def gradients(
 
 
 def exact_gradients(
-    function: Callable[..., Any], call: dict[str, Any], upstream: Sequence[Tensor], wrt: Iterable[str]
+    function: Callable[..., Any],
+    call: dict[str, Any],
+    upstream: Sequence[Tensor],
+    wrt: Iterable[str],
 ) -> dict[str, Tensor | None]:
     call = {k: to_float64(v) for k, v in call.items()}
     return gradients(function, call, [to_float64(u) for u in upstream], wrt)

@@ -7,6 +7,7 @@ from typing import Any
 
 import pytest
 import torch
+
 from conftest import Backend
 
 from . import cases
@@ -58,9 +59,7 @@ def test_fused(
     call = fused_call(shape, dtype, EVERYTHING, backend.device)
     upstream = [draw(shape, dtype, backend.device) for _ in range(3)]
     assert_repeats(lambda: norm.fused(**call), backend)
-    assert_repeats(
-        lambda: gradients(norm.fused, call, upstream, DIFFERENTIABLE).values(), backend
-    )
+    assert_repeats(lambda: gradients(norm.fused, call, upstream, DIFFERENTIABLE).values(), backend)
 
 
 @each_shape

@@ -8,10 +8,10 @@ from typing import Any
 
 import pytest
 import torch
-from conftest import Backend
 from torch import Tensor
 
 import weft
+from conftest import Backend
 
 from . import cases
 from .cases import RMS, draw
@@ -66,7 +66,7 @@ def raw(name: str, **given: Any) -> Any:
     return op(**defaults(op, given))
 
 
-# -------------------------------------------------------------- the functions: what only Python can see
+# --------------------------------------------------------- the functions: what only Python can see
 
 
 @pytest.mark.parametrize("op", ["layer_norm", "rms_norm"])
@@ -113,7 +113,7 @@ def test_combinations(make: Make) -> None:
         weft.rms_norm_int8(make.x, zero_point=3)
 
 
-# ------------------------------------------------------------------------ shapes, dtypes, devices, by op
+# ------------------------------------------------------------------ shapes, dtypes, devices, by op
 
 # op, then how the arguments differ from good ones, then the message after "weft.<op>: ".
 REFUSED: list[tuple[str, Callable[[Make], dict[str, Any]], str]] = [
@@ -250,8 +250,10 @@ REFUSED: list[tuple[str, Callable[[Make], dict[str, Any]], str]] = [
      "dy1 has shape [3, 8], expected [4, 8] (that of saved)"),
     ("norm_backward", lambda m: {"dresidual_out": m(4, 8, dtype=torch.int32)},
      f"dresidual_out has dtype int32, {FLOATS}"),
-    ("norm_backward", lambda m: {"rstd": m(3)}, "rstd is float32 [3], expected contiguous float32 [4]"),
-    ("norm_backward", lambda m: {"mean": m(0)}, "mean is float32 [0], expected contiguous float32 [4]"),
+    ("norm_backward", lambda m: {"rstd": m(3)},
+     "rstd is float32 [3], expected contiguous float32 [4]"),
+    ("norm_backward", lambda m: {"mean": m(0)},
+     "mean is float32 [0], expected contiguous float32 [4]"),
     ("norm_backward", lambda m: {"rstd": m(4, dtype=torch.float64)},
      "rstd is float64 [4], expected contiguous float32 [4]"),
     ("norm_backward", lambda m: {"weight": m(9)},
@@ -326,7 +328,7 @@ def test_sparse_input_is_refused(backend: Backend) -> None:
         weft.layer_norm(torch.eye(8, device=backend.device).to_sparse(), (8,))
 
 
-# ----------------------------------------------------------------------------- hostile but well-formed
+# ------------------------------------------------------------------------- hostile but well-formed
 
 
 def test_views_with_the_negative_bit(backend: Backend) -> None:

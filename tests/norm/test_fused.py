@@ -1,4 +1,4 @@
-"""layer_norm_fn, rms_norm_fn and fused_add_rms_norm: what stands around the norm, forward and backward."""
+"""layer_norm_fn, rms_norm_fn, fused_add_rms_norm: norms with their neighbours, both ways."""
 
 from __future__ import annotations
 
@@ -7,11 +7,11 @@ from typing import Any
 
 import pytest
 import torch
-from conftest import Backend
-from tolerance import assert_no_worse_than_torch, assert_rounded_once
 from torch import Tensor
 
 import weft
+from conftest import Backend
+from tolerance import assert_no_worse_than_torch, assert_rounded_once
 from weft import reference
 
 from . import cases
@@ -68,7 +68,8 @@ OPTIONS = (
     f"{AFFINE} weight1 bias1 x1 dropout x_bias layerscale residual residual2 alpha prenorm",
 )
 EVERYTHING = OPTIONS[-1].split()  # but rowscale, which flash-attn's signature keeps apart from x1
-each_option = pytest.mark.parametrize("options", OPTIONS, ids=lambda o: o.replace(" ", "+") or "bare")
+as_id = {"ids": lambda options: options.replace(" ", "+") or "bare"}
+each_option = pytest.mark.parametrize("options", OPTIONS, **as_id)
 
 
 def check_forward(norm: Norm, call: dict[str, Any], luck: float = 1.0) -> tuple[Tensor, ...]:
@@ -103,7 +104,7 @@ def _float64(call: dict[str, Any]) -> dict[str, Any]:
     return {k: v for k, v in call.items() if k not in ("out_dtype", "residual_in_fp32")}
 
 
-# ---------------------------------------------------------------------------------------------- options
+# ----------------------------------------------------------------------------------------- options
 
 
 @each_option
@@ -122,7 +123,7 @@ def test_backward(backend: Backend, norm: Norm, dtype: torch.dtype, options: str
         check_backward(norm, fused_call(shape, dtype, options.split(), backend.device))
 
 
-@pytest.mark.parametrize("options", OPTIONS[-10:], ids=lambda o: o.replace(" ", "+"))
+@pytest.mark.parametrize("options", OPTIONS[-10:], **as_id)
 @usual_dtype
 @each_norm
 def test_wide_rows(backend: Backend, norm: Norm, dtype: torch.dtype, options: str) -> None:
@@ -172,10 +173,12 @@ def test_empty(backend: Backend, norm: Norm, shape: tuple[int, ...]) -> None:
 
 
 def test_one_row_without_leading_dimensions(backend: Backend) -> None:
-    check_forward(LAYER, fused_call((40,), torch.float32, "weight residual prenorm".split(), backend.device))
+    check_forward(
+        LAYER, fused_call((40,), torch.float32, "weight residual prenorm".split(), backend.device)
+    )
 
 
-# ----------------------------------------------------------------------------------------------- dtypes
+# ------------------------------------------------------------------------------------------ dtypes
 
 
 @pytest.mark.parametrize("residual_dtype", FLOATS, ids=cases.name)
@@ -184,7 +187,7 @@ def test_one_row_without_leading_dimensions(backend: Backend) -> None:
 def test_residual_dtypes(
     backend: Backend, norm: Norm, dtype: torch.dtype, residual_dtype: torch.dtype
 ) -> None:
-    """The residual that comes out has the dtype of the one that went in, and so has its gradient."""
+    """The residual comes out in the dtype in which it went in, and so does its gradient."""
     options = f"{AFFINE} residual prenorm".split()
     call = fused_call((5, 131), dtype, options, backend.device, residual_dtype=residual_dtype)
     y, residual = check_forward(norm, call)
@@ -207,10 +210,8 @@ def test_out_dtypes(
 
 @pytest.mark.parametrize("weight_dtype", FLOATS, ids=cases.name)
 @each_dtype
-def test_parameter_dtypes(
-    backend: Backend, dtype: torch.dtype, weight_dtype: torch.dtype
-) -> None:
-    """Of weights, biases and layerscale, which modules keep in float32 beside 16-bit activations."""
+def test_parameter_dtypes(backend: Backend, dtype: torch.dtype, weight_dtype: torch.dtype) -> None:
+    """Of weights, biases and layerscale, which often are float32 beside 16-bit activations."""
     options = f"{AFFINE} weight1 bias1 x_bias layerscale residual prenorm".split()
     call = fused_call((5, 131), dtype, options, backend.device, weight_dtype=weight_dtype)
     check_forward(LAYER, call)
@@ -230,13 +231,13 @@ def test_half_precision_is_float32_rounded_once(
             assert_rounded_once(ours, true, f"result {i}")
 
 
-# --------------------------------------------------------------------------------------------- autograd
+# ---------------------------------------------------------------------------------------- autograd
 
 
-@pytest.mark.parametrize("options", OPTIONS[-8:], ids=lambda o: o.replace(" ", "+"))
+@pytest.mark.parametrize("options", OPTIONS[-8:], **as_id)
 @each_norm
 def test_gradcheck(backend: Backend, norm: Norm, options: str) -> None:
-    """Numerical derivatives in float64: dropout is a fixed mask to them, drawn again in backward."""
+    """Numerical derivatives in float64. Dropout is a fixed mask, drawn again in backward."""
     call = fused_call((3, 5), torch.float64, options.split(), backend.device)
     wrt = [k for k in DIFFERENTIABLE if k in call and call[k] is not None]
 
@@ -269,9 +270,7 @@ def test_unused_results(backend: Backend, norm: Norm, used: tuple[int, ...]) -> 
     def some(function):  # type: ignore[no-untyped-def]
         return lambda **call: tuple(function(**call)[i] for i in used)
 
-    ours, theirs = (
-        gradients(some(f), call, upstream, wrt) for f in (norm.fused, norm.fused_plain)
-    )
+    ours, theirs = (gradients(some(f), call, upstream, wrt) for f in (norm.fused, norm.fused_plain))
     truth = exact_gradients(some(norm.fused_truth), call, upstream, wrt)
     for k in wrt:
         assert_no_worse_than_torch(ours[k], truth[k], theirs[k], f"d{k}")
@@ -295,13 +294,14 @@ def test_stacked_blocks(backend: Backend, norm: Norm) -> None:
 
     call = dict(zip(("x0", "x1", "x2", "weight"), (*xs, weight), strict=True))
     upstream = [draw((4, 33), torch.float32, backend.device) for _ in range(2)]
-    ours, theirs = (gradients(blocks(f), call, upstream, call) for f in (norm.fused, norm.fused_plain))
+    ours = gradients(blocks(norm.fused), call, upstream, call)
+    theirs = gradients(blocks(norm.fused_plain), call, upstream, call)
     truth = exact_gradients(blocks(norm.fused_truth), call, upstream, call)
     for k in call:
         assert_no_worse_than_torch(ours[k], truth[k], theirs[k], f"d{k}")
 
 
-# ---------------------------------------------------------------------------------------------- results
+# ----------------------------------------------------------------------------------------- results
 
 
 @pytest.mark.parametrize("return_dropout_mask", [False, True])
@@ -314,9 +314,8 @@ def test_results_are_flash_attns(
     x = draw((4, 33), torch.float32, backend.device)
     weight, bias = parameters((33,), torch.float32, backend.device)
     more = {"weight1": weight, "bias1": bias, "x1": x} if second else {}
-    results = weft.layer_norm_fn(
-        x, weight, bias, **more, prenorm=prenorm, dropout_p=0.5, return_dropout_mask=return_dropout_mask
-    )
+    more |= {"prenorm": prenorm, "return_dropout_mask": return_dropout_mask}
+    results = weft.layer_norm_fn(x, weight, bias, dropout_p=0.5, **more)
     assert isinstance(results, Tensor if not (second or prenorm or return_dropout_mask) else tuple)
     results = list(as_tuple(results))
     assert len(results) == 1 + second + prenorm + 2 * return_dropout_mask
@@ -352,7 +351,7 @@ def test_out_and_residual_out(backend: Backend, norm: Norm, layout: str) -> None
 
 @each_norm
 def test_results_in_place_of_arguments(backend: Backend, norm: Norm) -> None:
-    """out may be x and residual_out the residual, as in an inference loop that allocates nothing."""
+    """out may be x and residual_out the residual: inference that allocates nothing."""
     for shape in ((6, 65), (2, 20001)):
         call = fused_call(shape, torch.bfloat16, OPTIONS[9].split(), backend.device)
         y, residual = norm.fused(**call)
@@ -360,7 +359,7 @@ def test_results_in_place_of_arguments(backend: Backend, norm: Norm) -> None:
         assert torch.equal(call["x"], y) and torch.equal(call["residual"], residual)
 
 
-# ---------------------------------------------------------------------------------------------- dropout
+# ----------------------------------------------------------------------------------------- dropout
 
 RNG_STATES = ((0, 0), (1, 2), (0x1234_5678_9ABC_DEF, 2**40 + 3), (-1, -1), (-(2**63), 2**63 - 1))
 
@@ -423,7 +422,7 @@ def test_dropout_without_state_draws_from_torch(backend: Backend) -> None:
 
 @pytest.mark.parametrize("p", [0.01, 0.5, 0.9])
 def test_mask_statistics(backend: Backend, p: float) -> None:
-    """Kept as often as said, within five standard deviations: overall, by row, and by neighbours."""
+    """Kept as often as said, within five standard deviations: overall, by row, by neighbours."""
     n = 2**20
     mask = weft.dropout_mask(torch.tensor([11, 22]), (1024, 1024), p).double()
 
@@ -460,12 +459,12 @@ def test_nearly_all_dropped(backend: Backend, norm: Norm) -> None:
     check_backward(norm, call)
 
 
-# ------------------------------------------------------------------------------------------ ill condition
+# ----------------------------------------------------------------------------------- ill condition
 
 
 @each_norm
 def test_constant_sums_have_small_gradients(backend: Backend, norm: Norm) -> None:
-    """Rows without variance but for the rounding of the residual that is kept: no gradient explodes.
+    """Rows whose only variance is the rounding of the residual that is kept: no gradient explodes.
 
     The sum, 100.3, is no bfloat16. Backward must not take its rounding error for variance.
     """
@@ -478,7 +477,7 @@ def test_constant_sums_have_small_gradients(backend: Backend, norm: Norm) -> Non
     assert ours.abs().max() <= 2 * truth.abs().max()
 
 
-# ----------------------------------------------------------------------------------- fused_add_rms_norm
+# ------------------------------------------------------------------------------ fused_add_rms_norm
 
 
 @pytest.mark.parametrize("zero_centered_weight", [False, True])
@@ -536,4 +535,3 @@ def test_masks_beyond_2_31_elements(backend: Backend) -> None:
         elements = torch.arange(start, start + 20)
         expected = reference.philox.words(elements, state) >= 2**31
         assert torch.equal(mask[start : start + 20].cpu(), expected)
-

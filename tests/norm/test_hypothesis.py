@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import torch
-from conftest import Backend
 from hypothesis import HealthCheck, example, given, settings
 from hypothesis import strategies as st
+
+from conftest import Backend
 
 from .cases import FLOATS, LAYOUTS, NORMS, Norm, draw, fused_call
 from .test_backward import check as check_backward
@@ -14,6 +15,7 @@ from .test_fused import check_backward as check_fused_backward
 from .test_fused import check_forward as check_fused_forward
 
 # The fixture `backend` holds only the instruction set level: it may stay the same for all examples.
+# Rows of few numbers are often nearly constant and amplify rounding: a large eps bounds how much.
 quick = settings(max_examples=60, suppress_health_check=[HealthCheck.function_scoped_fixture])
 
 norms = st.sampled_from(NORMS)
@@ -40,7 +42,7 @@ def test_norms(
     layout: str,
     seed: int,
 ) -> None:
-    torch.manual_seed(seed)  # and a large eps, which bounds how rows of few numbers amplify rounding
+    torch.manual_seed(seed)
     ndim = data.draw(st.integers(1, len(shape) - 1))
     x = draw(shape, dtype, backend.device, layout)
     check_forward(norm, x, shape[-ndim:], eps=0.1, luck=4)

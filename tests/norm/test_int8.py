@@ -1,4 +1,4 @@
-"""layer_norm_int8 and rms_norm_int8: norms whose results leave as int8, with a scale given or their own."""
+"""layer_norm_int8 and rms_norm_int8: norms that end in int8, with a scale given or found."""
 
 from __future__ import annotations
 
@@ -6,9 +6,10 @@ from typing import Any
 
 import pytest
 import torch
+from torch import Tensor
+
 from conftest import Backend
 from tolerance import assert_int8_close, assert_no_worse_than_torch
-from torch import Tensor
 
 from . import cases
 from .cases import FLOATS, LAYER, LAYOUTS, NORMS, RMS, Norm, draw, exact, parameters
@@ -75,7 +76,9 @@ def test_wide_rows(backend: Backend, norm: Norm, dtype: torch.dtype, end: str) -
 
 
 @each_end
-@pytest.mark.parametrize("given", ["", "weight", "bias", "shift", "smooth", "weight bias shift smooth"])
+@pytest.mark.parametrize(
+    "given", ["", "weight", "bias", "shift", "smooth", "weight bias shift smooth"]
+)
 @pytest.mark.parametrize("zero_centered_weight", [False, True])
 @each_norm
 def test_per_channel(
@@ -157,7 +160,7 @@ def test_rows_of_zeros(backend: Backend, norm: Norm, width: int, end: str) -> No
 @pytest.mark.parametrize("end", DYNAMIC)
 @pytest.mark.parametrize("value", [-2.0, 1e-6, 3.0])
 def test_constant_rows(backend: Backend, value: float, end: str) -> None:
-    """A constant after the norm: zero is in the range, so that neither scale nor values degenerate."""
+    """A constant after the norm: zero is in the range, so that nothing degenerates."""
     x = torch.full((3, 100), 5.0, device=backend.device)
     constant = torch.full((100,), value, device=backend.device)
     result = check(LAYER, x, end, bias=constant)
@@ -176,7 +179,7 @@ def test_one_sided_rows(backend: Backend, sign: int) -> None:
 
 @each_norm
 def test_extremes_are_used(backend: Backend, norm: Norm) -> None:
-    """Dynamic symmetric rows reach 127 or -127 and never -128; asymmetric ones fill all 256 values."""
+    """Symmetric rows reach 127 or -127, never -128; asymmetric ones fill all 256 values."""
     x = draw((50, 300), torch.bfloat16, backend.device)
     symmetric = norm.int8(x).values.int()
     assert (symmetric.abs().amax(-1) == 127).all()
@@ -202,9 +205,7 @@ def test_static_rounds_half_to_even(backend: Backend) -> None:
 @each_end
 @pytest.mark.parametrize("value", [float("nan"), float("inf")])
 @each_norm
-def test_nonfinite_rows_stay_alone(
-    backend: Backend, norm: Norm, value: float, end: str
-) -> None:
+def test_nonfinite_rows_stay_alone(backend: Backend, norm: Norm, value: float, end: str) -> None:
     for width in (65, 20001):
         x = draw((3, width), torch.float32, backend.device)
         clean = norm.int8(x, **ENDS[end])

@@ -139,9 +139,10 @@ template <class X, bool kCommon>
 [[gnu::noinline]] void gather(const Weights<X> weights, const Row<X> row, int64_t begin, int64_t end, double* g_sum, double* gx_sum) {
   using A = acc_t<X>;
   double g_total = 0, gx_total = 0;
-  for (int64_t tile = begin; tile < end; tile += kTile) {
+  constexpr int64_t step = kSumPairs * Lanes<X>::kPair;
+  for (int64_t tile = begin; tile < end; tile += step) {
     Pair<A> sum = both<A>(0), sum_x = both<A>(0);
-    for_pairs<X>(tile, tile + kTile < end ? tile + kTile : end, [&](int64_t i, auto part) {
+    for_pairs<X>(tile, tile + step < end ? tile + step : end, [&](int64_t i, auto part) {
       const Pair<A> w = weights.template gain<kCommon>(weights.weight, i, part);
       const Pair<A> x_hat = weights.template normal<kCommon>(row, w, i, part);
       Pair<A> g = both<A>(0);

@@ -126,29 +126,30 @@ class Row {
                 Next next) const {
     int8_t* q = reinterpret_cast<int8_t*>(p_.int8.q.row(n_));
     const bool stream = p_.stream && reinterpret_cast<uintptr_t>(q) % kVecBytes == 0;
-    const Pair<A> inverse = both<A>(static_cast<A>(1 / scale)), zero = both<A>(static_cast<A>(zero_point));
+    const Pair<A> inverse = both<A>(static_cast<A>(1 / scale));
     if (p_.int8.scale) {
       const Int8Input in(p_, n_);
-      const Pair<A> least = both<A>(-128), most = both<A>(127);
+      const Pair<A> least = both<A>(static_cast<A>(-128 - zero_point)), most = both<A>(static_cast<A>(127 - zero_point));
       with_normal<false>(s, [&](auto normal) {
         for_pairs<X>(begin, end, [&](int64_t i, auto part) {
           next.prefetch(i, L::kPair, sizeof(X));
           const Pair<A> t = smoothed<false>(normal(i, part), in, inverse_smooth, i, part);
           // NaN fails both comparisons and leaves as the least value: defined, if not meaningful.
-          L::store_int8(q + i, pair_min(pair_max(t * inverse + zero, least), most), part, stream);
+          L::store_int8(q + i, pair_min(pair_max(t * inverse, least), most), zero_point, part, stream);
         });
       });
     } else {  // t was kept, and lies within the scale's range
       const A* t = z_;
       for_pairs<X>(begin, end, [=](int64_t i, auto part) {
         next.prefetch(i, L::kPair, sizeof(X));
-        L::store_int8(q + i, load_pair(t + i) * inverse + zero, part, stream);
+        L::store_int8(q + i, load_pair(t + i) * inverse, zero_point, part, stream);
       });
     }
   }
 
   // All of int8 with a dynamic symmetric scale for RMSNorm of x alone without bias or shift. There t = rstd · (x · gain), so the
-  // extreme needs no statistics: one sweep takes Σx² and max |x · gain|, the second writes q. Returns the scale.
+  // extreme needs no statistics: one sweep takes Σx² and max |x · gain|, the second writes q. Returns the scale, or -1 and nothing done where
+  // squares overflow.
   [[gnu::noinline]] double rms_int8(const A* inverse_smooth, Next next) const {
     const Input w(p_.weight, n_, p_.C);
     const Pair<A> one = both<A>(p_.zero_centered && w ? 1 : 0);
@@ -164,6 +165,7 @@ class Row {
       extreme = pair_magnitude_max(extreme, scaled(v, i, part));
       return Two{v * v, v};
     });
+    if (!(square.first() <= kMost)) return -1;
     const Statistics<A> s(p_, {static_cast<double>(p_.C), 0, square.first()});
     const double most = magnitude(extreme) * static_cast<double>(s.rstd);
     double scale;
@@ -175,7 +177,7 @@ class Row {
     const Pair<A> factor = both<A>(static_cast<A>(static_cast<double>(s.rstd) / scale));
     for_pairs<X>(0, p_.C, [=](int64_t i, auto part) {
       next.prefetch(i, L::kPair, sizeof(X));
-      L::store_int8(q + i, scaled(L::load(x + i, part), i, part) * factor, part, stream);
+      L::store_int8(q + i, scaled(L::load(x + i, part), i, part) * factor, 0, part, stream);
     });
     return scale;
   }
@@ -216,8 +218,11 @@ class Row {
       const Output out(p_.residual_out, n_, p_.stream);
       const Pair<A> alpha = both<A>(static_cast<A>(p_.residual_alpha));
       return [=](int64_t i, auto part) {
-        const Pair<A> v = L::load(x + i, part) + L::load(residual + i, part) * alpha;
-        if (out) store<X, true>(out, i, v, part);
+        Pair<A> v = L::load(x + i, part) + L::load(residual + i, part) * alpha;
+        if (out) {
+          v = rounded<X, true>(out, v);
+          store<X, true>(out, i, v, part);
+        }
         store_pair(z + i, v);
         return v;
       };
@@ -235,32 +240,32 @@ class Row {
   Moments moments(int64_t begin, int64_t end) const {
     const auto read = reader<kTerms>();
     const double count = static_cast<double>(end - begin);
-    if constexpr (kRms) {
-      Sum square;
-      square.over(begin, end, [=](int64_t i, auto part) {
-        const Pair<A> v = read(i, part);
-        return Two{v * v, v};
-      });
-      return {count, 0, square.first()};
-    }
-    const A pivot = guess<kTerms>(begin, end);
-    const auto around = [](Pair<A> v, Pair<A> centre, auto part) {
-      const Pair<A> d = L::clear_beyond(v - centre, part);
+    const A pivot = kRms ? A{0} : guess<kTerms>(begin, end);
+    const auto around = [](Pair<A> v, Pair<A> centre, Pair<A> unit, auto part) {
+      const Pair<A> d = kRms ? v * unit : L::clear_beyond(v - centre, part) * unit;
       return Two{d * d, d};
     };
     Sum sums;
-    sums.over(begin, end, [=, centre = both<A>(pivot)](int64_t i, auto part) { return around(read(i, part), centre, part); });
-    const double offset = sums.second() / count, mean = pivot + offset;
-    if (offset * sums.second() <= 0.25 * sums.first()) return {count, mean, sums.first() - offset * sums.second()};
+    sums.over(begin, end, [=, centre = both<A>(pivot)](int64_t i, auto part) {
+      return around(read(i, part), centre, both<A>(1), part);
+    });
+    if (kRms && sums.first() <= kMost) return {count, 0, sums.first()};
+    const double mean = kRms ? 0 : pivot + sums.second() / count, offset = mean - pivot;
+    if (!kRms && offset * sums.second() <= 0.25 * sums.first() && sums.first() <= kMost)
+      return {count, mean, sums.first() - offset * sums.second()};
 
+    // Around the mean as it was found, which shows by how much it is off; and in units in which squares of large values fit.
     const X* x = x_;
     const A* z = z_;
+    const double unit = sums.first() <= kMost ? 1 : 0x1p-80;
     Sum again;
-    again.over(begin, end, [=, centre = both<A>(static_cast<A>(mean))](int64_t i, auto part) {
-      return around(kTerms == Terms::x ? L::load(x + i, part) : load_pair(z + i), centre, part);
+    again.over(begin, end, [=, centre = both<A>(static_cast<A>(mean)), unit = both<A>(static_cast<A>(unit))](int64_t i, auto part) {
+      return around(kTerms == Terms::x ? L::load(x + i, part) : load_pair(z + i), centre, unit, part);
     });
-    return {count, mean, again.first()};
+    const double off = kRms ? 0 : again.second() / unit / count;
+    return {count, kRms ? 0 : static_cast<A>(mean) + off, (again.first() / unit - off * again.second()) / unit};
   }
+  static constexpr double kMost = std::is_same_v<A, double> ? 1e300 : 1e37;  // sums of squares beyond this may have overflowed
 
   // The mean of the first pair of x, and of residual where that is all there is beside it.
   template <Terms kTerms>
@@ -273,7 +278,8 @@ class Row {
     return value;
   }
 
-  // Two sums over columns at once. Each is carried in two accumulators, or the latency of an addition would set the pace.
+  // Two sums over columns at once. Each is carried in two accumulators, or the latency of an addition would set the pace; and flushed
+  // to double before a lane has added up more than kSumPairs / 2 elements, or narrow vectors would round more than wide ones.
   struct Two {
     Pair<A> first, second;
   };
@@ -281,7 +287,16 @@ class Row {
    public:
     template <class F>
     WEFT_INLINE void over(int64_t begin, int64_t end, F f) {
-      Two even = zero(), odd = zero();
+      for (int64_t c = begin; c < end; c += kSumPairs * L::kPair)
+        block(c, c + kSumPairs * L::kPair < end ? c + kSumPairs * L::kPair : end, f);
+    }
+    double first() const { return first_; }
+    double second() const { return second_; }
+
+   private:
+    template <class F>
+    WEFT_INLINE void block(int64_t begin, int64_t end, F f) {
+      Two even = {both<A>(0), both<A>(0)}, odd = even;
       const auto add = [&](Two& to, int64_t i, auto part) {
         const Two v = f(i, part);
         to = {to.first + v.first, to.second + v.second};
@@ -292,14 +307,11 @@ class Row {
         add(odd, i + L::kPair, Full{});
       }
       for_pairs<X>(i, end, [&](int64_t j, auto part) { add(even, j, part); });
-      total_ = {even.first + odd.first, even.second + odd.second};
+      first_ += static_cast<double>(pair_sum(even.first + odd.first));
+      second_ += static_cast<double>(pair_sum(even.second + odd.second));
     }
-    double first() const { return static_cast<double>(pair_sum(total_.first)); }
-    double second() const { return static_cast<double>(pair_sum(total_.second)); }
 
-   private:
-    static Two zero() { return {both<A>(0), both<A>(0)}; }
-    Two total_;
+    double first_ = 0, second_ = 0;
   };
 
   struct AnyTerms {
@@ -326,7 +338,9 @@ class Row {
       if (x1) z = z + (dropped ? load<X>(x1, i, part) * L::load(keep1 + i, part) : load<X>(x1, i, part));
       if (residual) z = z + load<X>(residual, i, part) * alpha;
       if (residual2) z = z + load<X>(residual2, i, part);
-      if (out) store<X>(out, i, z, part);
+      if (!out) return z;
+      z = rounded<X>(out, z);
+      store<X>(out, i, z, part);
       return z;
     }
   };
@@ -492,9 +506,12 @@ void rows(const Forward& p, int64_t begin, int64_t end, void* scratch) {
   for (int64_t n = begin; n < end; ++n) {
     const Row<X> row(p, variant, n, z, keep);
     if (fused_int8) {
-      p.int8.scale_out[n] = static_cast<float>(row.rms_int8(inverse_smooth, Next(p, n + 1, end)));
-      if (p.int8.zero_point_out) p.int8.zero_point_out[n] = 0;
-      continue;
+      const double scale = row.rms_int8(inverse_smooth, Next(p, n + 1, end));
+      if (scale != -1) {
+        p.int8.scale_out[n] = static_cast<float>(scale);
+        if (p.int8.zero_point_out) p.int8.zero_point_out[n] = 0;
+        continue;
+      }
     }
     const Statistics<A> s = statistics(row, n);
     if (p.int8) {

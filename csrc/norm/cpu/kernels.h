@@ -14,6 +14,9 @@ namespace weft::norm::cpu {
 // Columns that are taken together: a tile of z in fp32 is 16 KiB, half of an L1 cache.
 constexpr int64_t kTile = 4096;
 
+// Pairs of columns after which sums of accumulators go on in double.
+constexpr int64_t kSumPairs = 128;
+
 // Count, mean and Σ(z - mean)² of some elements; for RMSNorm Σz² alone.
 struct Moments {
   double count, mean, m2;

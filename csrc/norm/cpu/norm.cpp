@@ -99,7 +99,7 @@ struct BackwardPlan {
     columns = by_columns(p.N, p.C);
     tiles = ceil_div(p.C, kTile);
     groups = columns ? 1 : std::clamp<int64_t>(ceil_div(p.N, kGroupRows), 1, kMaxGroups);
-    group_rows = ceil_div(ceil_div(p.N, groups), 4) * 4;  // whole blocks of rows
+    group_rows = std::max<int64_t>(ceil_div(ceil_div(p.N, groups), 4), 1) * 4;  // whole blocks of rows
     groups = columns ? 1 : std::max<int64_t>(ceil_div(p.N, group_rows), 1);
     tasks = columns ? tiles : task_count(p.N, p.C, groups);
     group_bytes = slots * p.weight.heads * padded(p.C) * element;

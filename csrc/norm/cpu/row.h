@@ -77,6 +77,17 @@ WEFT_INLINE void store(const Output& out, int64_t i, Pair<acc_t<X>> v, Part part
   store_other<X>(out.data, out.dtype, i, v, part);
 }
 
+// v as it will be read back from `out`.
+template <class X>
+[[gnu::noinline]] Pair<acc_t<X>> rounded_other(DType dtype, Pair<acc_t<X>> v) {
+  return with_float_type(dtype, [&](auto type) { return Lanes<X>::template rounded<decltype(type)>(v); });
+}
+template <class X, bool kOwn = false>
+WEFT_INLINE Pair<acc_t<X>> rounded(const Output& out, Pair<acc_t<X>> v) {
+  if (kOwn || out.dtype == kDType<X>) return Lanes<X>::template rounded<X>(v);
+  return rounded_other<X>(out.dtype, v);
+}
+
 template <class A>
 inline A read_scalar(const PerRow& v, int64_t n, A absent) {
   if (!v) return absent;

@@ -40,7 +40,7 @@ def add_norm(
     eps, is_rms_norm, zero_centered_weight = _settings(norm)
     return layer_norm_fn(
         x,
-        norm.weight,
+        getattr(norm, "weight", None),
         getattr(norm, "bias", None),
         residual=residual,
         eps=eps,
@@ -74,26 +74,22 @@ def _fits(norm: Any, x: Any, residual: Any) -> bool:
     if not is_norm(norm) or _is_touched(norm):
         return False
     if isinstance(norm, NormLike):  # y may need a wider dtype than x has
-        return not norm._weft_form.promotes or norm.weight is None or norm.weight.dtype is x.dtype
+        weight = getattr(norm, "weight", None)
+        return not norm._weft_form.promotes or weight is None or weight.dtype is x.dtype
     return len(norm.normalized_shape) == 1 and norm.eps is not None and not norm.memory_efficient
 
 
 def _probability(dropout: Any) -> float | None:
     """With which probability to drop; None where the module has to be called for it."""
     is_module = isinstance(dropout, nn.Module)
-    if is_module and not _is_exactly(nn.Dropout, dropout):
+    if is_module and (type(dropout) is not nn.Dropout or _is_touched(dropout)):
         return None
     p: float = (dropout.p if dropout.training else 0.0) if is_module else dropout or 0.0
     return p if p < 1 else None  # dropping everything is a case of its own in torch
 
 
-def _is_exactly(cls: type[nn.Module], module: Any) -> bool:
-    return type(module) is cls and not _is_touched(module)
-
-
 def _is_touched(module: nn.Module) -> bool:
-    """Whether a call of `module` runs more than the forward of its class: a hook, or another
-    forward."""
+    """Whether a call of `module` runs more than its class's forward: a hook, another forward."""
     return bool(
         module._forward_hooks
         or module._forward_pre_hooks

@@ -35,9 +35,8 @@ class Form(NamedTuple):
     is_rms_norm: bool
     zero_centered_weight: bool
     eps_name: str = "eps"
-    promotes: bool = (
-        False  # y has the wider dtype of x and weight (`weight * x.to(dtype)`), not that of x
-    )
+    # y has the wider dtype of x and weight, as `weight * x.to(dtype)` has, and not that of x.
+    promotes: bool = False
 
     def __str__(self) -> str:
         name = "weft.rms_norm" if self.is_rms_norm else "weft.layer_norm"
@@ -89,11 +88,8 @@ class NormLike(Derived):
 
     def forward(self, *args: Tensor, **kwargs: Tensor) -> Tensor:
         (x,) = (*args, *kwargs.values())  # positional, or by whatever name the class has for it
-        form, weight, bias = (
-            self._weft_form,
-            getattr(self, "weight", None),
-            getattr(self, "bias", None),
-        )
+        form = self._weft_form
+        weight, bias = getattr(self, "weight", None), getattr(self, "bias", None)
         eps: float = getattr(self, form.eps_name)
         zero_centered = form.zero_centered_weight
         if form.promotes and weight is not None and weight.dtype != x.dtype:

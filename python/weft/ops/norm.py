@@ -101,6 +101,7 @@ def layer_norm(
     if out is not None:
         _refuse_grad("layer_norm", input, weight, bias)
         _layer_norm_out(input, ndim, weight, bias, eps, zero_centered_weight, out=out)
+        written(out)
         return out
     if (
         (
@@ -183,6 +184,7 @@ def rms_norm(
     if out is not None:
         _refuse_grad("rms_norm", input, weight, bias)
         _rms_norm_out(input, ndim, weight, bias, eps, zero_centered_weight, out=out)
+        written(out)
         return out
     if (
         (
@@ -337,6 +339,7 @@ def _layer_norm_fn_out(
     want_masks = args.return_dropout_mask
     args = args._replace(return_dropout_mask=False, out_dtype=None, residual_dtype=None)
     _norm_forward_out(*args, out=out, residual_out=residual_out)
+    written(out, residual_out)
     results: list[Tensor | None] = [out]
     if prenorm:
         results.append(x if residual_out is None else residual_out)
@@ -425,6 +428,7 @@ def fused_add_rms_norm(
     """
     _refuse_grad("fused_add_rms_norm", input, residual, weight, what="an in-place norm")
     _fused_add_rms_norm_(input, residual, weight, eps, zero_centered_weight)
+    written(input, residual)
 
 
 def dropout_mask(rng_state: Tensor, shape: Sequence[int], p: float, stream: int = 0) -> Tensor:

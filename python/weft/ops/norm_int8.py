@@ -16,6 +16,8 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
+from ._written import written
+
 _norm_int8 = torch.ops.weft.norm_int8.default
 _norm_int8_out = torch.ops.weft.norm_int8.out
 
@@ -231,6 +233,7 @@ def _quantized_norm(
             zero_point_out=zero_points if points else None,
             residual_out=z,
         )
+        written(*outs)
     kept = z if new_residual or outs[3] is not None else x
     return Int8Output(
         q,

@@ -1,7 +1,7 @@
 """weft's functions once more in plain PyTorch: short, obvious, in any dtype up to float64.
 
-They are written from the formulas, not from the kernels, and the tests hold every kernel against them.
-Nothing here is fast, and nothing but tests and benchmarks imports it.
+They are written from the formulas, not from the kernels, and the tests hold every kernel against
+them. Nothing here is fast, and nothing but tests and benchmarks imports it.
 """
 
 from . import norm, philox

@@ -1,17 +1,18 @@
 """The norm family in plain PyTorch.
 
     u = dropout((x + x_bias) * rowscale * layerscale)
-    z = u + dropout(x1) + residual_alpha * residual + residual2          the residual that `prenorm` returns
-    y = (z - mean(z)) / sqrt(var(z) + eps) * weight + bias               LayerNorm, biased variance
-    y = z / sqrt(mean(z^2) + eps) * weight + bias                        RMSNorm
-    q = round((y - shift) / smooth / scale) + zero_point                 the int8 ends
+    z = u + dropout(x1) + residual_alpha * residual + residual2    what `prenorm` returns
+    y = (z - mean(z)) / sqrt(var(z) + eps) * weight + bias         LayerNorm, biased variance
+    y = z / sqrt(mean(z^2) + eps) * weight + bias                  RMSNorm
+    q = round((y - shift) / smooth / scale) + zero_point           the int8 ends
 
-Every operation runs in the dtype of its operands, with no hidden upcast: give float64 for an oracle, and
-bfloat16 to see what plain PyTorch makes of it. Arguments that only steer memory (`out`, `memory_efficient`)
-do not exist here. Autograd differentiates everything but the rounding of the int8 ends.
+Every operation runs in the dtype of its operands, with no hidden upcast: give float64 for an
+oracle, and bfloat16 to see what plain PyTorch makes of it. Arguments that only steer memory (`out`,
+`memory_efficient`) do not exist here. Autograd differentiates everything but the rounding of the
+int8 ends.
 
-Shapes: N leading dimensions of any number, C normalised ones. Weights have the shape of C, or [H, C] with H
-the last of N.
+Shapes: N leading dimensions of any number, C normalised ones. Weights have the shape of C, or [H,
+C] with H the last of N.
 """
 
 from __future__ import annotations
@@ -34,7 +35,9 @@ def normalize(z: Tensor, ndim: int, eps: float, is_rms_norm: bool) -> Tensor:
     return z / torch.sqrt(z.square().mean(dims, keepdim=True) + eps)
 
 
-def affine(xhat: Tensor, weight: Tensor | None, bias: Tensor | None, zero_centered_weight: bool) -> Tensor:
+def affine(
+    xhat: Tensor, weight: Tensor | None, bias: Tensor | None, zero_centered_weight: bool
+) -> Tensor:
     if weight is not None:
         xhat = xhat * (1 + weight if zero_centered_weight else weight)
     return xhat if bias is None else xhat + bias
@@ -69,7 +72,7 @@ def rms_norm(
 
 
 def drop(x: Tensor, p: float, mask: Tensor | None) -> Tensor:
-    """`x` where `mask` keeps it, scaled up so that the expectation stays; all of it without a mask."""
+    """`x` where `mask` keeps it, scaled up so that its expectation stays; without a mask, `x`."""
     return x if mask is None else torch.where(mask, x, 0) / (1 - p)
 
 
@@ -142,8 +145,8 @@ def layer_norm_fn(
 ) -> Tensor | tuple[Tensor | None, ...]:
     """flash-attn's function: y, [y1 if weight1], [z if prenorm], [the two masks if asked for].
 
-    Dropout takes the masks given, else those of `rng_state`. z is returned in the residual's dtype (without
-    a residual: float32 if `residual_in_fp32`, else x's), but normalised as it is.
+    Dropout takes the masks given, else those of `rng_state`. z is returned in the residual's dtype
+    (without a residual: float32 if `residual_in_fp32`, else x's), but normalised as it is.
     """
     if dropout_mask is None:
         dropout_mask, dropout_mask1 = dropout_masks(x, x1, dropout_p, rng_state)
@@ -217,7 +220,8 @@ def quantize(
 
 
 def clamp_to_int8(steps: Tensor, zero_point: Tensor | int, lowest: int) -> Tensor:
-    return (torch.round(steps) + zero_point).clamp(lowest, 127).to(torch.int8)  # rounds half to even
+    """Rounds halves to even, then moves by the zero point, then saturates."""
+    return (torch.round(steps) + zero_point).clamp(lowest, 127).to(torch.int8)
 
 
 def layer_norm_int8(

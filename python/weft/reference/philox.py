@@ -1,9 +1,11 @@
 """Philox4x32-10, the counter-based generator behind dropout, in int64 tensor arithmetic.
 
-J. K. Salmon, M. A. Moraes, R. O. Dror, D. E. Shaw: "Parallel Random Numbers: As Easy as 1, 2, 3", SC 2011.
+J. K. Salmon, M. A. Moraes, R. O. Dror, D. E. Shaw: "Parallel Random Numbers: As Easy as 1, 2, 3",
+SC 2011.
 
-A counter of four 32-bit words and a key of two go in, four random words come out. Nothing is remembered
-between calls, so that any kernel on any device, forward or backward, can draw the word of any element.
+A counter of four 32-bit words and a key of two go in, four random words come out. Nothing is
+remembered between calls, so that any kernel on any device, forward or backward, can draw the word
+of any element.
 """
 
 from __future__ import annotations
@@ -25,7 +27,7 @@ def multiply(a: int, b: Tensor) -> tuple[Tensor, Tensor]:
 
 
 def philox4x32(counter: Tensor, key: Tensor) -> Tensor:
-    """Ten rounds over counters [..., 4] with keys [..., 2]: words [..., 4], all int64 in [0, 2^32)."""
+    """Ten rounds: counters [..., 4] and keys [..., 2] to words [..., 4], int64 in [0, 2^32)."""
     c0, c1, c2, c3 = counter.unbind(-1)
     k0, k1 = key.unbind(-1)
     for _ in range(ROUNDS):
@@ -52,6 +54,6 @@ def words(elements: Tensor, rng_state: Tensor, stream: int = 0) -> Tensor:
 
 
 def dropout_mask(rng_state: Tensor, shape: tuple[int, ...], p: float, stream: int = 0) -> Tensor:
-    """Which elements of a tensor of `shape`, counted row by row, dropout keeps: bool, true = kept."""
+    """Which elements of a tensor of `shape`, counted row by row, dropout keeps: bool."""
     elements = torch.arange(torch.Size(shape).numel())
     return (words(elements, rng_state, stream).double() >= p * 2.0**32).view(shape)
