@@ -39,6 +39,7 @@ def assert_no_worse_than_torch(
     what: str = "y",
     arithmetic: torch.dtype = torch.float64,
     luck: float = 1.0,
+    unit: float = 0.0,
 ) -> None:
     """`result` is weft's, `truth` the reference in float64, `plain` what PyTorch makes of it.
 
@@ -62,9 +63,10 @@ def assert_no_worse_than_torch(
         msg=lambda text: f"{what} is not inf or nan where PyTorch is: {text}",
     )
     truth = truth.where(finite, 0)
+    largest = max(truth.abs().max().item(), unit)
     ours = errors(result, truth).where(finite, 0)
     theirs = errors(plain, truth).where(finite, 0)
-    atol = luck * max(ATOL[result.dtype], ATOL[arithmetic]) * truth.abs().max().item()
+    atol = luck * max(ATOL[result.dtype], ATOL[arithmetic]) * largest
     averaged = 1 if result.dtype == torch.float64 or luck > 1 else ours.numel() ** 0.5
     measures = {"largest": (torch.amax, 1), "r.m.s.": (root_mean_square, averaged)}
     for measure, (norm, shrink) in measures.items():

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
+from functools import cache
 from typing import Any
 
 import torch
@@ -128,6 +129,12 @@ def plain_norm(
     return (F.rms_norm(x.to(accumulate), shape, weight, eps) + bias).to(x.dtype)
 
 
+ADDENDS = (
+    "x", "residual", "x1", "dropout_p", "dropout_mask", "dropout_mask1", "rowscale", "layerscale",
+    "x_bias", "residual2", "residual_alpha",
+)  # fmt: skip
+
+
 def plain_fused(is_rms_norm: bool, **call: Any) -> tuple[Tensor, ...]:
     """What one writes without a fused op: sums in the dtype of the inputs, then torch's norm.
 
@@ -142,13 +149,7 @@ def plain_fused(is_rms_norm: bool, **call: Any) -> tuple[Tensor, ...]:
     if x.dtype != torch.float64:  # float64 arguments do not make it a float64 computation
         call = {k: v.float() if _is_float64(v) else v for k, v in call.items()}
     eps, zero_centered = call.get("eps", 1e-6), call.get("zero_centered_weight", False)
-    p = call.get("dropout_p", 0.0)
-    rng_state = call.get("rng_state")
-    masks = reference.norm.dropout_masks(x, call.get("x1"), p, rng_state)
-    mask, mask1 = (None if m is None else m.to(x.device) for m in masks)
-    keep = ("residual", "x1", "dropout_p", "rowscale", "layerscale", "x_bias", "residual2")
-    options = {k: call[k] for k in (*keep, "residual_alpha") if k in call}
-    z = reference.norm.add(x, dropout_mask=mask, dropout_mask1=mask1, **options)
+    z = reference.norm.add(**{k: v for k, v in with_masks(call).items() if k in ADDENDS})
     z = z.to(torch.float32 if z_dtype == torch.float64 != x.dtype else z_dtype)
     pairs = [(weight, bias)]
     if call.get("weight1") is not None:
@@ -174,8 +175,25 @@ def by_name(norm: Callable[..., Tensor]) -> Callable[..., Tensor]:
     return call
 
 
+@cache
+def _mask(rng_state: tuple[int, int], shape: tuple[int, ...], p: float, stream: int) -> Tensor:
+    return reference.philox.dropout_mask(torch.tensor(rng_state), shape, p, stream)
+
+
+def with_masks(call: dict[str, Any]) -> dict[str, Any]:
+    """`call` of a fused function for the reference, with masks for the generator's state."""
+    call = dict(call)
+    state = call.pop("rng_state", None)
+    if state is not None:
+        for stream, name in enumerate(("dropout_mask", "dropout_mask1")):
+            mask = _mask(tuple(state.tolist()), tuple(call["x"].shape), call["dropout_p"], stream)
+            call[name] = mask.to(call["x"].device)
+    return call
+
+
 def exact(function: Callable[..., Any], *args: Any, **call: Any) -> Any:
     """`function`, a reference, in float64: the truth."""
+    call = with_masks(call)
     return function(*map(to_float64, args), **{k: to_float64(v) for k, v in call.items()})
 
 
@@ -296,5 +314,5 @@ def exact_gradients(
     upstream: Sequence[Tensor],
     wrt: Iterable[str],
 ) -> dict[str, Tensor | None]:
-    call = {k: to_float64(v) for k, v in call.items()}
+    call = {k: to_float64(v) for k, v in with_masks(call).items()}
     return gradients(function, call, [to_float64(u) for u in upstream], wrt)

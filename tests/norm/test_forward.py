@@ -233,7 +233,9 @@ def test_out(backend: Backend, norm: Norm, dtype: torch.dtype, layout: str) -> N
         outside = torch.ones_like(storage, dtype=torch.bool)
         outside.as_strided(out.shape, out.stride(), out.storage_offset()).fill_(False)
         before = storage[outside]
+        version = out._version
         assert norm.weft(*call, out=out) is out
+        assert out._version > version, "autograd would not notice that out changed"
         assert torch.equal(out, norm.weft(*call))
         assert torch.equal(storage[outside], before), "wrote outside of out"
 
@@ -266,6 +268,17 @@ def test_empty_out(backend: Backend, norm: Norm) -> None:
 def test_large_mean_small_variance(backend: Backend, norm: Norm, mean: float, width: int) -> None:
     """E[x^2] - E[x]^2 would lose everything here."""
     check(norm, draw((3, width), torch.float32, backend.device, mean=mean))
+
+
+@pytest.mark.parametrize("where", [0, 1, 17, -1])
+@pytest.mark.parametrize("outlier", [30.0, -1e3, 1e4, 1e6])
+@each_norm
+def test_outliers(backend: Backend, norm: Norm, outlier: float, where: int) -> None:
+    """One large number, be it the one that a shifted sum would start from."""
+    for width in (33, 1000, 20001):
+        x = draw((3, width), torch.float32, backend.device)
+        x[:, where] = outlier
+        check(norm, x)
 
 
 @pytest.mark.parametrize("dtype", HALVES, ids=cases.name)
@@ -336,16 +349,17 @@ def test_nonfinite_parameters_stay_in_their_column(backend: Backend, norm: Norm)
     assert torch.equal(y[:, 4:64], clean[:, 4:64])
 
 
-@pytest.mark.parametrize("value", [0.0, 1.0, -3.25, 1e4, 0.1])
+@pytest.mark.parametrize("value", [0.0, 1.0, -3.3, 12345.678, 0.1])
 @each_dtype
 @each_norm
 def test_constant_rows(backend: Backend, norm: Norm, dtype: torch.dtype, value: float) -> None:
     """Zero variance: LayerNorm gives exactly the bias, RMSNorm the sign."""
-    x = torch.full((3, 129), value, device=backend.device).to(dtype)
-    weight, bias = parameters((129,), dtype, backend.device)
-    y = check(norm, x, None, weight, bias)
-    if norm is LAYER and value in (0.0, 1.0, -3.25):
-        assert torch.equal(y, bias.expand_as(y))
+    for width in (129, 4097, 20001):
+        x = torch.full((3, width), value, device=backend.device).to(dtype)
+        weight, bias = parameters((width,), dtype, backend.device)
+        y = check(norm, x, None, weight, bias)
+        if norm is LAYER:
+            assert torch.equal(y, bias.expand_as(y))
 
 
 # ------------------------------------------------------------------------------- 64-bit addressing

@@ -69,7 +69,6 @@ OPTIONS = (
 )
 EVERYTHING = OPTIONS[-1].split()  # but rowscale, which flash-attn's signature keeps apart from x1
 as_id = {"ids": lambda options: options.replace(" ", "+") or "bare"}
-each_option = pytest.mark.parametrize("options", OPTIONS, **as_id)
 
 
 def check_forward(norm: Norm, call: dict[str, Any], luck: float = 1.0) -> tuple[Tensor, ...]:
@@ -91,7 +90,7 @@ def check_backward(norm: Norm, call: dict[str, Any], luck: float = 1.0) -> None:
     theirs = gradients(norm.fused_plain, call, upstream, wrt)
     for k in wrt:
         name, arithmetic = f"d{k} of {norm}_fn", compute_dtype(call)
-        assert_no_worse_than_torch(ours[k], truth[k], theirs[k], name, arithmetic, luck)
+        assert_no_worse_than_torch(ours[k], truth[k], theirs[k], name, arithmetic, luck, unit=1)
 
 
 def compute_dtype(call: dict[str, Any]) -> torch.dtype:
@@ -107,31 +106,33 @@ def _float64(call: dict[str, Any]) -> dict[str, Any]:
 # ----------------------------------------------------------------------------------------- options
 
 
-@each_option
-@each_dtype
+@pytest.mark.parametrize("options", OPTIONS, **as_id)
+@usual_dtype
 @each_norm
-def test_forward(backend: Backend, norm: Norm, dtype: torch.dtype, options: str) -> None:
-    for shape in ((5, 131), (2, 3, 64), (1, 1025)):
-        check_forward(norm, fused_call(shape, dtype, options.split(), backend.device))
-
-
-@each_option
-@each_dtype
-@each_norm
-def test_backward(backend: Backend, norm: Norm, dtype: torch.dtype, options: str) -> None:
+def test_options(backend: Backend, norm: Norm, dtype: torch.dtype, options: str) -> None:
     for shape in ((5, 131), (2, 3, 64)):
-        check_backward(norm, fused_call(shape, dtype, options.split(), backend.device))
+        call = fused_call(shape, dtype, options.split(), backend.device)
+        check_forward(norm, call)
+        check_backward(norm, call)
 
 
-@pytest.mark.parametrize("options", OPTIONS[-10:], **as_id)
+@pytest.mark.parametrize("options", OPTIONS[-4:], **as_id)
+@pytest.mark.parametrize("dtype", [torch.float16, torch.float64], ids=cases.name)
+@each_norm
+def test_other_dtypes(backend: Backend, norm: Norm, dtype: torch.dtype, options: str) -> None:
+    call = fused_call((5, 131), dtype, options.split(), backend.device)
+    check_forward(norm, call)
+    check_backward(norm, call)
+
+
+@pytest.mark.parametrize("options", [*OPTIONS[-5:-3], OPTIONS[-1]], **as_id)
 @usual_dtype
 @each_norm
 def test_wide_rows(backend: Backend, norm: Norm, dtype: torch.dtype, options: str) -> None:
     """Where a row is split over threads."""
-    for shape in ((1, 20001), (3, 16384)):
-        call = fused_call(shape, dtype, options.split(), backend.device)
-        check_forward(norm, call)
-        check_backward(norm, call)
+    call = fused_call((2, 20001), dtype, options.split(), backend.device)
+    check_forward(norm, call)
+    check_backward(norm, call)
 
 
 @pytest.mark.parametrize("width", [1, 2, 3, 15, 16, 17, 31, 33, 63, 255, 1000, 4097])
@@ -161,7 +162,7 @@ def test_layouts(backend: Backend, norm: Norm, layout: str) -> None:
         copied = call | {k: call[k].contiguous() for k in cases.PER_ELEMENT}
         for ours, expected in zip(norm.fused(**call), norm.fused(**copied), strict=True):
             assert torch.equal(ours, expected)
-        check_backward(norm, call)
+    check_backward(norm, fused_call((2, 3, 65), torch.float32, EVERYTHING, backend.device, layout))
 
 
 @pytest.mark.parametrize("shape", [(0, 5), (2, 0, 5), (3, 0), (0,)], ids=cases.name)
@@ -223,18 +224,37 @@ def test_parameter_dtypes(backend: Backend, dtype: torch.dtype, weight_dtype: to
 def test_half_precision_is_float32_rounded_once(
     backend: Backend, norm: Norm, dtype: torch.dtype
 ) -> None:
-    """No intermediate is rounded: not the sum before the norm, not the residual that comes out."""
+    """The residual is the exact sum, rounded once; y and y1 are its exact norm, rounded once."""
     for shape in ((20, 131), (2, 20001)):
         call = fused_call(shape, dtype, EVERYTHING, backend.device)
-        truth = exact(norm.fused_truth, **call)
-        for i, (ours, true) in enumerate(zip(norm.fused(**call), truth, strict=True)):
-            assert_rounded_once(ours, true, f"result {i}")
+        y, y1, residual = norm.fused(**call)
+        assert_rounded_once(residual, exact(norm.fused_truth, **call)[2], "residual")
+        for result, i in ((y, ""), (y1, "1")):
+            parameters = (call["weight" + i], call["bias" + i], 1e-6)
+            truth = exact(norm.truth, residual, shape[-1:], *parameters)
+            assert_rounded_once(result, truth, "y" + i)
+
+
+@usual_dtype
+@each_norm
+def test_y_does_not_depend_on_what_else_is_asked_for(
+    backend: Backend, norm: Norm, dtype: torch.dtype
+) -> None:
+    """The residual, masks, gradients or a place to write to: y has the same bits."""
+    for shape in ((20, 131), (2, 20001)):
+        call = fused_call(shape, dtype, "weight bias dropout x1".split(), backend.device)
+        y = norm.fused(**call)
+        assert torch.equal(norm.fused(**call, prenorm=True)[0], y)
+        assert torch.equal(norm.fused(**call, return_dropout_mask=True)[0], y)
+        assert torch.equal(norm.fused(**call, out=torch.empty_like(y)), y)
+        call["weight"].requires_grad_()
+        assert torch.equal(norm.fused(**call), y)
 
 
 # ---------------------------------------------------------------------------------------- autograd
 
 
-@pytest.mark.parametrize("options", OPTIONS[-8:], **as_id)
+@pytest.mark.parametrize("options", OPTIONS[-10::2], **as_id)
 @each_norm
 def test_gradcheck(backend: Backend, norm: Norm, options: str) -> None:
     """Numerical derivatives in float64. Dropout is a fixed mask, drawn again in backward."""
@@ -249,13 +269,24 @@ def test_gradcheck(backend: Backend, norm: Norm, options: str) -> None:
 
 @each_norm
 def test_only_what_is_asked_for(backend: Backend, norm: Norm) -> None:
-    """Any pair of arguments alone gets the same bits as all together."""
+    """Single arguments and pairs get the same bits as all together."""
     call = fused_call((5, 131), torch.float32, EVERYTHING, backend.device)
     upstream = [torch.randn_like(y) for y in norm.fused(**call)]
     every = gradients(norm.fused, call, upstream, DIFFERENTIABLE)
-    for asked in [(k,) for k in DIFFERENTIABLE] + list(combinations(DIFFERENTIABLE, 2)):
+    for asked in [(k,) for k in DIFFERENTIABLE] + list(combinations(DIFFERENTIABLE, 2))[::3]:
         grads = gradients(norm.fused, call, upstream, asked)
         assert all(torch.equal(grads[k], every[k]) for k in asked), asked
+
+
+@each_norm
+def test_gradients_are_tensors_of_their_own(backend: Backend, norm: Norm) -> None:
+    """What has the same gradient, as all addends have, may be clipped or zeroed independently."""
+    call = fused_call(
+        (5, 33), torch.float32, "residual residual2 x1 prenorm".split(), backend.device
+    )
+    upstream = [torch.randn_like(y) for y in norm.fused(**call)]
+    grads = gradients(norm.fused, call, upstream, cases.PER_ELEMENT)
+    assert len({g.data_ptr() for g in grads.values()}) == len(cases.PER_ELEMENT)
 
 
 @pytest.mark.parametrize("used", [(0,), (1,), (2,), (0, 2), (1, 2)])
@@ -481,14 +512,14 @@ def test_constant_sums_have_small_gradients(backend: Backend, norm: Norm) -> Non
 
 
 @pytest.mark.parametrize("zero_centered_weight", [False, True])
-@pytest.mark.parametrize("width", [1, 17, 64, 1000, 4097, 20001])
+@pytest.mark.parametrize("width", [1, 17, 64, 1000, 20001])
 @each_dtype
 def test_fused_add_rms_norm(
     backend: Backend, dtype: torch.dtype, width: int, zero_centered_weight: bool
 ) -> None:
     """In place: the residual becomes the sum, x its norm."""
     weight, _ = parameters((width,), dtype, backend.device)
-    for shape in ((5, width), (2, 3, width), (1, width)):
+    for shape in ((2, 3, width), (1, width)):
         x, residual = (draw(shape, dtype, backend.device) for _ in range(2))
         options = {"zero_centered_weight": zero_centered_weight}
         y_true, z_true = exact(reference.norm.fused_add_rms_norm, x, residual, weight, **options)

@@ -131,7 +131,8 @@ def _checked(name: str, fake: Callable[..., Any]) -> Callable[..., Any]:
     names = [argument.name for argument in schema.arguments]
 
     def run(*args: Any, **kwargs: Any) -> Any:
-        tensors = {n: v for n, v in [*zip(names, args), *kwargs.items()] if isinstance(v, Tensor)}
+        given = {**dict(zip(names, args, strict=False)), **kwargs}
+        tensors = {n: v for n, v in given.items() if isinstance(v, Tensor)}
         tensors.pop("rng_state" if len(tensors) > 1 else "", None)  # lies on the CPU, as seeds do
         first, *others = tensors.items()
         for argument, tensor in others:

@@ -30,6 +30,7 @@ from torch.overrides import handle_torch_function, has_torch_function_variadic
 from . import _norm_autograd, _norm_fake  # noqa: F401  they register themselves
 from ._norm_args import NormArgs
 from ._norm_dispatch import needs_grad, norm, norm_forward
+from ._written import written
 
 _is_grad_enabled = torch.is_grad_enabled
 _is_compiling = torch.compiler.is_dynamo_compiling
