@@ -1,5 +1,6 @@
-// check(condition, "text ", value, …): throws std::runtime_error with the bare message. The stable ABI turns it into a Python
-// RuntimeError; torch's own STD_TORCH_CHECK would put function, file and line in front of the words meant for the user.
+// check(condition, "text ", value, …): throws std::runtime_error with the bare message. The stable
+// ABI turns it into a Python RuntimeError; torch's own STD_TORCH_CHECK would put function, file and
+// line in front of the words meant for the user.
 #pragma once
 
 #include <sstream>
@@ -16,7 +17,8 @@ template <class... Parts>
 
 template <class... Parts>
 inline void check(bool condition, const Parts&... parts) {
-  if (!condition) [[unlikely]] fail(parts...);
+  if (!condition) [[unlikely]]
+    fail(parts...);
 }
 
 }  // namespace weft

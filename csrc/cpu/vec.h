@@ -1,10 +1,13 @@
-// Vectors of one ISA level. Included by sources that are compiled once per level; everything stands in that level's namespace.
+// Vectors of one ISA level. Included by sources that are compiled once per level; everything stands
+// in that level's namespace.
 //
-// Arithmetic is written on the compiler's own vector types (a * b + c becomes an FMA, a < b ? a : b a blend), so one source serves
-// SSE2, AVX2 and AVX-512. Only what those types cannot say (16-bit conversions, masked and streaming access) is intrinsics, here.
+// Arithmetic is written on the compiler's own vector types (a * b + c becomes an FMA, a < b ? a : b
+// a blend), so one source serves SSE2, AVX2 and AVX-512. Only what those types cannot say (16-bit
+// conversions, masked and streaming access) is intrinsics, here.
 //
-// A row is walked in pairs: two vectors of accumulators, kPair elements. The order of a pair's lanes belongs to the row's type X,
-// and is free to choose because the kernels that use it only add up lanes and combine equal positions:
+// A row is walked in pairs: two vectors of accumulators, kPair elements. The order of a pair's
+// lanes belongs to the row's type X, and is free to choose because the kernels that use it only add
+// up lanes and combine equal positions:
 //
 //   X = bf16:   memory  e0 o0 e1 o1 e2 o2 …      lo = e0 e1 e2 …   (bits << 16)
 //               one register of 16-bit pairs      hi = o0 o1 o2 …   (bits & 0xffff0000)
@@ -46,8 +49,8 @@ struct VecOf {
 template <class T>
 using Vec = typename VecOf<T>::type;
 
-// The same, anywhere in memory and over any type. Compilers turn access through it into one instruction, but memcpy often into a copy
-// by way of the stack.
+// The same, anywhere in memory and over any type. Compilers turn access through it into one
+// instruction, but memcpy often into a copy by way of the stack.
 template <class T>
 struct AnywhereOf {
   typedef T type __attribute__((vector_size(kVecBytes), aligned(1), may_alias));
@@ -77,14 +80,17 @@ inline V vmax(V a, V b) {
   return a > b ? a : b;
 }
 
-// The larger of |a| and |b|; a NaN or infinity, once in, stays. Magnitudes order like the integers that their bits spell.
+// The larger of |a| and |b|; a NaN or infinity, once in, stays. Magnitudes order like the integers
+// that their bits spell.
 inline Vec<float> magnitude_max(Vec<float> a, Vec<float> b) {
-  const Vec<int32_t> x = reinterpret_cast<Vec<int32_t>>(a) & 0x7fffffff, y = reinterpret_cast<Vec<int32_t>>(b) & 0x7fffffff;
+  const Vec<int32_t> x = reinterpret_cast<Vec<int32_t>>(a) & 0x7fffffff,
+                     y = reinterpret_cast<Vec<int32_t>>(b) & 0x7fffffff;
   return reinterpret_cast<Vec<float>>(x > y ? x : y);
 }
 inline Vec<double> magnitude_max(Vec<double> a, Vec<double> b) {
   constexpr int64_t mask = 0x7fffffffffffffff;
-  const Vec<int64_t> x = reinterpret_cast<Vec<int64_t>>(a) & mask, y = reinterpret_cast<Vec<int64_t>>(b) & mask;
+  const Vec<int64_t> x = reinterpret_cast<Vec<int64_t>>(a) & mask,
+                     y = reinterpret_cast<Vec<int64_t>>(b) & mask;
   return reinterpret_cast<Vec<double>>(x > y ? x : y);
 }
 
@@ -145,12 +151,14 @@ struct Tail {
   int n;
 };
 
-// ---- bits ----------------------------------------------------------------------------------------------------------------
+// ---- bits
+// ----------------------------------------------------------------------------------------------------------------
 
 inline Vec<uint32_t> as_bits(Vec<float> v) { return reinterpret_cast<Vec<uint32_t>>(v); }
 inline Vec<float> as_float(Vec<uint32_t> v) { return reinterpret_cast<Vec<float>>(v); }
 
-// float -> bf16 by round to nearest even, left in the upper half of each lane. NaN stays NaN (quieted).
+// float -> bf16 by round to nearest even, left in the upper half of each lane. NaN stays NaN
+// (quieted).
 inline Vec<uint32_t> round_to_bf16(Vec<float> v) {
   const Vec<uint32_t> bits = as_bits(v);
   const Vec<uint32_t> rounded = bits + 0x7fffu + ((bits >> 16) & 1u);
@@ -164,7 +172,8 @@ inline float widen(bf16 v) {
   return f;
 }
 inline float widen(f16 v) {
-  const uint32_t sign = uint32_t{v.bits & 0x8000u} << 16, exponent = (v.bits >> 10) & 31u, mantissa = v.bits & 1023u;
+  const uint32_t sign = uint32_t{v.bits & 0x8000u} << 16, exponent = (v.bits >> 10) & 31u,
+                 mantissa = v.bits & 1023u;
   uint32_t bits;
   float f;
   if (exponent == 0) {  // zero or subnormal: mantissa · 2^-24 is exact in float
@@ -187,7 +196,8 @@ inline void narrow(float v, double& out) { out = v; }
 inline void narrow(float v, bf16& out) {
   uint32_t bits;
   std::memcpy(&bits, &v, 4);
-  out.bits = static_cast<uint16_t>((v == v ? bits + 0x7fffu + ((bits >> 16) & 1u) : bits | 0x400000u) >> 16);
+  out.bits = static_cast<uint16_t>(
+      (v == v ? bits + 0x7fffu + ((bits >> 16) & 1u) : bits | 0x400000u) >> 16);
 }
 inline void narrow(float v, f16& out) {
   uint32_t bits;
@@ -198,7 +208,8 @@ inline void narrow(float v, f16& out) {
     half = 0x7e00u;  // NaN
   } else if (magnitude >= 0x477ff000u) {
     half = 0x7c00u;  // 65520 and above round to infinity
-  } else if (magnitude < 0x38800000u) {  // below 2^-14: adding 0.5 lets the FPU round at the right bit
+  } else if (magnitude <
+             0x38800000u) {  // below 2^-14: adding 0.5 lets the FPU round at the right bit
     float f;
     std::memcpy(&f, &magnitude, 4);
     f += 0.5f;
@@ -212,7 +223,8 @@ inline void narrow(float v, f16& out) {
 inline void narrow(double v, bf16& out) { narrow(static_cast<float>(v), out); }
 inline void narrow(double v, f16& out) { narrow(static_cast<float>(v), out); }
 
-// ---- natural order: kPair consecutive elements -----------------------------------------------------------------------------
+// ---- natural order: kPair consecutive elements
+// -----------------------------------------------------------------------------
 
 template <class A>
 constexpr int kPairOf = 2 * kLanes<A>;
@@ -228,7 +240,8 @@ inline void store_pair(A* p, Pair<A> pair) {
   store_vec<A>(p + kLanes<A>, pair.hi);
 }
 
-// Where the ISA has no instruction: element by element (the compiler unrolls, and for generic that is all there is).
+// Where the ISA has no instruction: element by element (the compiler unrolls, and for generic that
+// is all there is).
 template <class A, class U>
 inline Pair<A> load_natural(const U* p) {
   A lane[kPairOf<A>];
@@ -279,10 +292,16 @@ inline void store_natural(U* p, Pair<A> pair, bool stream) {
     constexpr int kNearest = _MM_FROUND_TO_NEAREST_INT | _MM_FROUND_NO_EXC;
 #if defined(__AVX512F__)
     const __m512i lo = _mm512_castsi256_si512(_mm512_cvtps_ph(pair.lo, kNearest));
-    write(p, reinterpret_cast<Vec<uint32_t>>(_mm512_inserti64x4(lo, _mm512_cvtps_ph(pair.hi, kNearest), 1)), stream);
+    write(p,
+          reinterpret_cast<Vec<uint32_t>>(
+              _mm512_inserti64x4(lo, _mm512_cvtps_ph(pair.hi, kNearest), 1)),
+          stream);
 #else
     const __m256i lo = _mm256_castsi128_si256(_mm256_cvtps_ph(pair.lo, kNearest));
-    write(p, reinterpret_cast<Vec<uint32_t>>(_mm256_inserti128_si256(lo, _mm256_cvtps_ph(pair.hi, kNearest), 1)), stream);
+    write(p,
+          reinterpret_cast<Vec<uint32_t>>(
+              _mm256_inserti128_si256(lo, _mm256_cvtps_ph(pair.hi, kNearest), 1)),
+          stream);
 #endif
 #endif
   } else {
@@ -292,11 +311,13 @@ inline void store_natural(U* p, Pair<A> pair, bool stream) {
   }
 }
 
-// ---- the order of X --------------------------------------------------------------------------------------------------------
+// ---- the order of X
+// --------------------------------------------------------------------------------------------------------
 
 template <int... I>
 inline Pair<float> split_even_odd(Pair<float> p, std::integer_sequence<int, I...>) {
-  return {__builtin_shufflevector(p.lo, p.hi, (2 * I)...), __builtin_shufflevector(p.lo, p.hi, (2 * I + 1)...)};
+  return {__builtin_shufflevector(p.lo, p.hi, (2 * I)...),
+          __builtin_shufflevector(p.lo, p.hi, (2 * I + 1)...)};
 }
 template <int... I>
 inline Pair<float> merge_even_odd(Pair<float> p, std::integer_sequence<int, I...>) {
@@ -357,7 +378,8 @@ struct Lanes {
 #if defined(__AVX512F__)
     } else if constexpr (std::is_same_v<A, float> && std::is_same_v<U, f16>) {
       constexpr int kNearest = _MM_FROUND_TO_NEAREST_INT | _MM_FROUND_NO_EXC;
-      return {_mm512_cvtph_ps(_mm512_cvtps_ph(v.lo, kNearest)), _mm512_cvtph_ps(_mm512_cvtps_ph(v.hi, kNearest))};
+      return {_mm512_cvtph_ps(_mm512_cvtps_ph(v.lo, kNearest)),
+              _mm512_cvtph_ps(_mm512_cvtps_ph(v.hi, kNearest))};
 #endif
     } else {
       U whole[kPair];
@@ -373,15 +395,17 @@ struct Lanes {
     copy(p, whole, tail.n);
   }
 
-  // round(v) + zero, saturated to int8, for |v| below 2^14; to nearest even. Adding 1.5 · 2^23 leaves the rounded integer in the
-  // low bits.
+  // round(v) + zero, saturated to int8, for |v| below 2^14; to nearest even. Adding 1.5 · 2^23
+  // leaves the rounded integer in the low bits.
   template <class Part>
-  static void store_int8(int8_t* p, Pair<A> v, int32_t zero, Part part, [[maybe_unused]] bool stream = false) {
+  static void store_int8(int8_t* p, Pair<A> v, int32_t zero, Part part,
+                         [[maybe_unused]] bool stream = false) {
     alignas(kVecBytes) int8_t whole[kPair];
 #if defined(__AVX512BW__)
     if constexpr (std::is_same_v<A, float>) {
       const uint32_t offset = static_cast<uint32_t>(zero);
-      const Vec<uint32_t> lo = as_bits(v.lo + 0x1.8p23f) + offset, hi = as_bits(v.hi + 0x1.8p23f) + offset;
+      const Vec<uint32_t> lo = as_bits(v.lo + 0x1.8p23f) + offset,
+                          hi = as_bits(v.hi + 0x1.8p23f) + offset;
       __m256i bytes;
       if constexpr (kEvenOdd) {
         bytes = _mm512_cvtsepi16_epi8(reinterpret_cast<__m512i>((lo & 0xffffu) | (hi << 16)));
@@ -403,16 +427,19 @@ struct Lanes {
     if constexpr (std::is_same_v<A, double>) {
       for (int i = 0; i < kLanes<A>; ++i) {
         whole[i] = static_cast<int8_t>(static_cast<int32_t>(std::nearbyint(v.lo[i])) + zero);
-        whole[i + kLanes<A>] = static_cast<int8_t>(static_cast<int32_t>(std::nearbyint(v.hi[i])) + zero);
+        whole[i + kLanes<A>] =
+            static_cast<int8_t>(static_cast<int32_t>(std::nearbyint(v.hi[i])) + zero);
       }
     } else {
       const uint32_t offset = static_cast<uint32_t>(zero);
-      const Vec<uint32_t> lo = as_bits(v.lo + 0x1.8p23f) + offset, hi = as_bits(v.hi + 0x1.8p23f) + offset;
+      const Vec<uint32_t> lo = as_bits(v.lo + 0x1.8p23f) + offset,
+                          hi = as_bits(v.hi + 0x1.8p23f) + offset;
       if constexpr (kEvenOdd) {  // two 8-bit values make one 16-bit lane
         const HalfLanes pairs = __builtin_convertvector((lo & 255u) | (hi << 8), HalfLanes);
         std::memcpy(whole, &pairs, sizeof pairs);
       } else {
-        const QuarterLanes a = __builtin_convertvector(lo, QuarterLanes), b = __builtin_convertvector(hi, QuarterLanes);
+        const QuarterLanes a = __builtin_convertvector(lo, QuarterLanes),
+                           b = __builtin_convertvector(hi, QuarterLanes);
         std::memcpy(whole, &a, sizeof a);
         std::memcpy(whole + sizeof a, &b, sizeof b);
       }
@@ -441,23 +468,27 @@ struct Lanes {
   static Vec<uint32_t> interleave_bf16(Pair<float> v) {
 #if defined(__AVX512BF16__)
     const __m512i halves = (__m512i)_mm512_cvtne2ps_pbh(v.hi, v.lo);  // lo's 16 values, then hi's
-    alignas(64) static constexpr uint16_t order[32] = {0,  16, 1,  17, 2,  18, 3,  19, 4,  20, 5,  21, 6,  22, 7,  23,
-                                                       8,  24, 9,  25, 10, 26, 11, 27, 12, 28, 13, 29, 14, 30, 15, 31};
-    return reinterpret_cast<Vec<uint32_t>>(_mm512_permutexvar_epi16(_mm512_load_si512(order), halves));
+    alignas(64) static constexpr uint16_t order[32] = {0,  16, 1,  17, 2,  18, 3,  19, 4,  20, 5,
+                                                       21, 6,  22, 7,  23, 8,  24, 9,  25, 10, 26,
+                                                       11, 27, 12, 28, 13, 29, 14, 30, 15, 31};
+    return reinterpret_cast<Vec<uint32_t>>(
+        _mm512_permutexvar_epi16(_mm512_load_si512(order), halves));
 #else
     return (round_to_bf16(v.lo) >> 16) | (round_to_bf16(v.hi) & 0xffff0000u);
 #endif
   }
 };
 
-// Streaming stores are weakly ordered: a task that used them ends with this, before other threads are told that it is done.
+// Streaming stores are weakly ordered: a task that used them ends with this, before other threads
+// are told that it is done.
 inline void stream_fence() {
 #if defined(__x86_64__)
   _mm_sfence();
 #endif
 }
 
-// Calls f(i, part) for the pairs of columns [begin, end) of a row of X; only the last may be a Tail.
+// Calls f(i, part) for the pairs of columns [begin, end) of a row of X; only the last may be a
+// Tail.
 template <class X, class F>
 inline void for_pairs(int64_t begin, int64_t end, F&& f) {
   constexpr int step = Lanes<X>::kPair;

@@ -1,12 +1,13 @@
-// The norm family's ops: torch tensors in, checks, allocation, params out. Written once; a backend supplies
+// The norm family's ops: torch tensors in, checks, allocation, params out. Written once; a backend
+// supplies
 //
 //   static constexpr const char* name;                        "cpu"
 //   static bool has(const Tensor&);                           is it on this backend's device?
-//   static void prepare(void* data, int64_t bytes);           a fresh output, before its first touch
-//   static int64_t workspace_bytes(const Forward& | const Backward&);
-//   static void forward(const Forward&), backward(const Backward&);
-//   static void dropout_mask(const Dropout&, int64_t count, int stream, bool* mask);
-//   static std::pair<int64_t, int64_t> read_rng_state(const Tensor&);
+//   static void prepare(void* data, int64_t bytes);           a fresh output, before its first
+//   touch static int64_t workspace_bytes(const Forward& | const Backward&); static void
+//   forward(const Forward&), backward(const Backward&); static void dropout_mask(const Dropout&,
+//   int64_t count, int stream, bool* mask); static std::pair<int64_t, int64_t> read_rng_state(const
+//   Tensor&);
 //
 // All that is refused is refused here, so that a direct call of torch.ops.weft.* is memory-safe.
 #pragma once
@@ -23,10 +24,12 @@ namespace weft::norm {
 template <class Backend>
 class Ops {
  public:
-  // ---- layer_norm, rms_norm: inference --------------------------------------------------------------------------------
+  // ---- layer_norm, rms_norm: inference
+  // --------------------------------------------------------------------------------
 
   template <bool kRms>
-  static Tensor plain(Tensor x, int64_t ndim, OptionalTensor weight, OptionalTensor bias, double eps, bool zero_centered) {
+  static Tensor plain(Tensor x, int64_t ndim, OptionalTensor weight, OptionalTensor bias,
+                      double eps, bool zero_centered) {
     Call call(kRms ? "rms_norm" : "layer_norm", x, ndim);
     Tensor y = call.new_rows(call.x_dtype);
     call.plain(kRms, weight, bias, eps, zero_centered, y, "y");
@@ -34,13 +37,14 @@ class Ops {
   }
 
   template <bool kRms>
-  static void plain_out(Tensor x, int64_t ndim, OptionalTensor weight, OptionalTensor bias, double eps, bool zero_centered,
-                        Tensor out) {
+  static void plain_out(Tensor x, int64_t ndim, OptionalTensor weight, OptionalTensor bias,
+                        double eps, bool zero_centered, Tensor out) {
     Call call(kRms ? "rms_norm" : "layer_norm", x, ndim);
     call.plain(kRms, weight, bias, eps, zero_centered, out, "out");
   }
 
-  static void fused_add_rms_norm_(Tensor x, Tensor residual, OptionalTensor weight, double eps, bool zero_centered) {
+  static void fused_add_rms_norm_(Tensor x, Tensor residual, OptionalTensor weight, double eps,
+                                  bool zero_centered) {
     Call call("fused_add_rms_norm", x, 1);
     Forward p = call.forward(true, eps, zero_centered);
     p.residual = call.input(residual, "residual");
@@ -50,16 +54,20 @@ class Ops {
     call.run(p);
   }
 
-  // ---- norm_forward ---------------------------------------------------------------------------------------------------
+  // ---- norm_forward
+  // ---------------------------------------------------------------------------------------------------
 
   using ForwardOutputs = std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor>;
 
-  static ForwardOutputs forward(Tensor x, int64_t ndim, OptionalTensor weight, OptionalTensor bias, OptionalTensor weight1,
-                                OptionalTensor bias1, OptionalTensor x_bias, OptionalTensor residual,
-                                OptionalTensor residual2, OptionalTensor x1, OptionalTensor rowscale,
-                                OptionalTensor layerscale, OptionalTensor rng_state, double dropout_p, double residual_alpha,
-                                double eps, bool is_rms_norm, bool zero_centered, bool /*memory_efficient*/, bool save_stats,
-                                bool return_residual, bool return_dropout_mask, std::optional<ScalarType> residual_dtype,
+  static ForwardOutputs forward(Tensor x, int64_t ndim, OptionalTensor weight, OptionalTensor bias,
+                                OptionalTensor weight1, OptionalTensor bias1, OptionalTensor x_bias,
+                                OptionalTensor residual, OptionalTensor residual2,
+                                OptionalTensor x1, OptionalTensor rowscale,
+                                OptionalTensor layerscale, OptionalTensor rng_state,
+                                double dropout_p, double residual_alpha, double eps,
+                                bool is_rms_norm, bool zero_centered, bool /*memory_efficient*/,
+                                bool save_stats, bool return_residual, bool return_dropout_mask,
+                                std::optional<ScalarType> residual_dtype,
                                 std::optional<ScalarType> out_dtype) {
     Call call("norm_forward", x, ndim);
     Forward p = call.forward(is_rms_norm, eps, zero_centered);
@@ -70,11 +78,14 @@ class Ops {
     p.layerscale = call.channels(layerscale, "layerscale", 1);
     p.dropout = call.dropout(dropout_p, rng_state);
 
-    const auto none = [&] { return absent(x); };  // a tensor of its own for each output, or they would alias
+    const auto none = [&] {
+      return absent(x);
+    };  // a tensor of its own for each output, or they would alias
     Tensor y = call.new_rows(call.float_dtype(out_dtype, call.x_dtype, "out_dtype"));
     const bool second = weight1 || bias1;
     Tensor y1 = second ? call.new_rows(dtype_of(y)) : none();
-    Tensor residual_out = return_residual ? call.new_rows(call.residual_dtype(residual_dtype, residual)) : none();
+    Tensor residual_out =
+        return_residual ? call.new_rows(call.residual_dtype(residual_dtype, residual)) : none();
     Tensor mean = save_stats && !is_rms_norm ? call.new_per_row(acc_of(call.x_dtype)) : none();
     Tensor rstd = save_stats ? call.new_per_row(acc_of(call.x_dtype)) : none();
     Tensor mask = return_dropout_mask ? call.new_rows(DType::boolean) : none();
@@ -91,23 +102,31 @@ class Ops {
         p.mask = call.output(mask, "mask", DType::boolean);
         if (x1) p.mask1 = call.output(mask1, "mask1", DType::boolean);
       } else {  // nothing is drawn: all are kept
-        Backend::dropout_mask(dropout, mask.numel(), 0, static_cast<bool*>(mask.mutable_data_ptr()));
-        if (x1) Backend::dropout_mask(dropout, mask1.numel(), 1, static_cast<bool*>(mask1.mutable_data_ptr()));
+        Backend::dropout_mask(dropout, mask.numel(), 0,
+                              static_cast<bool*>(mask.mutable_data_ptr()));
+        if (x1)
+          Backend::dropout_mask(dropout, mask1.numel(), 1,
+                                static_cast<bool*>(mask1.mutable_data_ptr()));
       }
     }
     call.run(p);
     return {y, y1, residual_out, mean, rstd, mask, mask1};
   }
 
-  static void forward_out(Tensor x, int64_t ndim, OptionalTensor weight, OptionalTensor bias, OptionalTensor weight1,
-                          OptionalTensor bias1, OptionalTensor x_bias, OptionalTensor residual, OptionalTensor residual2,
-                          OptionalTensor x1, OptionalTensor rowscale, OptionalTensor layerscale, OptionalTensor rng_state,
-                          double dropout_p, double residual_alpha, double eps, bool is_rms_norm, bool zero_centered,
+  static void forward_out(Tensor x, int64_t ndim, OptionalTensor weight, OptionalTensor bias,
+                          OptionalTensor weight1, OptionalTensor bias1, OptionalTensor x_bias,
+                          OptionalTensor residual, OptionalTensor residual2, OptionalTensor x1,
+                          OptionalTensor rowscale, OptionalTensor layerscale,
+                          OptionalTensor rng_state, double dropout_p, double residual_alpha,
+                          double eps, bool is_rms_norm, bool zero_centered,
                           bool /*memory_efficient*/, bool /*save_stats*/, bool /*return_residual*/,
-                          bool /*return_dropout_mask*/, std::optional<ScalarType> /*residual_dtype*/,
-                          std::optional<ScalarType> /*out_dtype*/, Tensor out, OptionalTensor residual_out) {
+                          bool /*return_dropout_mask*/,
+                          std::optional<ScalarType> /*residual_dtype*/,
+                          std::optional<ScalarType> /*out_dtype*/, Tensor out,
+                          OptionalTensor residual_out) {
     Call call("norm_forward", x, ndim);
-    check(!weight1 && !bias1, "weft.norm_forward: out takes one result, but weight1 or bias1 ask for a second");
+    check(!weight1 && !bias1,
+          "weft.norm_forward: out takes one result, but weight1 or bias1 ask for a second");
     Forward p = call.forward(is_rms_norm, eps, zero_centered);
     call.inputs(p, x_bias, residual, residual2, residual_alpha);
     call.weights(p, weight, bias, weight1, bias1);
@@ -120,21 +139,31 @@ class Ops {
     call.run(p);
   }
 
-  // ---- norm_backward --------------------------------------------------------------------------------------------------
+  // ---- norm_backward
+  // --------------------------------------------------------------------------------------------------
 
   enum Needs : int64_t {
-    kDx = 1, kDx1 = 2, kDresidual = 4, kDresidual2 = 8, kDweight = 16, kDbias = 32, kDweight1 = 64, kDbias1 = 128,
-    kDxBias = 256, kDlayerscale = 512
+    kDx = 1,
+    kDx1 = 2,
+    kDresidual = 4,
+    kDresidual2 = 8,
+    kDweight = 16,
+    kDbias = 32,
+    kDweight1 = 64,
+    kDbias1 = 128,
+    kDxBias = 256,
+    kDlayerscale = 512
   };
-  using BackwardOutputs = std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor>;
+  using BackwardOutputs =
+      std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor>;
 
-  static BackwardOutputs backward(OptionalTensor dy, OptionalTensor dy1, OptionalTensor dresidual_out, Tensor saved,
-                                  Tensor mean, Tensor rstd, int64_t ndim, OptionalTensor weight, OptionalTensor bias,
-                                  OptionalTensor weight1, OptionalTensor x, OptionalTensor x_bias, OptionalTensor rowscale,
-                                  OptionalTensor layerscale, OptionalTensor rng_state, double dropout_p,
-                                  double residual_alpha, double eps, bool is_rms_norm, bool zero_centered,
-                                  bool memory_efficient, ScalarType x_dtype, std::optional<ScalarType> residual_dtype,
-                                  int64_t needs) {
+  static BackwardOutputs backward(
+      OptionalTensor dy, OptionalTensor dy1, OptionalTensor dresidual_out, Tensor saved,
+      Tensor mean, Tensor rstd, int64_t ndim, OptionalTensor weight, OptionalTensor bias,
+      OptionalTensor weight1, OptionalTensor x, OptionalTensor x_bias, OptionalTensor rowscale,
+      OptionalTensor layerscale, OptionalTensor rng_state, double dropout_p, double residual_alpha,
+      double eps, bool is_rms_norm, bool zero_centered, bool memory_efficient, ScalarType x_dtype,
+      std::optional<ScalarType> residual_dtype, int64_t needs) {
     Call call("norm_backward", saved, ndim, "saved");
     Backward p;
     p.N = call.N;
@@ -160,9 +189,12 @@ class Ops {
     p.layerscale = call.channels(layerscale, "layerscale", 1);
     p.dropout = call.dropout(dropout_p, rng_state);
     p.weight.heads = call.heads;
-    check(!(needs & kDlayerscale) || (x && layerscale), "weft.norm_backward: the gradient of layerscale needs x and layerscale");
+    check(!(needs & kDlayerscale) || (x && layerscale),
+          "weft.norm_backward: the gradient of layerscale needs x and layerscale");
 
-    const auto none = [&] { return absent(saved); };  // a tensor of its own for each output, or they would alias
+    const auto none = [&] {
+      return absent(saved);
+    };  // a tensor of its own for each output, or they would alias
     const DType residual_type = call.float_dtype(residual_dtype, call.x_dtype, "residual_dtype");
     const auto rows = [&](Needs need, DType dtype, Rows& to) {
       if (!(needs & need)) return none();
@@ -170,7 +202,8 @@ class Ops {
       to = call.output(t, "a gradient");
       return t;
     };
-    // The gradient of a vector over channels has the shape and dtype of `like`, or else of one head in x's dtype.
+    // The gradient of a vector over channels has the shape and dtype of `like`, or else of one head
+    // in x's dtype.
     const auto vector = [&](Needs need, const OptionalTensor& like, bool headed, Channels& to) {
       if (!(needs & need)) return none();
       Sizes shape = like ? sizes_of(*like) : call.channel_sizes;
@@ -193,12 +226,14 @@ class Ops {
     return {dx, dx1, dresidual, dresidual2, dweight, dbias, dweight1, dbias1, dx_bias, dlayerscale};
   }
 
-  // ---- norm_int8 ------------------------------------------------------------------------------------------------------
+  // ---- norm_int8
+  // ------------------------------------------------------------------------------------------------------
 
   static std::tuple<Tensor, Tensor, Tensor, Tensor> int8(
-      Tensor x, int64_t ndim, OptionalTensor weight, OptionalTensor bias, OptionalTensor x_bias, OptionalTensor residual,
-      OptionalTensor residual2, OptionalTensor shift, OptionalTensor smooth, OptionalTensor scale, int64_t zero_point,
-      bool symmetric, double residual_alpha, double eps, bool is_rms_norm, bool zero_centered, bool return_residual,
+      Tensor x, int64_t ndim, OptionalTensor weight, OptionalTensor bias, OptionalTensor x_bias,
+      OptionalTensor residual, OptionalTensor residual2, OptionalTensor shift,
+      OptionalTensor smooth, OptionalTensor scale, int64_t zero_point, bool symmetric,
+      double residual_alpha, double eps, bool is_rms_norm, bool zero_centered, bool return_residual,
       std::optional<ScalarType> residual_dtype) {
     Call call("norm_int8", x, ndim);
     const auto or_none = [&](const OptionalTensor& t) { return t ? *t : absent(x); };
@@ -206,42 +241,53 @@ class Ops {
     OptionalTensor scale_out, zero_point_out, residual_out;
     if (!scale) scale_out = empty(call.per_row_sizes(true), DType::f32, x);
     if (!scale && !symmetric) zero_point_out = empty(call.per_row_sizes(true), DType::i32, x);
-    if (return_residual) residual_out = call.new_rows(call.residual_dtype(residual_dtype, residual));
-    call.int8(weight, bias, x_bias, residual, residual2, shift, smooth, scale, zero_point, symmetric, residual_alpha, eps,
-              is_rms_norm, zero_centered, q, scale_out, zero_point_out, residual_out);
+    if (return_residual)
+      residual_out = call.new_rows(call.residual_dtype(residual_dtype, residual));
+    call.int8(weight, bias, x_bias, residual, residual2, shift, smooth, scale, zero_point,
+              symmetric, residual_alpha, eps, is_rms_norm, zero_centered, q, scale_out,
+              zero_point_out, residual_out);
     return {q, or_none(scale_out), or_none(zero_point_out), or_none(residual_out)};
   }
 
-  static void int8_out(Tensor x, int64_t ndim, OptionalTensor weight, OptionalTensor bias, OptionalTensor x_bias,
-                       OptionalTensor residual, OptionalTensor residual2, OptionalTensor shift, OptionalTensor smooth,
-                       OptionalTensor scale, int64_t zero_point, bool symmetric, double residual_alpha, double eps,
+  static void int8_out(Tensor x, int64_t ndim, OptionalTensor weight, OptionalTensor bias,
+                       OptionalTensor x_bias, OptionalTensor residual, OptionalTensor residual2,
+                       OptionalTensor shift, OptionalTensor smooth, OptionalTensor scale,
+                       int64_t zero_point, bool symmetric, double residual_alpha, double eps,
                        bool is_rms_norm, bool zero_centered, bool /*return_residual*/,
-                       std::optional<ScalarType> /*residual_dtype*/, Tensor out, OptionalTensor scale_out,
-                       OptionalTensor zero_point_out, OptionalTensor residual_out) {
+                       std::optional<ScalarType> /*residual_dtype*/, Tensor out,
+                       OptionalTensor scale_out, OptionalTensor zero_point_out,
+                       OptionalTensor residual_out) {
     Call call("norm_int8", x, ndim);
-    call.int8(weight, bias, x_bias, residual, residual2, shift, smooth, scale, zero_point, symmetric, residual_alpha, eps,
-              is_rms_norm, zero_centered, out, scale_out, zero_point_out, residual_out);
+    call.int8(weight, bias, x_bias, residual, residual2, shift, smooth, scale, zero_point,
+              symmetric, residual_alpha, eps, is_rms_norm, zero_centered, out, scale_out,
+              zero_point_out, residual_out);
   }
 
-  // ---- dropout_mask ---------------------------------------------------------------------------------------------------
+  // ---- dropout_mask
+  // ---------------------------------------------------------------------------------------------------
 
   static Tensor dropout_mask(Tensor rng_state, int64_t numel, double p, int64_t stream) {
     check(numel >= 0, "weft.dropout_mask: numel is ", numel, ", expected at least 0");
-    check(stream == 0 || stream == 1, "weft.dropout_mask: stream is ", stream, ", expected 0 (x) or 1 (x1)");
+    check(stream == 0 || stream == 1, "weft.dropout_mask: stream is ", stream,
+          ", expected 0 (x) or 1 (x1)");
     Tensor mask = empty({numel}, DType::boolean, rng_state);
     const Dropout dropout = read_dropout("dropout_mask", p, rng_state);
-    if (numel) Backend::dropout_mask(dropout, numel, static_cast<int>(stream), static_cast<bool*>(mask.mutable_data_ptr()));
+    if (numel)
+      Backend::dropout_mask(dropout, numel, static_cast<int>(stream),
+                            static_cast<bool*>(mask.mutable_data_ptr()));
     return mask;
   }
 
  private:
   static Dropout read_dropout(const char* op, double p, const OptionalTensor& rng_state) {
-    check(p >= 0 && p <= 1, "weft.", op, ": dropout_p is ", p, ", expected a probability from 0 to 1");
+    check(p >= 0 && p <= 1, "weft.", op, ": dropout_p is ", p,
+          ", expected a probability from 0 to 1");
     if (p == 0) return {};
     check(rng_state.has_value(), "weft.", op, ": dropout needs rng_state");
-    check(dtype_of(*rng_state) == DType::i64 && sizes_of(*rng_state) == Sizes{2} && rng_state->is_contiguous(), "weft.", op,
-          ": rng_state is ", name_of(dtype_of(*rng_state)), " ", to_string(sizes_of(*rng_state)),
-          ", expected contiguous int64 [2] (seed, offset)");
+    check(dtype_of(*rng_state) == DType::i64 && sizes_of(*rng_state) == Sizes{2} &&
+              rng_state->is_contiguous(),
+          "weft.", op, ": rng_state is ", name_of(dtype_of(*rng_state)), " ",
+          to_string(sizes_of(*rng_state)), ", expected contiguous int64 [2] (seed, offset)");
     const auto [seed, offset] = Backend::read_rng_state(*rng_state);
     return {p, {static_cast<uint64_t>(seed), static_cast<uint64_t>(offset)}};
   }
@@ -256,13 +302,18 @@ class Ops {
     DType x_dtype;
 
     Call(const char* op_name, const Tensor& x, int64_t normalized_ndim, const char* name = "x")
-        : op(op_name), first_name(name), sizes(sizes_of(x)), ndim(normalized_ndim), x_dtype(dtype_of(x)), x_(x) {
+        : op(op_name),
+          first_name(name),
+          sizes(sizes_of(x)),
+          ndim(normalized_ndim),
+          x_dtype(dtype_of(x)),
+          x_(x) {
       const int64_t dims = sizes.size();
       check(Backend::has(x), "weft.", op, ": ", name, " is not on a ", Backend::name, " device");
       check(is_float(x_dtype), "weft.", op, ": ", name, " has dtype ", name_of(x_dtype),
             ", expected float32, bfloat16, float16 or float64");
-      check(ndim >= 1 && ndim <= dims, "weft.", op, ": normalized_ndim is ", ndim, ", expected 1 to ", dims,
-            " (the dimensions of ", name, ")");
+      check(ndim >= 1 && ndim <= dims, "weft.", op, ": normalized_ndim is ", ndim,
+            ", expected 1 to ", dims, " (the dimensions of ", name, ")");
       channel_sizes = Sizes(sizes.end() - ndim, sizes.end());
       for (int d = 0; d < dims; ++d) (d < dims - ndim ? N : C) *= sizes[d];
     }
@@ -278,35 +329,38 @@ class Ops {
       return p;
     }
 
-    void inputs(Forward& p, const OptionalTensor& x_bias, const OptionalTensor& residual, const OptionalTensor& residual2,
-                double residual_alpha) {
+    void inputs(Forward& p, const OptionalTensor& x_bias, const OptionalTensor& residual,
+                const OptionalTensor& residual2, double residual_alpha) {
       p.x_bias = channels(x_bias, "x_bias", 1);
       p.residual = input(residual, "residual");
-      p.residual2 = residual ? input(residual2, "residual2", p.residual.dtype) : input(residual2, "residual2");
+      p.residual2 = residual ? input(residual2, "residual2", p.residual.dtype)
+                             : input(residual2, "residual2");
       p.residual_alpha = residual_alpha;
     }
 
-    void weights(Forward& p, const OptionalTensor& weight, const OptionalTensor& bias, const OptionalTensor& weight1 = {},
-                 const OptionalTensor& bias1 = {}) {
+    void weights(Forward& p, const OptionalTensor& weight, const OptionalTensor& bias,
+                 const OptionalTensor& weight1 = {}, const OptionalTensor& bias1 = {}) {
       p.weight = channels(weight, "weight");
       p.bias = channels(bias, "bias");
       p.weight1 = channels(weight1, "weight1");
       p.bias1 = channels(bias1, "bias1");
     }
 
-    void plain(bool rms, const OptionalTensor& weight, const OptionalTensor& bias, double eps, bool zero_centered,
-               const Tensor& y, const char* name) {
+    void plain(bool rms, const OptionalTensor& weight, const OptionalTensor& bias, double eps,
+               bool zero_centered, const Tensor& y, const char* name) {
       Forward p = forward(rms, eps, zero_centered);
       weights(p, weight, bias);
       p.y = output(y, name);
       run(p);
     }
 
-    void int8(const OptionalTensor& weight, const OptionalTensor& bias, const OptionalTensor& x_bias,
-              const OptionalTensor& residual, const OptionalTensor& residual2, const OptionalTensor& shift,
-              const OptionalTensor& smooth, const OptionalTensor& scale, int64_t zero_point, bool symmetric,
-              double residual_alpha, double eps, bool rms, bool zero_centered, const Tensor& q,
-              const OptionalTensor& scale_out, const OptionalTensor& zero_point_out, const OptionalTensor& residual_out) {
+    void int8(const OptionalTensor& weight, const OptionalTensor& bias,
+              const OptionalTensor& x_bias, const OptionalTensor& residual,
+              const OptionalTensor& residual2, const OptionalTensor& shift,
+              const OptionalTensor& smooth, const OptionalTensor& scale, int64_t zero_point,
+              bool symmetric, double residual_alpha, double eps, bool rms, bool zero_centered,
+              const Tensor& q, const OptionalTensor& scale_out,
+              const OptionalTensor& zero_point_out, const OptionalTensor& residual_out) {
       Forward p = forward(rms, eps, zero_centered);
       inputs(p, x_bias, residual, residual2, residual_alpha);
       weights(p, weight, bias);
@@ -316,28 +370,33 @@ class Ops {
       p.int8.smooth = channels(smooth, "smooth", 1);
       p.int8.symmetric = symmetric;
       if (scale) {
-        check(dtype_of(*scale) == DType::f32 && scale->numel() == 1 && Backend::has(*scale), "weft.", op, ": scale is ",
-              name_of(dtype_of(*scale)), " ", to_string(sizes_of(*scale)), ", expected one float32 on the device of x");
+        check(dtype_of(*scale) == DType::f32 && scale->numel() == 1 && Backend::has(*scale),
+              "weft.", op, ": scale is ", name_of(dtype_of(*scale)), " ",
+              to_string(sizes_of(*scale)), ", expected one float32 on the device of x");
         check(zero_point >= -128 && zero_point <= 127, "weft.", op, ": zero_point is ", zero_point,
               ", expected -128 to 127");
         p.int8.scale = static_cast<const float*>(scale->const_data_ptr());
         p.int8.zero_point = static_cast<int32_t>(zero_point);
       } else {
         check(scale_out.has_value(), "weft.", op, ": a dynamic scale needs scale_out");
-        check(symmetric || zero_point_out, "weft.", op, ": asymmetric dynamic scales need zero_point_out");
+        check(symmetric || zero_point_out, "weft.", op,
+              ": asymmetric dynamic scales need zero_point_out");
         p.int8.scale_out = static_cast<float*>(per_row_output(*scale_out, "scale_out", DType::f32));
         if (zero_point_out)
-          p.int8.zero_point_out = static_cast<int32_t*>(per_row_output(*zero_point_out, "zero_point_out", DType::i32));
+          p.int8.zero_point_out =
+              static_cast<int32_t*>(per_row_output(*zero_point_out, "zero_point_out", DType::i32));
       }
       run(p);
     }
 
-    // ---- inputs -------------------------------------------------------------------------------------------------------
+    // ---- inputs
+    // -------------------------------------------------------------------------------------------------------
 
     Rows input(const OptionalTensor& t, const char* name, std::optional<DType> dtype = {}) {
       if (!t) return {};
       const DType type = check_rows(*t, name);
-      check(dtype ? type == *dtype : is_float(type), "weft.", op, ": ", name, " has dtype ", name_of(type), ", expected ",
+      check(dtype ? type == *dtype : is_float(type), "weft.", op, ": ", name, " has dtype ",
+            name_of(type), ", expected ",
             dtype ? name_of(*dtype) : "float32, bfloat16, float16 or float64");
       Rows rows;
       if (view(*t, rows)) return rows;
@@ -346,7 +405,8 @@ class Ops {
       return rows;
     }
 
-    // A vector over the channels; or, with one normalised dimension, one for each index of the dimension before it.
+    // A vector over the channels; or, with one normalised dimension, one for each index of the
+    // dimension before it.
     Channels channels(const OptionalTensor& t, const char* name, int64_t most_heads = INT64_MAX) {
       if (!t) return {};
       const DType type = dtype_of(*t);
@@ -354,10 +414,12 @@ class Ops {
       check(is_float(type), "weft.", op, ": ", name, " has dtype ", name_of(type),
             ", expected float32, bfloat16, float16 or float64");
       const Sizes shape = sizes_of(*t);
-      const bool per_head = most_heads > 1 && ndim == 1 && sizes.size() >= 2 && shape == Sizes(sizes.end() - 2, sizes.end());
+      const bool per_head = most_heads > 1 && ndim == 1 && sizes.size() >= 2 &&
+                            shape == Sizes(sizes.end() - 2, sizes.end());
       const int64_t own = per_head ? shape[0] : 1;
-      check(per_head || shape == channel_sizes, "weft.", op, ": ", name, " has shape ", to_string(shape), ", expected ",
-            to_string(channel_sizes), " (the last ", ndim == 1 ? "dimension" : "dimensions", " of ", first_name, ")");
+      check(per_head || shape == channel_sizes, "weft.", op, ": ", name, " has shape ",
+            to_string(shape), ", expected ", to_string(channel_sizes), " (the last ",
+            ndim == 1 ? "dimension" : "dimensions", " of ", first_name, ")");
       if (most_heads > 1) {
         check(!headed_ || own == heads, "weft.", op, ": ", name, " has shape ", to_string(shape),
               ", expected that of the other weights");
@@ -378,8 +440,9 @@ class Ops {
       check(Backend::has(*t), "weft.", op, ": ", name, " is not on the device of ", first_name);
       check(is_float(type), "weft.", op, ": ", name, " has dtype ", name_of(type),
             ", expected float32, bfloat16, float16 or float64");
-      check(sizes_of(*t) == per_row_sizes(false), "weft.", op, ": ", name, " has shape ", to_string(sizes_of(*t)),
-            ", expected ", to_string(per_row_sizes(false)), " (the leading dimensions of ", first_name, ")");
+      check(sizes_of(*t) == per_row_sizes(false), "weft.", op, ": ", name, " has shape ",
+            to_string(sizes_of(*t)), ", expected ", to_string(per_row_sizes(false)),
+            " (the leading dimensions of ", first_name, ")");
       Tensor whole = *t;
       if (!whole.is_contiguous()) {
         keep_.push_front(torch::stable::contiguous(whole));
@@ -390,24 +453,29 @@ class Ops {
 
     // mean and rstd as forward returned them.
     PerRow statistics(const Tensor& t, const char* name, DType dtype) {
-      check(Backend::has(t) && dtype_of(t) == acc_of(dtype) && t.numel() == N && t.is_contiguous(), "weft.", op, ": ", name,
-            " is ", name_of(dtype_of(t)), " ", to_string(sizes_of(t)), ", expected contiguous ", name_of(acc_of(dtype)), " ",
-            to_string(per_row_sizes(false)));
+      check(Backend::has(t) && dtype_of(t) == acc_of(dtype) && t.numel() == N && t.is_contiguous(),
+            "weft.", op, ": ", name, " is ", name_of(dtype_of(t)), " ", to_string(sizes_of(t)),
+            ", expected contiguous ", name_of(acc_of(dtype)), " ", to_string(per_row_sizes(false)));
       return {const_cast<void*>(t.const_data_ptr()), acc_of(dtype)};
     }
 
-    Dropout dropout(double p, const OptionalTensor& rng_state) { return read_dropout(op, p, rng_state); }
+    Dropout dropout(double p, const OptionalTensor& rng_state) {
+      return read_dropout(op, p, rng_state);
+    }
 
-    // ---- outputs ------------------------------------------------------------------------------------------------------
+    // ---- outputs
+    // ------------------------------------------------------------------------------------------------------
 
     // Rows to be written. What is not contiguous within its rows is written to a copy first.
     Rows output(const Tensor& t, const char* name, std::optional<DType> dtype = {}) {
       const DType type = check_rows(t, name);
-      check(dtype ? type == *dtype : is_float(type), "weft.", op, ": ", name, " has dtype ", name_of(type), ", expected ",
+      check(dtype ? type == *dtype : is_float(type), "weft.", op, ": ", name, " has dtype ",
+            name_of(type), ", expected ",
             dtype ? name_of(*dtype) : "float32, bfloat16, float16 or float64");
       const auto strides = t.strides();
       for (int d = 0; d < sizes.size(); ++d)
-        check(strides[d] != 0 || sizes[d] <= 1, "weft.", op, ": ", name, " repeats elements in memory, so it cannot be written");
+        check(strides[d] != 0 || sizes[d] <= 1, "weft.", op, ": ", name,
+              " repeats elements in memory, so it cannot be written");
       Rows rows;
       if (view(t, rows)) return rows;
       copies_.push_front({t, empty(sizes, type, t)});
@@ -446,19 +514,20 @@ class Ops {
    private:
     DType check_rows(const Tensor& t, const char* name) const {
       check(Backend::has(t), "weft.", op, ": ", name, " is not on the device of ", first_name);
-      check(sizes_of(t) == sizes, "weft.", op, ": ", name, " has shape ", to_string(sizes_of(t)), ", expected ",
-            to_string(sizes), " (that of ", first_name, ")");
+      check(sizes_of(t) == sizes, "weft.", op, ": ", name, " has shape ", to_string(sizes_of(t)),
+            ", expected ", to_string(sizes), " (that of ", first_name, ")");
       return dtype_of(t);
     }
 
     void* per_row_output(const Tensor& t, const char* name, DType dtype) const {
-      check(Backend::has(t) && dtype_of(t) == dtype && t.numel() == N && t.is_contiguous(), "weft.", op, ": ", name, " is ",
-            name_of(dtype_of(t)), " ", to_string(sizes_of(t)), ", expected contiguous ", name_of(dtype), " ",
-            to_string(per_row_sizes(true)));
+      check(Backend::has(t) && dtype_of(t) == dtype && t.numel() == N && t.is_contiguous(), "weft.",
+            op, ": ", name, " is ", name_of(dtype_of(t)), " ", to_string(sizes_of(t)),
+            ", expected contiguous ", name_of(dtype), " ", to_string(per_row_sizes(true)));
       return t.mutable_data_ptr();
     }
 
-    // Where the rows of t lie, leading dimensions merged where strides allow; false if a copy is needed.
+    // Where the rows of t lie, leading dimensions merged where strides allow; false if a copy is
+    // needed.
     bool view(const Tensor& t, Rows& rows) const {
       const auto strides = t.strides();
       const int leading = sizes.size() - static_cast<int>(ndim);

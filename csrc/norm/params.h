@@ -2,10 +2,11 @@
 //
 //   u = dropout((x + x_bias) · rowscale · layerscale)                          N rows, C channels
 //   z = u + dropout(x1) + residual_alpha · residual + residual2
-//   x̂ = (z - mean) · rstd            LayerNorm, Ba et al., arXiv 1607.06450;  rstd = 1 / sqrt(variance + eps)
-//   x̂ = z · rstd                     RMSNorm, Zhang & Sennrich, arXiv 1910.07467;  rstd = 1 / sqrt(mean(z²) + eps)
-//   y = x̂ · weight + bias            y1 = x̂ · weight1 + bias1                  weight + 1 where zero_centered_weight
-//   q = clamp(rne(t / scale) + zero_point),  t = (y - shift) / smooth           the int8 end instead of y
+//   x̂ = (z - mean) · rstd            LayerNorm, Ba et al., arXiv 1607.06450;  rstd = 1 /
+//   sqrt(variance + eps) x̂ = z · rstd                     RMSNorm, Zhang & Sennrich, arXiv
+//   1910.07467;  rstd = 1 / sqrt(mean(z²) + eps) y = x̂ · weight + bias            y1 = x̂ · weight1
+//   + bias1                  weight + 1 where zero_centered_weight q = clamp(rne(t / scale) +
+//   zero_point),  t = (y - shift) / smooth           the int8 end instead of y
 //
 // Everything but x is optional: a view without data is absent.
 #pragma once
@@ -19,11 +20,12 @@ namespace weft::norm {
 
 constexpr int kMaxRowDims = 6;
 
-// N rows of C elements each, contiguous within a row; row n begins where its index over the leading dimensions says.
+// N rows of C elements each, contiguous within a row; row n begins where its index over the leading
+// dimensions says.
 struct Rows {
   void* data = nullptr;
   DType dtype = DType::f32;
-  int ndim = 1;                                             // leading dimensions, merged where strides allow
+  int ndim = 1;  // leading dimensions, merged where strides allow
   int64_t size[kMaxRowDims] = {}, stride[kMaxRowDims] = {};  // in elements
 
   WEFT_INLINE explicit operator bool() const { return data != nullptr; }
@@ -45,7 +47,8 @@ struct Rows {
   }
 };
 
-// A vector over the channels, contiguous; `heads` of them where weights differ by the last leading dimension (row n takes n % heads).
+// A vector over the channels, contiguous; `heads` of them where weights differ by the last leading
+// dimension (row n takes n % heads).
 struct Channels {
   void* data = nullptr;
   DType dtype = DType::f32;
@@ -67,14 +70,15 @@ struct Dropout {
   PhiloxKey key = {0, 0};
 };
 
-// The int8 end. Static: one scale for all (and zero_point). Dynamic: each row's own, written to scale_out and zero_point_out.
+// The int8 end. Static: one scale for all (and zero_point). Dynamic: each row's own, written to
+// scale_out and zero_point_out.
 struct Int8End {
   Rows q;
   Channels shift, smooth;
-  const float* scale = nullptr;     // static where present
-  int32_t zero_point = 0;           // of the static scale
-  bool symmetric = true;            // of the dynamic ones
-  float* scale_out = nullptr;       // [N]
+  const float* scale = nullptr;       // static where present
+  int32_t zero_point = 0;             // of the static scale
+  bool symmetric = true;              // of the dynamic ones
+  float* scale_out = nullptr;         // [N]
   int32_t* zero_point_out = nullptr;  // [N]
 
   WEFT_INLINE explicit operator bool() const { return q.data != nullptr; }
@@ -101,8 +105,8 @@ struct Forward {
 
   // z is x itself: nothing is added, and nobody asked for a copy.
   WEFT_INLINE bool plain() const {
-    return !x_bias.data && !rowscale.data && !layerscale.data && dropout.p == 0 && !x1.data && !residual.data &&
-           !residual2.data && !residual_out.data;
+    return !x_bias.data && !rowscale.data && !layerscale.data && dropout.p == 0 && !x1.data &&
+           !residual.data && !residual2.data && !residual_out.data;
   }
 };
 
@@ -111,7 +115,8 @@ struct Forward {
 //   dz = rstd · (g - mean(g) - x̂ · mean(g · x̂)) + dresidual_out        RMSNorm: without mean(g)
 //   dresidual = residual_alpha · dz      dresidual2 = dz      dx1 = dropout'(dz)
 //   dx = dropout'(dz) · layerscale · rowscale
-//   dweight = Σ dy · x̂    dbias = Σ dy    dx_bias = Σ dx    dlayerscale = Σ dropout'(dz) · (x + x_bias) · rowscale      over rows
+//   dweight = Σ dy · x̂    dbias = Σ dy    dx_bias = Σ dx    dlayerscale = Σ dropout'(dz) · (x +
+//   x_bias) · rowscale      over rows
 //
 // x̂ comes from z and its statistics, or, memory-efficiently, from y: (y - bias) / weight.
 struct Backward {

@@ -1,4 +1,5 @@
-// torch tensors through the stable ABI: dtypes, allocation, and the words in which arguments are refused.
+// torch tensors through the stable ABI: dtypes, allocation, and the words in which arguments are
+// refused.
 #pragma once
 
 #include <torch/csrc/inductor/aoti_torch/c/shim.h>
@@ -41,14 +42,17 @@ class Sizes {
     check(size_ < kMost, "weft: a tensor has more than ", kMost, " dimensions");
     data_[size_++] = size;
   }
-  bool operator==(const Sizes& other) const { return size_ == other.size_ && std::equal(begin(), end(), other.begin()); }
+  bool operator==(const Sizes& other) const {
+    return size_ == other.size_ && std::equal(begin(), end(), other.begin());
+  }
 
  private:
   int64_t data_[kMost];
   int size_ = 0;
 };
 
-// Beyond this an output is worth huge pages: touching fresh memory in 4 KiB pages is several times slower than the kernels.
+// Beyond this an output is worth huge pages: touching fresh memory in 4 KiB pages is several times
+// slower than the kernels.
 constexpr int64_t kHugeOutput = 4 << 20;
 
 inline DType dtype_of(ScalarType type) {
@@ -125,8 +129,8 @@ inline Tensor empty(const Sizes& sizes, DType dtype, const Tensor& like) {
   STABLE_TORCH_ERROR_CODE_CHECK(aoti_torch_get_device_type(like.get(), &device_type));
   STABLE_TORCH_ERROR_CODE_CHECK(aoti_torch_get_device_index(like.get(), &device_index));
   AtenTensorHandle handle;
-  STABLE_TORCH_ERROR_CODE_CHECK(aoti_torch_empty_strided(sizes.size(), sizes.data(), strides,
-                                                         torch_dtype(dtype), device_type, device_index, &handle));
+  STABLE_TORCH_ERROR_CODE_CHECK(aoti_torch_empty_strided(
+      sizes.size(), sizes.data(), strides, torch_dtype(dtype), device_type, device_index, &handle));
   return Tensor(handle);
 }
 

@@ -1,13 +1,17 @@
-// Backward of the norm family on one ISA level (compiled once per level): see params.h for the formulas.
+// Backward of the norm family on one ISA level (compiled once per level): see params.h for the
+// formulas.
 //
 // Plan, for a block of up to kBlock rows:
-//   gather   Σg and Σg·x̂ of each row, from dy, the saved z (or y) and the weights: one read of each from memory.
-//   finish   column by column over the block's rows, which are in L2 by now: dz and what hangs on it are written, and the weights'
-//            gradients of these columns are carried in registers over the rows, then added to the group's fp32 sums.
-// A group is a fixed share of the rows (by shape alone); reduce adds the groups' sums in order. So no atomics, and the same bits
-// for any number of threads.
+//   gather   Σg and Σg·x̂ of each row, from dy, the saved z (or y) and the weights: one read of each
+//   from memory. finish   column by column over the block's rows, which are in L2 by now: dz and
+//   what hangs on it are written, and the weights'
+//            gradients of these columns are carried in registers over the rows, then added to the
+//            group's fp32 sums.
+// A group is a fixed share of the rows (by shape alone); reduce adds the groups' sums in order. So
+// no atomics, and the same bits for any number of threads.
 //
-// Cost per element of bf16: 4 bytes read, 2 written, about 20 vector operations per 32 elements: bound by memory.
+// Cost per element of bf16: 4 bytes read, 2 written, about 20 vector operations per 32 elements:
+// bound by memory.
 
 #include "norm/cpu/row.h"
 
@@ -16,17 +20,19 @@ namespace {
 
 constexpr int kBlock = 4;
 
-// The six sums over rows that the weights' gradients need, in this order, those asked for only: slot k of a group begins at
-// k · heads · padded(C).
+// The six sums over rows that the weights' gradients need, in this order, those asked for only:
+// slot k of a group begins at k · heads · padded(C).
 template <class A>
 struct Sums {
-  A *weight = nullptr, *bias = nullptr, *weight1 = nullptr, *bias1 = nullptr, *x_bias = nullptr, *layerscale = nullptr;
+  A *weight = nullptr, *bias = nullptr, *weight1 = nullptr, *bias1 = nullptr, *x_bias = nullptr,
+    *layerscale = nullptr;
 
   // The sums of the head that row n belongs to.
   Sums(const Backward& p, void* group, int64_t n) {
     const int64_t C = padded(p.C), heads = p.weight.heads, head = n % heads;
     A* next = static_cast<A*>(group);
-    const Channels* wanted[] = {&p.dweight, &p.dbias, &p.dweight1, &p.dbias1, &p.dx_bias, &p.dlayerscale};
+    const Channels* wanted[] = {&p.dweight, &p.dbias,   &p.dweight1,
+                                &p.dbias1,  &p.dx_bias, &p.dlayerscale};
     A** slots[] = {&weight, &bias, &weight1, &bias1, &x_bias, &layerscale};
     for (int k = 0; k < 6; ++k) {
       if (!*wanted[k]) continue;
@@ -65,10 +71,21 @@ struct Row {
   Row() = default;
   // masks: the dropout masks of x and x1, drawn from column masks_from on.
   Row(const Backward& p, int64_t n, const A* masks, int64_t masks_from)
-      : dy(p.dy, n), dy1(p.dy1, n), dres(p.dresidual_out, n), saved(p.saved, n), x(p.x, n), dx(p.dx, n, p.stream),
-        dx1(p.dx1, n, p.stream), dresidual(p.dresidual, n, p.stream), dresidual2(p.dresidual2, n, p.stream),
-        mean(read<A>(p.mean, n)), rstd(read<A>(p.rstd, n)), rowscale(read_scalar<A>(p.rowscale, n, 1)),
-        keep(p.dropout.p != 0 ? masks : nullptr), keep1(masks + padded(keep_columns(p))), first(masks_from) {}
+      : dy(p.dy, n),
+        dy1(p.dy1, n),
+        dres(p.dresidual_out, n),
+        saved(p.saved, n),
+        x(p.x, n),
+        dx(p.dx, n, p.stream),
+        dx1(p.dx1, n, p.stream),
+        dresidual(p.dresidual, n, p.stream),
+        dresidual2(p.dresidual2, n, p.stream),
+        mean(read<A>(p.mean, n)),
+        rstd(read<A>(p.rstd, n)),
+        rowscale(read_scalar<A>(p.rowscale, n, 1)),
+        keep(p.dropout.p != 0 ? masks : nullptr),
+        keep1(masks + padded(keep_columns(p))),
+        first(masks_from) {}
 
   template <class T>
   static T read(const PerRow& v, int64_t n) {
@@ -81,16 +98,19 @@ struct Row {
   A mean_g = 0, mean_gx = 0;  // after gather
   const A *keep, *keep1;
   int64_t first;
-  const char *next_dy = nullptr, *next_saved = nullptr;  // of the row that takes this one's place, to be prefetched
+  const char *next_dy = nullptr,
+             *next_saved = nullptr;  // of the row that takes this one's place, to be prefetched
 };
 
-// What training a plain or pre-norm network asks for, whose loops are compiled without the branches that it does not take: x̂ from z,
-// one dy, in x's dtype, weights in that or float32, dx alone (and dresidual_out in).
+// What training a plain or pre-norm network asks for, whose loops are compiled without the branches
+// that it does not take: x̂ from z, one dy, in x's dtype, weights in that or float32, dx alone (and
+// dresidual_out in).
 template <class X>
 bool is_usual(const Backward& p) {
-  return !std::is_same_v<X, double> && p.dy && !p.dy1 && !p.from_output && p.weight && !p.zero_centered && p.dropout.p == 0 &&
-         !p.rowscale && !p.layerscale && !p.dx1 && !p.dresidual && !p.dresidual2 && !p.dx_bias && is_own<X>(p.dy) &&
-         is_own<X>(p.saved) && is_own<X>(p.dresidual_out) && p.dx && is_own<X>(p.dx) && is_common<X>(p.weight);
+  return !std::is_same_v<X, double> && p.dy && !p.dy1 && !p.from_output && p.weight &&
+         !p.zero_centered && p.dropout.p == 0 && !p.rowscale && !p.layerscale && !p.dx1 &&
+         !p.dresidual && !p.dresidual2 && !p.dx_bias && is_own<X>(p.dy) && is_own<X>(p.saved) &&
+         is_own<X>(p.dresidual_out) && p.dx && is_own<X>(p.dx) && is_common<X>(p.weight);
 }
 
 // Weights as the rows of one head see them.
@@ -102,8 +122,14 @@ struct Weights {
   A least;  // magnitude below which a weight is not divided by (Apex's rule: eps)
 
   Weights(const Backward& p, int64_t n)
-      : weight(p.weight, n, p.C), bias(p.bias, n, p.C), weight1(p.weight1, n, p.C), x_bias(p.x_bias, 0, p.C),
-        layerscale(p.layerscale, 0, p.C), zero_centered(p.zero_centered), from_output(p.from_output), rms(p.rms),
+      : weight(p.weight, n, p.C),
+        bias(p.bias, n, p.C),
+        weight1(p.weight1, n, p.C),
+        x_bias(p.x_bias, 0, p.C),
+        layerscale(p.layerscale, 0, p.C),
+        zero_centered(p.zero_centered),
+        from_output(p.from_output),
+        rms(p.rms),
         least(p.eps > 0 ? static_cast<A>(p.eps) : A{1e-30f}) {}
 
   template <bool kCommon, class Part>
@@ -116,7 +142,9 @@ struct Weights {
   template <bool kCommon, class Part>
   WEFT_INLINE Pair<A> normal(const Row<X>& row, Pair<A> w, int64_t i, Part part) const {
     if constexpr (kCommon) {  // RMSNorm's mean is 0
-      return (Lanes<X>::load(reinterpret_cast<const X*>(row.saved.data) + i, part) - both<A>(row.mean)) * both<A>(row.rstd);
+      return (Lanes<X>::load(reinterpret_cast<const X*>(row.saved.data) + i, part) -
+              both<A>(row.mean)) *
+             both<A>(row.rstd);
     }
     Pair<A> v = load<X>(row.saved, i, part);
     if (from_output) {
@@ -136,7 +164,8 @@ struct Weights {
 
 // Σg and Σg·x̂ over columns [begin, end) of a row.
 template <class X, bool kCommon>
-[[gnu::noinline]] void gather(const Weights<X> weights, const Row<X> row, int64_t begin, int64_t end, double* g_sum, double* gx_sum) {
+[[gnu::noinline]] void gather(const Weights<X> weights, const Row<X> row, int64_t begin,
+                              int64_t end, double* g_sum, double* gx_sum) {
   using A = acc_t<X>;
   double g_total = 0, gx_total = 0;
   constexpr int64_t step = kSumPairs * Lanes<X>::kPair;
@@ -150,7 +179,9 @@ template <class X, bool kCommon>
         g = Lanes<X>::load(reinterpret_cast<const X*>(row.dy.data) + i, part) * w;
       } else {
         if (row.dy) g = load<X>(row.dy, i, part) * w;
-        if (row.dy1) g = g + load<X>(row.dy1, i, part) * weights.template gain<false>(weights.weight1, i, part);
+        if (row.dy1)
+          g = g +
+              load<X>(row.dy1, i, part) * weights.template gain<false>(weights.weight1, i, part);
       }
       sum = sum + g;
       sum_x = sum_x + g * x_hat;
@@ -170,10 +201,11 @@ void set_means(const Backward& p, Row<X>& row, double g_sum, double gx_sum) {
   row.mean_gx = static_cast<A>(gx_sum / C);
 }
 
-// finish() for the usual call and kRows rows: a row's constants stay in registers while the columns go by.
+// finish() for the usual call and kRows rows: a row's constants stay in registers while the columns
+// go by.
 template <class X, int kRows>
-[[gnu::noinline]] void finish_usual(const Weights<X> weights, const Row<X>* rows, int64_t begin, int64_t end,
-                                    Sums<acc_t<X>> sums) {
+[[gnu::noinline]] void finish_usual(const Weights<X> weights, const Row<X>* rows, int64_t begin,
+                                    int64_t end, Sums<acc_t<X>> sums) {
   using A = acc_t<X>;
   using L = Lanes<X>;
   const X *saved[kRows], *dy_row[kRows], *dres[kRows];
@@ -198,7 +230,8 @@ template <class X, int kRows>
     Carried<A> dweight(sums.weight, i), dbias(sums.bias, i);
 #pragma GCC unroll 4
     for (int r = 0; r < kRows; ++r) {
-      if (next_dy[r]) {  // the block to come, so that memory is not idle while this one is in the caches
+      if (next_dy[r]) {  // the block to come, so that memory is not idle while this one is in the
+                         // caches
         __builtin_prefetch(next_dy[r] + i * static_cast<int64_t>(sizeof(X)));
         __builtin_prefetch(next_saved[r] + i * static_cast<int64_t>(sizeof(X)));
       }
@@ -206,7 +239,9 @@ template <class X, int kRows>
       const Pair<A> x_hat = {(z.lo - mean[r]) * rstd[r], (z.hi - mean[r]) * rstd[r]};
       dweight.add(dy * x_hat);
       dbias.add(dy);
-      const auto gradient = [&](Vec<A> d, Vec<A> gain, Vec<A> x) { return (d * gain - mean_g[r] - x * mean_gx[r]) * rstd[r]; };
+      const auto gradient = [&](Vec<A> d, Vec<A> gain, Vec<A> x) {
+        return (d * gain - mean_g[r] - x * mean_gx[r]) * rstd[r];
+      };
       Pair<A> dz = {gradient(dy.lo, w.lo, x_hat.lo), gradient(dy.hi, w.hi, x_hat.hi)};
       if (dres[r]) dz = dz + L::load(dres[r] + i, part);
       store<X, true>(dx[r], i, dz, part);
@@ -215,8 +250,8 @@ template <class X, int kRows>
 }
 
 template <class X>
-[[gnu::noinline]] void finish(const Backward& p, const Weights<X>& weights, const Row<X>* rows, int count, int64_t begin, int64_t end,
-            Sums<acc_t<X>> sums) {
+[[gnu::noinline]] void finish(const Backward& p, const Weights<X>& weights, const Row<X>* rows,
+                              int count, int64_t begin, int64_t end, Sums<acc_t<X>> sums) {
   using A = acc_t<X>;
   using L = Lanes<X>;
   const Pair<A> alpha = both<A>(static_cast<A>(p.residual_alpha));
@@ -229,7 +264,8 @@ template <class X>
     const Pair<A> w = weights.template gain<false>(weights.weight, i, part);
     const Pair<A> w1 = weights.template gain<false>(weights.weight1, i, part);
     const Pair<A> scale = weights.layerscale ? load<X>(weights.layerscale, i, part) : both<A>(1);
-    Carried<A> dweight(sums.weight, i), dbias(sums.bias, i), dweight1(sums.weight1, i), dbias1(sums.bias1, i);
+    Carried<A> dweight(sums.weight, i), dbias(sums.bias, i), dweight1(sums.weight1, i),
+        dbias1(sums.bias1, i);
     Carried<A> dx_bias(sums.x_bias, i), dlayerscale(sums.layerscale, i);
 
     for (int r = 0; r < count; ++r) {
@@ -253,7 +289,8 @@ template <class X>
 
       if (row.dresidual) store<X>(row.dresidual, i, dz * alpha, part);
       if (row.dresidual2) store<X>(row.dresidual2, i, dz, part);
-      if (row.dx1) store<X>(row.dx1, i, row.keep ? dz * L::load(row.keep1 + (i - row.first), part) : dz, part);
+      if (row.dx1)
+        store<X>(row.dx1, i, row.keep ? dz * L::load(row.keep1 + (i - row.first), part) : dz, part);
       if (row.keep) dz = dz * L::load(row.keep + (i - row.first), part);
       dz = dz * both<A>(row.rowscale);
       if (dlayerscale) {
@@ -272,11 +309,14 @@ template <class X>
 void draw(const Backward& p, int64_t n, int64_t begin, int64_t end, acc_t<X>* keep) {
   if (p.dropout.p == 0) return;
   for (int stream = 0; stream < 2; ++stream)
-    draw_dropout<acc_t<X>>(p.dropout, n * p.C + begin, end - begin, stream, keep + stream * padded(keep_columns(p)), nullptr);
+    draw_dropout<acc_t<X>>(p.dropout, n * p.C + begin, end - begin, stream,
+                           keep + stream * padded(keep_columns(p)), nullptr);
 }
 
 // Rows that may share a pass over the columns: those of one head, with one mask in the scratch.
-int64_t block_rows(const Backward& p) { return p.dropout.p != 0 || p.weight.heads > 1 ? 1 : kBlock; }
+int64_t block_rows(const Backward& p) {
+  return p.dropout.p != 0 || p.weight.heads > 1 ? 1 : kBlock;
+}
 
 template <class X>
 void rows(const Backward& p, int64_t begin, int64_t end, void* group, void* scratch) {
@@ -292,7 +332,8 @@ void rows(const Backward& p, int64_t begin, int64_t end, void* group, void* scra
       draw<X>(p, n + r, 0, p.C, keep);
       block[r] = Row<X>(p, n + r, keep, 0);
       double g, gx;
-      common ? gather<X, true>(weights, block[r], 0, p.C, &g, &gx) : gather<X, false>(weights, block[r], 0, p.C, &g, &gx);
+      common ? gather<X, true>(weights, block[r], 0, p.C, &g, &gx)
+             : gather<X, false>(weights, block[r], 0, p.C, &g, &gx);
       set_means(p, block[r], g, gx);
       if (common && n + step + r < end) {
         block[r].next_dy = p.dy.row(n + step + r);
@@ -306,7 +347,8 @@ void rows(const Backward& p, int64_t begin, int64_t end, void* group, void* scra
 
 // g, gx: [N], the totals over all tiles of each row.
 template <class X>
-void columns(const Backward& p, int64_t begin, int64_t end, const double* g, const double* gx, void* group, void* scratch) {
+void columns(const Backward& p, int64_t begin, int64_t end, const double* g, const double* gx,
+             void* group, void* scratch) {
   using A = acc_t<X>;
   A* keep = static_cast<A*>(scratch);
   const int64_t step = block_rows(p);
@@ -324,9 +366,11 @@ void columns(const Backward& p, int64_t begin, int64_t end, const double* g, con
 }
 
 template <class X>
-void reduce_groups(const Backward& p, int64_t groups, int64_t begin, int64_t end, const void* sums) {
+void reduce_groups(const Backward& p, int64_t groups, int64_t begin, int64_t end,
+                   const void* sums) {
   using A = acc_t<X>;
-  const Channels* gradients[] = {&p.dweight, &p.dbias, &p.dweight1, &p.dbias1, &p.dx_bias, &p.dlayerscale};
+  const Channels* gradients[] = {&p.dweight, &p.dbias,   &p.dweight1,
+                                 &p.dbias1,  &p.dx_bias, &p.dlayerscale};
   const int64_t heads = p.weight.heads, C = padded(p.C);
   int64_t slots = 0, slot = 0;
   for (const Channels* gradient : gradients) slots += *gradient ? 1 : 0;
@@ -335,11 +379,13 @@ void reduce_groups(const Backward& p, int64_t groups, int64_t begin, int64_t end
     for (int64_t head = 0; head < gradient->heads; ++head) {
       const A* first = static_cast<const A*>(sums) + (slot * heads + head) * C;
       Output out;
-      out.data = static_cast<char*>(gradient->data) + head * p.C * static_cast<int64_t>(size_of(gradient->dtype));
+      out.data = static_cast<char*>(gradient->data) +
+                 head * p.C * static_cast<int64_t>(size_of(gradient->dtype));
       out.dtype = gradient->dtype;
       for_pairs<X>(begin, end, [&](int64_t i, auto part) {
         Pair<A> total = load_pair(first + i);
-        for (int64_t group = 1; group < groups; ++group) total = total + load_pair(first + group * slots * heads * C + i);
+        for (int64_t group = 1; group < groups; ++group)
+          total = total + load_pair(first + group * slots * heads * C + i);
         store<X>(out, i, total, part);
       });
     }
@@ -352,18 +398,22 @@ void reduce_groups(const Backward& p, int64_t groups, int64_t begin, int64_t end
 void backward_rows(const Backward& p, int64_t begin, int64_t end, void* group, void* scratch) {
   with_float_type(p.x_dtype, [&](auto x) { rows<decltype(x)>(p, begin, end, group, scratch); });
 }
-void backward_gather(const Backward& p, int64_t n, int64_t begin, int64_t end, double* g, double* gx) {
+void backward_gather(const Backward& p, int64_t n, int64_t begin, int64_t end, double* g,
+                     double* gx) {
   with_float_type(p.x_dtype, [&](auto x) {
     using X = decltype(x);
     gather<X, false>(Weights<X>(p, n), Row<X>(p, n, nullptr, 0), begin, end, g, gx);
   });
 }
-void backward_finish(const Backward& p, int64_t begin, int64_t end, const double* g, const double* gx, void* group,
-                     void* scratch) {
-  with_float_type(p.x_dtype, [&](auto x) { columns<decltype(x)>(p, begin, end, g, gx, group, scratch); });
+void backward_finish(const Backward& p, int64_t begin, int64_t end, const double* g,
+                     const double* gx, void* group, void* scratch) {
+  with_float_type(p.x_dtype,
+                  [&](auto x) { columns<decltype(x)>(p, begin, end, g, gx, group, scratch); });
 }
-void backward_reduce(const Backward& p, int64_t groups, int64_t begin, int64_t end, const void* sums) {
-  with_float_type(p.x_dtype, [&](auto x) { reduce_groups<decltype(x)>(p, groups, begin, end, sums); });
+void backward_reduce(const Backward& p, int64_t groups, int64_t begin, int64_t end,
+                     const void* sums) {
+  with_float_type(p.x_dtype,
+                  [&](auto x) { reduce_groups<decltype(x)>(p, groups, begin, end, sums); });
 }
 
 }  // namespace weft::norm::cpu::WEFT_CPU_LEVEL

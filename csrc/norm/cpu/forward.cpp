@@ -1,16 +1,21 @@
-// Forward of the norm family on one ISA level (compiled once per level): see params.h for the formulas.
+// Forward of the norm family on one ISA level (compiled once per level): see params.h for the
+// formulas.
 //
 // Plan, for a row of C channels that fits in L1/L2:
-//   gather   read every input of the row once, add up z, write residual_out, take the moments. The variance comes from differences
-//            to a pivot, the mean of the row's first elements, so that a large mean costs no digits; a tile whose pivot was a bad
-//            guess is swept again around its mean. z = x needs no copy; other z are kept in fp32 in the task's scratch.
-//            Wide rows go in tiles of kTile columns whose moments are merged.
+//   gather   read every input of the row once, add up z, write residual_out, take the moments. The
+//   variance comes from differences
+//            to a pivot, the mean of the row's first elements, so that a large mean costs no
+//            digits; a tile whose pivot was a bad guess is swept again around its mean. z = x needs
+//            no copy; other z are kept in fp32 in the task's scratch. Wide rows go in tiles of
+//            kTile columns whose moments are merged.
 //   range    int8 with dynamic scales alone: the extremes of t.
-//   finish   (z - mean) · rstd · weight + bias, written once; streaming where the caller finds the result too large to stay.
+//   finish   (z - mean) · rstd · weight + bias, written once; streaming where the caller finds the
+//   result too large to stay.
 //            Two rows at a time where z is x, so that weights are read and widened once for both.
 //
-// Cost per element of bf16 LayerNorm: 2 bytes read, 2 written, about 20 vector operations per 32 elements: bound by memory
-// beyond L2. The next rows are prefetched while these are finished, as sweeps over L1 would leave memory idle.
+// Cost per element of bf16 LayerNorm: 2 bytes read, 2 written, about 20 vector operations per 32
+// elements: bound by memory beyond L2. The next rows are prefetched while these are finished, as
+// sweeps over L1 would leave memory idle.
 
 #include "norm/cpu/row.h"
 
@@ -23,7 +28,8 @@ struct Statistics {
   A mean, rstd;
 
   Statistics(const Forward& p, const Moments& m)
-      : mean(static_cast<A>(m.mean)), rstd(static_cast<A>(1 / std::sqrt(m.m2 / static_cast<double>(p.C) + p.eps))) {}
+      : mean(static_cast<A>(m.mean)),
+        rstd(static_cast<A>(1 / std::sqrt(m.m2 / static_cast<double>(p.C) + p.eps))) {}
 };
 
 // The dynamic scale of a range that contains zero.
@@ -31,25 +37,32 @@ void dynamic_scale(bool symmetric, Range r, double& scale, int32_t& zero_point) 
   const double span = symmetric ? (r.max > -r.min ? r.max : -r.min) / 127 : (r.max - r.min) / 255;
   scale = span == 0 ? 1 : static_cast<float>(span);
   zero_point = 0;
-  if (!symmetric && span == span) zero_point = static_cast<int32_t>(std::nearbyint(-128 - r.min / scale));
+  if (!symmetric && span == span)
+    zero_point = static_cast<int32_t>(std::nearbyint(-128 - r.min / scale));
 }
 
-// What z is made of, as far as loops are compiled for it: x alone; x + residual_alpha · residual; or any of the terms.
+// What z is made of, as far as loops are compiled for it: x alone; x + residual_alpha · residual;
+// or any of the terms.
 enum class Terms { x, residual, any };
 
-// What a call asks for that decides which loops run. Loops for the common case are compiled without the branches that it does not
-// take; float64, which exists for checking gradients, has none.
+// What a call asks for that decides which loops run. Loops for the common case are compiled without
+// the branches that it does not take; float64, which exists for checking gradients, has none.
 template <class X>
 struct Variant {
   Terms terms;
   bool common;  // weights in X's dtype or float32, y in X's own
 
   explicit Variant(const Forward& p) {
-    const bool only_residual = p.residual && !p.x_bias && !p.rowscale && !p.layerscale && p.dropout.p == 0 && !p.x1 && !p.residual2;
-    terms = p.plain()                                                                        ? Terms::x
-            : only_residual && is_own<X>(p.residual) && is_own<X>(p.residual_out) ? Terms::residual
-                                                                                             : Terms::any;
-    common = !std::is_same_v<X, double> && is_common<X>(p.weight) && is_common<X>(p.bias) && is_own<X>(p.y) && is_common<X>(p.int8.shift);
+    const bool only_residual = p.residual && !p.x_bias && !p.rowscale && !p.layerscale &&
+                               p.dropout.p == 0 && !p.x1 && !p.residual2;
+    if (p.plain())
+      terms = Terms::x;
+    else if (only_residual && is_own<X>(p.residual) && is_own<X>(p.residual_out))
+      terms = Terms::residual;
+    else
+      terms = Terms::any;
+    common = !std::is_same_v<X, double> && is_common<X>(p.weight) && is_common<X>(p.bias) &&
+             is_own<X>(p.y) && is_common<X>(p.int8.shift);
   }
 };
 
@@ -84,7 +97,8 @@ struct Next {
   WEFT_INLINE void prefetch(int64_t i, int64_t count, int64_t size) const {
     for (const char* row : {x, residual})
       if (row)
-        for (int64_t byte = 0; byte < count * size; byte += 64) __builtin_prefetch(row + i * size + byte);
+        for (int64_t byte = 0; byte < count * size; byte += 64)
+          __builtin_prefetch(row + i * size + byte);
   }
 };
 
@@ -95,9 +109,15 @@ class Row {
   using A = acc_t<X>;
   using L = Lanes<X>;
 
-  // z: where this row's z (later t) is kept, or null where z is x. keep: scratch of 2 · C for the dropout masks.
+  // z: where this row's z (later t) is kept, or null where z is x. keep: scratch of 2 · C for the
+  // dropout masks.
   Row(const Forward& p, const Variant<X>& variant, int64_t n, A* z, A* keep)
-      : p_(p), variant_(variant), n_(n), x_(reinterpret_cast<const X*>(p.x.row(n))), z_(z), keep_(keep) {}
+      : p_(p),
+        variant_(variant),
+        n_(n),
+        x_(reinterpret_cast<const X*>(p.x.row(n))),
+        z_(z),
+        keep_(keep) {}
 
   // Moments of z over columns [begin, end).
   [[gnu::noinline]] Moments gather(int64_t begin, int64_t end) const {
@@ -113,8 +133,10 @@ class Row {
     with_common([&](auto common) { write<common>(begin, end, s, p_.weight, p_.bias, p_.y, next); });
   }
 
-  // t = (y - shift) / smooth into z's place, and its extremes, zero among them. One NaN or infinity makes both NaN.
-  [[gnu::noinline]] Range range(int64_t begin, int64_t end, Statistics<A> s, const A* inverse_smooth) const {
+  // t = (y - shift) / smooth into z's place, and its extremes, zero among them. One NaN or infinity
+  // makes both NaN.
+  [[gnu::noinline]] Range range(int64_t begin, int64_t end, Statistics<A> s,
+                                const A* inverse_smooth) const {
     return with_common([&](auto common) {
       return p_.int8.symmetric ? extremes<common, true>(begin, end, s, inverse_smooth)
                                : extremes<common, false>(begin, end, s, inverse_smooth);
@@ -122,20 +144,23 @@ class Row {
   }
 
   // q from t where the scales are dynamic, from z where static.
-  [[gnu::noinline]] void quantize(int64_t begin, int64_t end, Statistics<A> s, const A* inverse_smooth, double scale, int32_t zero_point,
-                Next next) const {
+  [[gnu::noinline]] void quantize(int64_t begin, int64_t end, Statistics<A> s,
+                                  const A* inverse_smooth, double scale, int32_t zero_point,
+                                  Next next) const {
     int8_t* q = reinterpret_cast<int8_t*>(p_.int8.q.row(n_));
     const bool stream = p_.stream && reinterpret_cast<uintptr_t>(q) % kVecBytes == 0;
     const Pair<A> inverse = both<A>(static_cast<A>(1 / scale));
     if (p_.int8.scale) {
       const Int8Input in(p_, n_);
-      const Pair<A> least = both<A>(static_cast<A>(-128 - zero_point)), most = both<A>(static_cast<A>(127 - zero_point));
+      const Pair<A> least = both<A>(static_cast<A>(-128 - zero_point)),
+                    most = both<A>(static_cast<A>(127 - zero_point));
       with_normal<false>(s, [&](auto normal) {
         for_pairs<X>(begin, end, [&](int64_t i, auto part) {
           next.prefetch(i, L::kPair, sizeof(X));
           const Pair<A> t = smoothed<false>(normal(i, part), in, inverse_smooth, i, part);
           // NaN fails both comparisons and leaves as the least value: defined, if not meaningful.
-          L::store_int8(q + i, pair_min(pair_max(t * inverse, least), most), zero_point, part, stream);
+          L::store_int8(q + i, pair_min(pair_max(t * inverse, least), most), zero_point, part,
+                        stream);
         });
       });
     } else {  // t was kept, and lies within the scale's range
@@ -147,9 +172,9 @@ class Row {
     }
   }
 
-  // All of int8 with a dynamic symmetric scale for RMSNorm of x alone without bias or shift. There t = rstd · (x · gain), so the
-  // extreme needs no statistics: one sweep takes Σx² and max |x · gain|, the second writes q. Returns the scale, or -1 and nothing done where
-  // squares overflow.
+  // All of int8 with a dynamic symmetric scale for RMSNorm of x alone without bias or shift. There
+  // t = rstd · (x · gain), so the extreme needs no statistics: one sweep takes Σx² and max |x ·
+  // gain|, the second writes q. Returns the scale, or -1 and nothing done where squares overflow.
   [[gnu::noinline]] double rms_int8(const A* inverse_smooth, Next next) const {
     const Input w(p_.weight, n_, p_.C);
     const Pair<A> one = both<A>(p_.zero_centered && w ? 1 : 0);
@@ -183,8 +208,10 @@ class Row {
   }
 
   // y of two rows whose z is x and whose weights are the same.
-  static void finish_two(const Row& first, const Row& second, Statistics<A> s, Statistics<A> s2, Next next, Next next2) {
-    with_bool(first.p_.rms, [&](auto rms) { first.template write_two<rms>(second, s, s2, next, next2); });
+  static void finish_two(const Row& first, const Row& second, Statistics<A> s, Statistics<A> s2,
+                         Next next, Next next2) {
+    with_bool(first.p_.rms,
+              [&](auto rms) { first.template write_two<rms>(second, s, s2, next, next2); });
   }
 
  private:
@@ -192,7 +219,10 @@ class Row {
     Input w, b, shift, smooth;
     bool zero_centered;
     Int8Input(const Forward& p, int64_t n)
-        : w(p.weight, n, p.C), b(p.bias, n, p.C), shift(p.int8.shift, n, p.C), smooth(p.int8.smooth, n, p.C),
+        : w(p.weight, n, p.C),
+          b(p.bias, n, p.C),
+          shift(p.int8.shift, n, p.C),
+          smooth(p.int8.smooth, n, p.C),
           zero_centered(p.zero_centered) {}
   };
 
@@ -254,32 +284,42 @@ class Row {
     if (!kRms && offset * sums.second() <= 0.25 * sums.first() && sums.first() <= kMost)
       return {count, mean, sums.first() - offset * sums.second()};
 
-    // Around the mean as it was found, which shows by how much it is off; and in units in which squares of large values fit.
+    // Around the mean as it was found, which shows by how much it is off; and in units in which
+    // squares of large values fit.
     const X* x = x_;
     const A* z = z_;
     const double unit = sums.first() <= kMost ? 1 : 0x1p-80;
     Sum again;
-    again.over(begin, end, [=, centre = both<A>(static_cast<A>(mean)), unit = both<A>(static_cast<A>(unit))](int64_t i, auto part) {
-      return around(kTerms == Terms::x ? L::load(x + i, part) : load_pair(z + i), centre, unit, part);
-    });
+    again.over(begin, end,
+               [=, centre = both<A>(static_cast<A>(mean)), unit = both<A>(static_cast<A>(unit))](
+                   int64_t i, auto part) {
+                 return around(kTerms == Terms::x ? L::load(x + i, part) : load_pair(z + i), centre,
+                               unit, part);
+               });
     const double off = kRms ? 0 : again.second() / unit / count;
-    return {count, kRms ? 0 : static_cast<A>(mean) + off, (again.first() / unit - off * again.second()) / unit};
+    return {count, kRms ? 0 : static_cast<A>(mean) + off,
+            (again.first() / unit - off * again.second()) / unit};
   }
-  static constexpr double kMost = std::is_same_v<A, double> ? 1e300 : 1e37;  // sums of squares beyond this may have overflowed
+  static constexpr double kMost =
+      std::is_same_v<A, double> ? 1e300 : 1e37;  // sums of squares beyond this may have overflowed
 
   // The mean of the first pair of x, and of residual where that is all there is beside it.
   template <Terms kTerms>
   A guess(int64_t begin, int64_t end) const {
     const Tail few = {static_cast<int>(end - begin < L::kPair ? end - begin : L::kPair)};
-    const auto mean = [&](const X* row) { return pair_sum(L::load(row + begin, few)) / static_cast<A>(few.n); };
+    const auto mean = [&](const X* row) {
+      return pair_sum(L::load(row + begin, few)) / static_cast<A>(few.n);
+    };
     A value = mean(x_);
     if (kTerms == Terms::residual)
-      value += static_cast<A>(p_.residual_alpha) * mean(reinterpret_cast<const X*>(p_.residual.row(n_)));
+      value +=
+          static_cast<A>(p_.residual_alpha) * mean(reinterpret_cast<const X*>(p_.residual.row(n_)));
     return value;
   }
 
-  // Two sums over columns at once. Each is carried in two accumulators, or the latency of an addition would set the pace; and flushed
-  // to double before a lane has added up more than kSumPairs / 2 elements, or narrow vectors would round more than wide ones.
+  // Two sums over columns at once. Each is carried in two accumulators, or the latency of an
+  // addition would set the pace; and flushed to double before a lane has added up more than
+  // kSumPairs / 2 elements, or narrow vectors would round more than wide ones.
   struct Two {
     Pair<A> first, second;
   };
@@ -322,11 +362,19 @@ class Row {
     const A *keep, *keep1;
 
     explicit AnyTerms(const Row& row)
-        : x(row.p_.x, row.n_), x_bias(row.p_.x_bias, 0, row.p_.C), layerscale(row.p_.layerscale, 0, row.p_.C),
-          x1(row.p_.x1, row.n_), residual(row.p_.residual, row.n_), residual2(row.p_.residual2, row.n_),
-          out(row.p_.residual_out, row.n_, row.p_.stream), rowscale(both<A>(read_scalar<A>(row.p_.rowscale, row.n_, 1))),
-          alpha(both<A>(static_cast<A>(row.p_.residual_alpha))), scaled(row.p_.rowscale), dropped(row.p_.dropout.p != 0),
-          keep(row.keep_), keep1(row.keep_ + padded(row.p_.C)) {}
+        : x(row.p_.x, row.n_),
+          x_bias(row.p_.x_bias, 0, row.p_.C),
+          layerscale(row.p_.layerscale, 0, row.p_.C),
+          x1(row.p_.x1, row.n_),
+          residual(row.p_.residual, row.n_),
+          residual2(row.p_.residual2, row.n_),
+          out(row.p_.residual_out, row.n_, row.p_.stream),
+          rowscale(both<A>(read_scalar<A>(row.p_.rowscale, row.n_, 1))),
+          alpha(both<A>(static_cast<A>(row.p_.residual_alpha))),
+          scaled(row.p_.rowscale),
+          dropped(row.p_.dropout.p != 0),
+          keep(row.keep_),
+          keep1(row.keep_ + padded(row.p_.C)) {}
 
     template <class Part>
     WEFT_INLINE Pair<A> add(int64_t i, Part part) const {
@@ -335,7 +383,8 @@ class Row {
       if (scaled) z = z * rowscale;
       if (layerscale) z = z * load<X>(layerscale, i, part);
       if (dropped) z = z * L::load(keep + i, part);
-      if (x1) z = z + (dropped ? load<X>(x1, i, part) * L::load(keep1 + i, part) : load<X>(x1, i, part));
+      if (x1)
+        z = z + (dropped ? load<X>(x1, i, part) * L::load(keep1 + i, part) : load<X>(x1, i, part));
       if (residual) z = z + load<X>(residual, i, part) * alpha;
       if (residual2) z = z + load<X>(residual2, i, part);
       if (!out) return z;
@@ -370,13 +419,16 @@ class Row {
     };
     const bool plain = variant_.terms == Terms::x, rms = p_.rms;
     if constexpr (kCommon)
-      with_bool(plain, [&](auto is_plain) { with_bool(rms, [&](auto is_rms) { f(normal(is_plain, is_rms)); }); });
+      with_bool(plain, [&](auto is_plain) {
+        with_bool(rms, [&](auto is_rms) { f(normal(is_plain, is_rms)); });
+      });
     else
       f(normal(plain, rms));
   }
 
   template <bool kCommon, class Part>
-  WEFT_INLINE static Pair<A> affine(Pair<A> v, const Input& w, const Input& b, bool zero_centered, int64_t i, Part part) {
+  WEFT_INLINE static Pair<A> affine(Pair<A> v, const Input& w, const Input& b, bool zero_centered,
+                                    int64_t i, Part part) {
     Pair<A> gain = both<A>(1), shift = both<A>(0);
     if (w) gain = load<X, kCommon>(w, i, part);
     if (w && zero_centered) gain = gain + both<A>(1);
@@ -385,15 +437,16 @@ class Row {
   }
 
   template <bool kCommon>
-  void write(int64_t begin, int64_t end, Statistics<A> s, const Channels& weight, const Channels& bias, const Rows& to,
-             Next next) const {
+  void write(int64_t begin, int64_t end, Statistics<A> s, const Channels& weight,
+             const Channels& bias, const Rows& to, Next next) const {
     const Input w(weight, n_, p_.C), b(bias, n_, p_.C);
     const Output y(to, n_, p_.stream);
     const bool zero_centered = p_.zero_centered;
     with_normal<kCommon>(s, [&](auto normal) {
       for_pairs<X>(begin, end, [=](int64_t i, auto part) {
         next.prefetch(i, L::kPair, sizeof(X));
-        store<X, kCommon>(y, i, affine<kCommon>(normal(i, part), w, b, zero_centered, i, part), part);
+        store<X, kCommon>(y, i, affine<kCommon>(normal(i, part), w, b, zero_centered, i, part),
+                          part);
       });
     });
   }
@@ -403,7 +456,8 @@ class Row {
     const Input w(p_.weight, n_, p_.C), b(p_.bias, n_, p_.C);
     const Output y(p_.y, n_, p_.stream), y2(p_.y, other.n_, p_.stream);
     const X *x = x_, *x2 = other.x_;
-    const Pair<A> mean = both<A>(s.mean), mean2 = both<A>(s2.mean), rstd = both<A>(s.rstd), rstd2 = both<A>(s2.rstd);
+    const Pair<A> mean = both<A>(s.mean), mean2 = both<A>(s2.mean), rstd = both<A>(s.rstd),
+                  rstd2 = both<A>(s2.rstd);
     const Pair<A> one = both<A>(p_.zero_centered ? 1 : 0);
     for_pairs<X>(0, p_.C, [=](int64_t i, auto part) {
       next.prefetch(i, L::kPair, sizeof(X));
@@ -418,7 +472,8 @@ class Row {
   }
 
   template <bool kCommon, class Part>
-  WEFT_INLINE static Pair<A> smoothed(Pair<A> v, const Int8Input& in, const A* inverse_smooth, int64_t i, Part part) {
+  WEFT_INLINE static Pair<A> smoothed(Pair<A> v, const Int8Input& in, const A* inverse_smooth,
+                                      int64_t i, Part part) {
     v = affine<kCommon>(v, in.w, in.b, in.zero_centered, i, part);
     if (in.shift) v = v - load<X, kCommon>(in.shift, i, part);
     if (inverse_smooth) return v * load_pair(inverse_smooth + i);
@@ -433,7 +488,8 @@ class Row {
     Pair<A> low = both<A>(0), high = both<A>(0), poison = both<A>(0);
     with_normal<kCommon>(s, [&](auto normal) {
       for_pairs<X>(begin, end, [&, inverse_smooth](int64_t i, auto part) {
-        const Pair<A> t = L::clear_beyond(smoothed<kCommon>(normal(i, part), in, inverse_smooth, i, part), part);
+        const Pair<A> t =
+            L::clear_beyond(smoothed<kCommon>(normal(i, part), in, inverse_smooth, i, part), part);
         store_pair(t_row + i, t);
         if constexpr (kSymmetric) {
           high = pair_magnitude_max(high, t);
@@ -460,7 +516,8 @@ class Row {
   A *z_, *keep_;
 };
 
-void scale_of(const Forward& p, int64_t n, Range r, bool write, double& scale, int32_t& zero_point) {
+void scale_of(const Forward& p, int64_t n, Range r, bool write, double& scale,
+              int32_t& zero_point) {
   if (p.int8.scale) {
     scale = *p.int8.scale;
     zero_point = p.int8.zero_point;
@@ -495,14 +552,17 @@ void rows(const Forward& p, int64_t begin, int64_t end, void* scratch) {
   }
   const auto statistics = [&](const Row<X>& row, int64_t n) {
     Moments m = {0, 0, 0};
-    for (int64_t c = 0; c < p.C; c += kTile) m = merge(m, row.gather(c, c + kTile < p.C ? c + kTile : p.C));
+    for (int64_t c = 0; c < p.C; c += kTile)
+      m = merge(m, row.gather(c, c + kTile < p.C ? c + kTile : p.C));
     const Statistics<A> s(p, m);
     write_statistics(p, n, s);
     return s;
   };
-  const bool by_two = variant.terms == Terms::x && variant.common && !p.int8 && !p.y1 && p.weight.heads * p.bias.heads == 1;
-  const bool fused_int8 = p.int8 && !p.int8.scale && p.int8.symmetric && p.rms && variant.terms == Terms::x && variant.common &&
-                          !p.bias && !p.int8.shift && p.C <= 4 * kTile;  // wider rows want their sum in tiles
+  const bool by_two = variant.terms == Terms::x && variant.common && !p.int8 && !p.y1 &&
+                      p.weight.heads * p.bias.heads == 1;
+  const bool fused_int8 = p.int8 && !p.int8.scale && p.int8.symmetric && p.rms &&
+                          variant.terms == Terms::x && variant.common && !p.bias && !p.int8.shift &&
+                          p.C <= 4 * kTile;  // wider rows want their sum in tiles
   for (int64_t n = begin; n < end; ++n) {
     const Row<X> row(p, variant, n, z, keep);
     if (fused_int8) {
@@ -517,7 +577,8 @@ void rows(const Forward& p, int64_t begin, int64_t end, void* scratch) {
     if (p.int8) {
       double scale;
       int32_t zero_point;
-      scale_of(p, n, p.int8.scale ? Range{} : row.range(0, p.C, s, inverse_smooth), true, scale, zero_point);
+      scale_of(p, n, p.int8.scale ? Range{} : row.range(0, p.C, s, inverse_smooth), true, scale,
+               zero_point);
       row.quantize(0, p.C, s, inverse_smooth, scale, zero_point, Next(p, n + 1, end));
     } else if (by_two && n + 1 < end) {
       const Row<X> second(p, variant, ++n, z, keep);
@@ -531,16 +592,19 @@ void rows(const Forward& p, int64_t begin, int64_t end, void* scratch) {
 }
 
 template <class X>
-void gather(const Forward& p, int64_t n, int64_t begin, int64_t end, void* z, void* keep, Moments* out) {
+void gather(const Forward& p, int64_t n, int64_t begin, int64_t end, void* z, void* keep,
+            Moments* out) {
   using A = acc_t<X>;
   *out = Row<X>(p, Variant<X>(p), n, static_cast<A*>(z), static_cast<A*>(keep)).gather(begin, end);
   if (p.stream) stream_fence();
 }
 
 template <class X>
-void range(const Forward& p, int64_t n, int64_t begin, int64_t end, void* z, Moments m, Range* out) {
+void range(const Forward& p, int64_t n, int64_t begin, int64_t end, void* z, Moments m,
+           Range* out) {
   using A = acc_t<X>;
-  *out = Row<X>(p, Variant<X>(p), n, static_cast<A*>(z), nullptr).range(begin, end, Statistics<A>(p, m), nullptr);
+  *out = Row<X>(p, Variant<X>(p), n, static_cast<A*>(z), nullptr)
+             .range(begin, end, Statistics<A>(p, m), nullptr);
 }
 
 template <class X>
@@ -566,13 +630,16 @@ void finish(const Forward& p, int64_t n, int64_t begin, int64_t end, void* z, Mo
 void forward_rows(const Forward& p, int64_t begin, int64_t end, void* scratch) {
   with_float_type(p.x.dtype, [&](auto x) { rows<decltype(x)>(p, begin, end, scratch); });
 }
-void forward_gather(const Forward& p, int64_t n, int64_t begin, int64_t end, void* z, void* keep, Moments* m) {
+void forward_gather(const Forward& p, int64_t n, int64_t begin, int64_t end, void* z, void* keep,
+                    Moments* m) {
   with_float_type(p.x.dtype, [&](auto x) { gather<decltype(x)>(p, n, begin, end, z, keep, m); });
 }
-void forward_range(const Forward& p, int64_t n, int64_t begin, int64_t end, void* z, Moments m, Range* r) {
+void forward_range(const Forward& p, int64_t n, int64_t begin, int64_t end, void* z, Moments m,
+                   Range* r) {
   with_float_type(p.x.dtype, [&](auto x) { range<decltype(x)>(p, n, begin, end, z, m, r); });
 }
-void forward_finish(const Forward& p, int64_t n, int64_t begin, int64_t end, void* z, Moments m, Range r) {
+void forward_finish(const Forward& p, int64_t n, int64_t begin, int64_t end, void* z, Moments m,
+                    Range r) {
   with_float_type(p.x.dtype, [&](auto x) { finish<decltype(x)>(p, n, begin, end, z, m, r); });
 }
 void dropout_mask(Dropout dropout, int64_t first, int64_t count, int stream, bool* mask) {

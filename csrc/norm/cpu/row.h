@@ -1,4 +1,5 @@
-// What forward and backward share on one ISA level: reading by run-time dtype, and the dropout mask of a stretch of a row.
+// What forward and backward share on one ISA level: reading by run-time dtype, and the dropout mask
+// of a stretch of a row.
 #pragma once
 
 #include "cpu/vec.h"
@@ -14,16 +15,21 @@ constexpr DType kDType = std::is_same_v<X, double> ? DType::f64
                          : std::is_same_v<X, f16>  ? DType::f16
                                                    : DType::f32;
 
-// A pair of a tensor whose dtype is known at run time only. The branches go the same way for a whole call, but a dozen of them per
-// pair is as much work as the arithmetic: so loops come twice, for the common case and for any. A row's own dtype comes first, then
-// float32 (mixed precision), the rest out of line.
+// A pair of a tensor whose dtype is known at run time only. The branches go the same way for a
+// whole call, but a dozen of them per pair is as much work as the arithmetic: so loops come twice,
+// for the common case and for any. A row's own dtype comes first, then float32 (mixed precision),
+// the rest out of line.
 template <class X, class Part>
 [[gnu::noinline]] Pair<acc_t<X>> load_other(const void* data, DType dtype, int64_t i, Part part) {
-  return with_float_type(dtype, [&](auto type) { return Lanes<X>::load(static_cast<const decltype(type)*>(data) + i, part); });
+  return with_float_type(dtype, [&](auto type) {
+    return Lanes<X>::load(static_cast<const decltype(type)*>(data) + i, part);
+  });
 }
 template <class X, class Part>
-[[gnu::noinline]] void store_other(void* data, DType dtype, int64_t i, Pair<acc_t<X>> v, Part part) {
-  with_float_type(dtype, [&](auto type) { Lanes<X>::store(static_cast<decltype(type)*>(data) + i, v, part); });
+[[gnu::noinline]] void store_other(void* data, DType dtype, int64_t i, Pair<acc_t<X>> v,
+                                   Part part) {
+  with_float_type(
+      dtype, [&](auto type) { Lanes<X>::store(static_cast<decltype(type)*>(data) + i, v, part); });
 }
 
 // A row of a tensor to be read.
@@ -34,7 +40,9 @@ struct Input {
   Input() = default;
   Input(const Rows& rows, int64_t n) : data(rows ? rows.row(n) : nullptr), dtype(rows.dtype) {}
   Input(const Channels& c, int64_t n, int64_t C) : dtype(c.dtype) {
-    if (c) data = static_cast<const char*>(c.data) + n % c.heads * C * static_cast<int64_t>(size_of(c.dtype));
+    if (c)
+      data = static_cast<const char*>(c.data) +
+             n % c.heads * C * static_cast<int64_t>(size_of(c.dtype));
   }
   explicit operator bool() const { return data != nullptr; }
 };
@@ -43,7 +51,8 @@ struct Input {
 template <class X, bool kCommon = false, class Part>
 WEFT_INLINE Pair<acc_t<X>> load(const Input& in, int64_t i, Part part) {
   if (in.dtype == kDType<X>) return Lanes<X>::load(reinterpret_cast<const X*>(in.data) + i, part);
-  if (kCommon || in.dtype == DType::f32) return Lanes<X>::load(reinterpret_cast<const float*>(in.data) + i, part);
+  if (kCommon || in.dtype == DType::f32)
+    return Lanes<X>::load(reinterpret_cast<const float*>(in.data) + i, part);
   return load_other<X>(in.data, in.dtype, i, part);
 }
 // The promise, for a tensor that may be absent.
@@ -63,7 +72,8 @@ struct Output {
   bool stream = false;
 
   Output() = default;
-  Output(const Rows& rows, int64_t n, bool want_stream) : data(rows ? rows.row(n) : nullptr), dtype(rows.dtype) {
+  Output(const Rows& rows, int64_t n, bool want_stream)
+      : data(rows ? rows.row(n) : nullptr), dtype(rows.dtype) {
     stream = want_stream && reinterpret_cast<uintptr_t>(data) % kVecBytes == 0;
   }
   explicit operator bool() const { return data != nullptr; }
@@ -72,15 +82,18 @@ struct Output {
 // kOwn promises X's own dtype.
 template <class X, bool kOwn = false, class Part>
 WEFT_INLINE void store(const Output& out, int64_t i, Pair<acc_t<X>> v, Part part) {
-  if (kOwn || out.dtype == kDType<X>) return Lanes<X>::store(reinterpret_cast<X*>(out.data) + i, v, part, out.stream);
-  if (out.dtype == DType::f32) return Lanes<X>::store(reinterpret_cast<float*>(out.data) + i, v, part, out.stream);
+  if (kOwn || out.dtype == kDType<X>)
+    return Lanes<X>::store(reinterpret_cast<X*>(out.data) + i, v, part, out.stream);
+  if (out.dtype == DType::f32)
+    return Lanes<X>::store(reinterpret_cast<float*>(out.data) + i, v, part, out.stream);
   store_other<X>(out.data, out.dtype, i, v, part);
 }
 
 // v as it will be read back from `out`.
 template <class X>
 [[gnu::noinline]] Pair<acc_t<X>> rounded_other(DType dtype, Pair<acc_t<X>> v) {
-  return with_float_type(dtype, [&](auto type) { return Lanes<X>::template rounded<decltype(type)>(v); });
+  return with_float_type(dtype,
+                         [&](auto type) { return Lanes<X>::template rounded<decltype(type)>(v); });
 }
 template <class X, bool kOwn = false>
 WEFT_INLINE Pair<acc_t<X>> rounded(const Output& out, Pair<acc_t<X>> v) {
@@ -91,16 +104,20 @@ WEFT_INLINE Pair<acc_t<X>> rounded(const Output& out, Pair<acc_t<X>> v) {
 template <class A>
 inline A read_scalar(const PerRow& v, int64_t n, A absent) {
   if (!v) return absent;
-  return with_float_type(v.dtype, [&](auto type) { return static_cast<A>(widen(static_cast<const decltype(type)*>(v.data)[n])); });
+  return with_float_type(v.dtype, [&](auto type) {
+    return static_cast<A>(widen(static_cast<const decltype(type)*>(v.data)[n]));
+  });
 }
 template <class A>
 inline void write_scalar(const PerRow& v, int64_t n, double value) {
   if (v) static_cast<A*>(v.data)[n] = static_cast<A>(value);
 }
 
-// keep[c] = 1 / (1 - p) where element first + c is kept, else 0; mask[c] says so in a byte. Either may be absent.
+// keep[c] = 1 / (1 - p) where element first + c is kept, else 0; mask[c] says so in a byte. Either
+// may be absent.
 template <class A>
-void draw_dropout(const Dropout& dropout, int64_t first, int64_t count, int stream, A* keep, bool* mask) {
+void draw_dropout(const Dropout& dropout, int64_t first, int64_t count, int stream, A* keep,
+                  bool* mask) {
   constexpr int kBlocks = 16;  // Philox blocks side by side, for the compiler to vectorise over
   const uint64_t threshold = dropout_threshold(dropout.p);
   const A scale = dropout.p < 1 ? static_cast<A>(1 / (1 - dropout.p)) : A{0};
@@ -108,13 +125,15 @@ void draw_dropout(const Dropout& dropout, int64_t first, int64_t count, int stre
   for (int64_t block = first / 4; block * 4 < end; block += kBlocks) {
     uint32_t c[4][kBlocks];
     for (int l = 0; l < kBlocks; ++l) {
-      const uint64_t i = static_cast<uint64_t>(block + l) + static_cast<uint64_t>(stream) * kPhiloxStream;
+      const uint64_t i =
+          static_cast<uint64_t>(block + l) + static_cast<uint64_t>(stream) * kPhiloxStream;
       c[0][l] = static_cast<uint32_t>(i);
       c[1][l] = static_cast<uint32_t>(i >> 32);
       c[2][l] = static_cast<uint32_t>(dropout.key.offset);
       c[3][l] = static_cast<uint32_t>(dropout.key.offset >> 32);
     }
-    uint32_t k0 = static_cast<uint32_t>(dropout.key.seed), k1 = static_cast<uint32_t>(dropout.key.seed >> 32);
+    uint32_t k0 = static_cast<uint32_t>(dropout.key.seed),
+             k1 = static_cast<uint32_t>(dropout.key.seed >> 32);
     for (int round = 0; round < kPhiloxRounds; ++round, k0 += kPhiloxW0, k1 += kPhiloxW1)
       for (int l = 0; l < kBlocks; ++l) philox_round(c[0][l], c[1][l], c[2][l], c[3][l], k0, k1);
 

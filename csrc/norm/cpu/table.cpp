@@ -13,7 +13,8 @@ void backward_finish(const Backward&, int64_t, int64_t, const double*, const dou
 void backward_reduce(const Backward&, int64_t, int64_t, int64_t, const void*);
 void dropout_mask(Dropout, int64_t, int64_t, int, bool*);
 
-extern const Kernels kernels = {forward_rows,  forward_gather,  forward_range,   forward_finish, backward_rows,
-                                backward_gather, backward_finish, backward_reduce, dropout_mask};
+extern const Kernels kernels = {forward_rows,    forward_gather,  forward_range,
+                                forward_finish,  backward_rows,   backward_gather,
+                                backward_finish, backward_reduce, dropout_mask};
 
 }  // namespace weft::norm::cpu::WEFT_CPU_LEVEL

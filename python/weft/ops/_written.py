@@ -15,7 +15,7 @@ def written(*tensors: Tensor | None) -> None:
 
     Compiled code needs no telling, and tensors of inference mode have no version.
     """
-    if _is_inference_mode() or _is_compiling():
+    if _is_compiling() or _is_inference_mode():
         return
     for tensor in tensors:
         if tensor is not None and not tensor.is_inference():

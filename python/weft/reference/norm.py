@@ -173,7 +173,7 @@ def layer_norm_fn(
         results.append(z.to(widest if residual is None else residual.dtype))
     if return_dropout_mask:
         results += [dropout_mask, dropout_mask1]
-    return tuple(results) if len(results) > 1 else results[0]
+    return tuple(results) if len(results) > 1 else results[0]  # type: ignore[return-value]
 
 
 rms_norm_fn = partial(layer_norm_fn, is_rms_norm=True)
