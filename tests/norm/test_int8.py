@@ -91,7 +91,7 @@ def test_per_channel(
 ) -> None:
     """Shift and smooth come after the affine part; any of the four may be absent.
 
-    16-bit numbers that nothing is multiplied with have quotients of few bits, many of them exact ties.
+    16-bit numbers that nothing is multiplied with have quotients of few bits: many exact ties.
     """
     for dtype in (torch.float32, torch.bfloat16) if given else (torch.float32,):
         weight, bias = parameters((1000,), dtype, backend.device)
