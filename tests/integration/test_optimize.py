@@ -326,7 +326,7 @@ def test_twice_is_once() -> None:
         ),
         ({"include": []}, lambda path: False),
     ],
-    ids=str,
+    ids=range(9),
 )
 def test_include_and_exclude(choice, chosen) -> None:
     everything = {entry.path for entry in weft.optimize(make("bert"), dry_run=True).swapped}

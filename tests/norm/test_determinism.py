@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 import torch
 
-from conftest import Backend
+from backends import Backend
 
 from . import cases
 from .cases import DIFFERENTIABLE, NORMS, Norm, draw, fused_call, gradients

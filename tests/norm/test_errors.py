@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 import weft
-from conftest import Backend
+from backends import Backend
 
 from . import cases
 from .cases import RMS, draw

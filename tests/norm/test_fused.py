@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 import weft
-from conftest import Backend
+from backends import Backend
 from tolerance import assert_no_worse_than_torch, assert_rounded_once
 from weft import reference
 

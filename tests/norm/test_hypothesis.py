@@ -6,7 +6,7 @@ import torch
 from hypothesis import HealthCheck, example, given, settings
 from hypothesis import strategies as st
 
-from conftest import Backend
+from backends import Backend
 
 from .cases import FLOATS, LAYOUTS, NORMS, Norm, draw, fused_call
 from .test_backward import check as check_backward

@@ -8,7 +8,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from conftest import Backend
+from backends import Backend
 from tolerance import assert_int8_close, assert_no_worse_than_torch
 
 from . import cases
