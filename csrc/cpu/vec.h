@@ -152,7 +152,6 @@ struct Tail {
 };
 
 // ---- bits
-// ----------------------------------------------------------------------------------------------------------------
 
 inline Vec<uint32_t> as_bits(Vec<float> v) { return reinterpret_cast<Vec<uint32_t>>(v); }
 inline Vec<float> as_float(Vec<uint32_t> v) { return reinterpret_cast<Vec<float>>(v); }
@@ -224,7 +223,6 @@ inline void narrow(double v, bf16& out) { narrow(static_cast<float>(v), out); }
 inline void narrow(double v, f16& out) { narrow(static_cast<float>(v), out); }
 
 // ---- natural order: kPair consecutive elements
-// -----------------------------------------------------------------------------
 
 template <class A>
 constexpr int kPairOf = 2 * kLanes<A>;
@@ -312,7 +310,6 @@ inline void store_natural(U* p, Pair<A> pair, bool stream) {
 }
 
 // ---- the order of X
-// --------------------------------------------------------------------------------------------------------
 
 template <int... I>
 inline Pair<float> split_even_odd(Pair<float> p, std::integer_sequence<int, I...>) {

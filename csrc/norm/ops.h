@@ -25,7 +25,6 @@ template <class Backend>
 class Ops {
  public:
   // ---- layer_norm, rms_norm: inference
-  // --------------------------------------------------------------------------------
 
   template <bool kRms>
   static Tensor plain(Tensor x, int64_t ndim, OptionalTensor weight, OptionalTensor bias,
@@ -55,7 +54,6 @@ class Ops {
   }
 
   // ---- norm_forward
-  // ---------------------------------------------------------------------------------------------------
 
   using ForwardOutputs = std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor>;
 
@@ -71,7 +69,7 @@ class Ops {
                                 std::optional<ScalarType> out_dtype) {
     Call call("norm_forward", x, ndim);
     Forward p = call.forward(is_rms_norm, eps, zero_centered);
-    call.inputs(p, x_bias, residual, residual2, residual_alpha);
+    call.inputs(p, x_bias, residual, residual2, residual_alpha, residual_dtype);
     call.weights(p, weight, bias, weight1, bias1);
     p.x1 = call.input(x1, "x1", call.x_dtype);
     p.rowscale = call.per_row(rowscale, "rowscale");
@@ -120,15 +118,14 @@ class Ops {
                           OptionalTensor rng_state, double dropout_p, double residual_alpha,
                           double eps, bool is_rms_norm, bool zero_centered,
                           bool /*memory_efficient*/, bool /*save_stats*/, bool /*return_residual*/,
-                          bool /*return_dropout_mask*/,
-                          std::optional<ScalarType> /*residual_dtype*/,
+                          bool /*return_dropout_mask*/, std::optional<ScalarType> residual_dtype,
                           std::optional<ScalarType> /*out_dtype*/, Tensor out,
                           OptionalTensor residual_out) {
     Call call("norm_forward", x, ndim);
     check(!weight1 && !bias1,
           "weft.norm_forward: out takes one result, but weight1 or bias1 ask for a second");
     Forward p = call.forward(is_rms_norm, eps, zero_centered);
-    call.inputs(p, x_bias, residual, residual2, residual_alpha);
+    call.inputs(p, x_bias, residual, residual2, residual_alpha, residual_dtype);
     call.weights(p, weight, bias, weight1, bias1);
     p.x1 = call.input(x1, "x1", call.x_dtype);
     p.rowscale = call.per_row(rowscale, "rowscale");
@@ -140,7 +137,6 @@ class Ops {
   }
 
   // ---- norm_backward
-  // --------------------------------------------------------------------------------------------------
 
   enum Needs : int64_t {
     kDx = 1,
@@ -227,7 +223,6 @@ class Ops {
   }
 
   // ---- norm_int8
-  // ------------------------------------------------------------------------------------------------------
 
   static std::tuple<Tensor, Tensor, Tensor, Tensor> int8(
       Tensor x, int64_t ndim, OptionalTensor weight, OptionalTensor bias, OptionalTensor x_bias,
@@ -245,7 +240,7 @@ class Ops {
       residual_out = call.new_rows(call.residual_dtype(residual_dtype, residual));
     call.int8(weight, bias, x_bias, residual, residual2, shift, smooth, scale, zero_point,
               symmetric, residual_alpha, eps, is_rms_norm, zero_centered, q, scale_out,
-              zero_point_out, residual_out);
+              zero_point_out, residual_out, residual_dtype);
     return {q, or_none(scale_out), or_none(zero_point_out), or_none(residual_out)};
   }
 
@@ -254,17 +249,16 @@ class Ops {
                        OptionalTensor shift, OptionalTensor smooth, OptionalTensor scale,
                        int64_t zero_point, bool symmetric, double residual_alpha, double eps,
                        bool is_rms_norm, bool zero_centered, bool /*return_residual*/,
-                       std::optional<ScalarType> /*residual_dtype*/, Tensor out,
+                       std::optional<ScalarType> residual_dtype, Tensor out,
                        OptionalTensor scale_out, OptionalTensor zero_point_out,
                        OptionalTensor residual_out) {
     Call call("norm_int8", x, ndim);
     call.int8(weight, bias, x_bias, residual, residual2, shift, smooth, scale, zero_point,
               symmetric, residual_alpha, eps, is_rms_norm, zero_centered, out, scale_out,
-              zero_point_out, residual_out);
+              zero_point_out, residual_out, residual_dtype);
   }
 
   // ---- dropout_mask
-  // ---------------------------------------------------------------------------------------------------
 
   static Tensor dropout_mask(Tensor rng_state, int64_t numel, double p, int64_t stream) {
     check(numel >= 0, "weft.dropout_mask: numel is ", numel, ", expected at least 0");
@@ -329,13 +323,17 @@ class Ops {
       return p;
     }
 
+    // The terms of z, and its dtype: that of residual_out, or what is wished for, or residual's, or
+    // x's.
     void inputs(Forward& p, const OptionalTensor& x_bias, const OptionalTensor& residual,
-                const OptionalTensor& residual2, double residual_alpha) {
+                const OptionalTensor& residual2, double residual_alpha,
+                std::optional<ScalarType> wanted) {
       p.x_bias = channels(x_bias, "x_bias", 1);
       p.residual = input(residual, "residual");
       p.residual2 = residual ? input(residual2, "residual2", p.residual.dtype)
                              : input(residual2, "residual2");
       p.residual_alpha = residual_alpha;
+      p.z_dtype = residual_dtype(wanted, residual);
     }
 
     void weights(Forward& p, const OptionalTensor& weight, const OptionalTensor& bias,
@@ -360,9 +358,10 @@ class Ops {
               const OptionalTensor& smooth, const OptionalTensor& scale, int64_t zero_point,
               bool symmetric, double residual_alpha, double eps, bool rms, bool zero_centered,
               const Tensor& q, const OptionalTensor& scale_out,
-              const OptionalTensor& zero_point_out, const OptionalTensor& residual_out) {
+              const OptionalTensor& zero_point_out, const OptionalTensor& residual_out,
+              std::optional<ScalarType> wanted) {
       Forward p = forward(rms, eps, zero_centered);
-      inputs(p, x_bias, residual, residual2, residual_alpha);
+      inputs(p, x_bias, residual, residual2, residual_alpha, wanted);
       weights(p, weight, bias);
       if (residual_out) p.residual_out = output(*residual_out, "residual_out");
       p.int8.q = output(q, "out", DType::i8);
@@ -390,7 +389,6 @@ class Ops {
     }
 
     // ---- inputs
-    // -------------------------------------------------------------------------------------------------------
 
     Rows input(const OptionalTensor& t, const char* name, std::optional<DType> dtype = {}) {
       if (!t) return {};
@@ -464,7 +462,6 @@ class Ops {
     }
 
     // ---- outputs
-    // ------------------------------------------------------------------------------------------------------
 
     // Rows to be written. What is not contiguous within its rows is written to a copy first.
     Rows output(const Tensor& t, const char* name, std::optional<DType> dtype = {}) {
@@ -508,7 +505,10 @@ class Ops {
       return float_dtype(wanted, residual ? dtype_of(*residual) : x_dtype, "residual_dtype");
     }
 
-    void run(const Forward& p) { run(p, Backend::forward); }
+    void run(Forward p) {
+      if (p.residual_out) p.z_dtype = p.residual_out.dtype;
+      run(p, Backend::forward);
+    }
     void run(const Backward& p) { run(p, Backend::backward); }
 
    private:

@@ -95,6 +95,7 @@ struct Forward {
   Channels x_bias, layerscale;
   PerRow rowscale;
   Dropout dropout;
+  DType z_dtype = DType::f32;  // what z is rounded to, kept or not, unless it is x itself
 
   Channels weight, bias, weight1, bias1;
   Rows y, y1, residual_out, mask, mask1;

@@ -37,10 +37,11 @@ def check(norm: Norm, x: Tensor, end: str, **call: Any) -> Any:
     exactly = {k: v for k, v in call.items() if k not in of_memory}
     sums = ("residual", "x_bias", "residual2", "residual_alpha")
     truth = exact(norm.int8_truth, x, **exactly)
-    if call.get("prenorm"):  # what is normalised is the sum as it is kept
-        sum_truth = truth.residual
+    sum_truth = truth.residual
+    if "residual" in call or "x_bias" in call:  # what is normalised is the sum as it would be kept
+        kept = norm.int8(x, **on_device | {"prenorm": True}).residual
         rest = {k: v for k, v in exactly.items() if k not in sums}
-        truth = exact(norm.int8_truth, ours.residual, **rest)
+        truth = exact(norm.int8_truth, kept, **rest)
     assert_int8_close(ours.values, truth.values)
     if end in DYNAMIC:
         ndim = len(call.get("normalized_shape") or (1,))

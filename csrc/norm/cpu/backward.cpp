@@ -167,30 +167,22 @@ template <class X, bool kCommon>
 [[gnu::noinline]] void gather(const Weights<X> weights, const Row<X> row, int64_t begin,
                               int64_t end, double* g_sum, double* gx_sum) {
   using A = acc_t<X>;
-  double g_total = 0, gx_total = 0;
-  constexpr int64_t step = kSumPairs * Lanes<X>::kPair;
-  for (int64_t tile = begin; tile < end; tile += step) {
-    Pair<A> sum = both<A>(0), sum_x = both<A>(0);
-    for_pairs<X>(tile, tile + step < end ? tile + step : end, [&](int64_t i, auto part) {
-      const Pair<A> w = weights.template gain<kCommon>(weights.weight, i, part);
-      const Pair<A> x_hat = weights.template normal<kCommon>(row, w, i, part);
-      Pair<A> g = both<A>(0);
-      if (kCommon) {
-        g = Lanes<X>::load(reinterpret_cast<const X*>(row.dy.data) + i, part) * w;
-      } else {
-        if (row.dy) g = load<X>(row.dy, i, part) * w;
-        if (row.dy1)
-          g = g +
-              load<X>(row.dy1, i, part) * weights.template gain<false>(weights.weight1, i, part);
-      }
-      sum = sum + g;
-      sum_x = sum_x + g * x_hat;
-    });
-    g_total += static_cast<double>(pair_sum(sum));
-    gx_total += static_cast<double>(pair_sum(sum_x));
-  }
-  *g_sum = g_total;
-  *gx_sum = gx_total;
+  Sum<X> sums;
+  sums.over(begin, end, [&](int64_t i, auto part) {
+    const Pair<A> w = weights.template gain<kCommon>(weights.weight, i, part);
+    const Pair<A> x_hat = weights.template normal<kCommon>(row, w, i, part);
+    Pair<A> g = both<A>(0);
+    if (kCommon) {
+      g = Lanes<X>::load(reinterpret_cast<const X*>(row.dy.data) + i, part) * w;
+    } else {
+      if (row.dy) g = load<X>(row.dy, i, part) * w;
+      if (row.dy1)
+        g = g + load<X>(row.dy1, i, part) * weights.template gain<false>(weights.weight1, i, part);
+    }
+    return Two<A>{g, g * x_hat};
+  });
+  *g_sum = sums.first();
+  *gx_sum = sums.second();
 }
 
 template <class X>

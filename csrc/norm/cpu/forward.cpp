@@ -57,7 +57,7 @@ struct Variant {
                                p.dropout.p == 0 && !p.x1 && !p.residual2;
     if (p.plain())
       terms = Terms::x;
-    else if (only_residual && is_own<X>(p.residual) && is_own<X>(p.residual_out))
+    else if (only_residual && is_own<X>(p.residual) && p.z_dtype == kDType<X>)
       terms = Terms::residual;
     else
       terms = Terms::any;
@@ -184,11 +184,11 @@ class Row {
       return inverse_smooth ? L::clear_beyond(v * load_pair(inverse_smooth + i), part) : v;
     };
     Pair<A> extreme = both<A>(0);
-    Sum square;
+    Sum<X> square;
     square.over(0, p_.C, [=, &extreme](int64_t i, auto part) {
       const Pair<A> v = L::load(x + i, part);
       extreme = pair_magnitude_max(extreme, scaled(v, i, part));
-      return Two{v * v, v};
+      return Two<A>{v * v, v};
     });
     if (!(square.first() <= kMost)) return -1;
     const Statistics<A> s(p_, {static_cast<double>(p_.C), 0, square.first()});
@@ -249,10 +249,8 @@ class Row {
       const Pair<A> alpha = both<A>(static_cast<A>(p_.residual_alpha));
       return [=](int64_t i, auto part) {
         Pair<A> v = L::load(x + i, part) + L::load(residual + i, part) * alpha;
-        if (out) {
-          v = rounded<X, true>(out, v);
-          store<X, true>(out, i, v, part);
-        }
+        v = L::template rounded<X>(v);
+        if (out) store<X, true>(out, i, v, part);
         store_pair(z + i, v);
         return v;
       };
@@ -273,9 +271,9 @@ class Row {
     const A pivot = kRms ? A{0} : guess<kTerms>(begin, end);
     const auto around = [](Pair<A> v, Pair<A> centre, Pair<A> unit, auto part) {
       const Pair<A> d = kRms ? v * unit : L::clear_beyond(v - centre, part) * unit;
-      return Two{d * d, d};
+      return Two<A>{d * d, d};
     };
-    Sum sums;
+    Sum<X> sums;
     sums.over(begin, end, [=, centre = both<A>(pivot)](int64_t i, auto part) {
       return around(read(i, part), centre, both<A>(1), part);
     });
@@ -289,15 +287,16 @@ class Row {
     const X* x = x_;
     const A* z = z_;
     const double unit = sums.first() <= kMost ? 1 : 0x1p-80;
-    Sum again;
+    Sum<X> again;
     again.over(begin, end,
                [=, centre = both<A>(static_cast<A>(mean)), unit = both<A>(static_cast<A>(unit))](
                    int64_t i, auto part) {
                  return around(kTerms == Terms::x ? L::load(x + i, part) : load_pair(z + i), centre,
                                unit, part);
                });
-    const double off = kRms ? 0 : again.second() / unit / count;
-    return {count, kRms ? 0 : static_cast<A>(mean) + off,
+    if (kRms) return {count, 0, again.first() / unit / unit};
+    const double off = again.second() / unit / count;
+    return {count, static_cast<A>(mean) + off,
             (again.first() / unit - off * again.second()) / unit};
   }
   static constexpr double kMost =
@@ -317,48 +316,12 @@ class Row {
     return value;
   }
 
-  // Two sums over columns at once. Each is carried in two accumulators, or the latency of an
-  // addition would set the pace; and flushed to double before a lane has added up more than
-  // kSumPairs / 2 elements, or narrow vectors would round more than wide ones.
-  struct Two {
-    Pair<A> first, second;
-  };
-  class Sum {
-   public:
-    template <class F>
-    WEFT_INLINE void over(int64_t begin, int64_t end, F f) {
-      for (int64_t c = begin; c < end; c += kSumPairs * L::kPair)
-        block(c, c + kSumPairs * L::kPair < end ? c + kSumPairs * L::kPair : end, f);
-    }
-    double first() const { return first_; }
-    double second() const { return second_; }
-
-   private:
-    template <class F>
-    WEFT_INLINE void block(int64_t begin, int64_t end, F f) {
-      Two even = {both<A>(0), both<A>(0)}, odd = even;
-      const auto add = [&](Two& to, int64_t i, auto part) {
-        const Two v = f(i, part);
-        to = {to.first + v.first, to.second + v.second};
-      };
-      int64_t i = begin;
-      for (; i + 2 * L::kPair <= end; i += 2 * L::kPair) {
-        add(even, i, Full{});
-        add(odd, i + L::kPair, Full{});
-      }
-      for_pairs<X>(i, end, [&](int64_t j, auto part) { add(even, j, part); });
-      first_ += static_cast<double>(pair_sum(even.first + odd.first));
-      second_ += static_cast<double>(pair_sum(even.second + odd.second));
-    }
-
-    double first_ = 0, second_ = 0;
-  };
-
   struct AnyTerms {
     Input x, x_bias, layerscale, x1, residual, residual2;
     Output out;
     Pair<A> rowscale, alpha;
     bool scaled, dropped;
+    DType z_dtype;
     const A *keep, *keep1;
 
     explicit AnyTerms(const Row& row)
@@ -373,6 +336,7 @@ class Row {
           alpha(both<A>(static_cast<A>(row.p_.residual_alpha))),
           scaled(row.p_.rowscale),
           dropped(row.p_.dropout.p != 0),
+          z_dtype(row.p_.z_dtype),
           keep(row.keep_),
           keep1(row.keep_ + padded(row.p_.C)) {}
 
@@ -387,9 +351,8 @@ class Row {
         z = z + (dropped ? load<X>(x1, i, part) * L::load(keep1 + i, part) : load<X>(x1, i, part));
       if (residual) z = z + load<X>(residual, i, part) * alpha;
       if (residual2) z = z + load<X>(residual2, i, part);
-      if (!out) return z;
-      z = rounded<X>(out, z);
-      store<X>(out, i, z, part);
+      z = rounded<X>(z_dtype, z);
+      if (out) store<X>(out, i, z, part);
       return z;
     }
   };

@@ -89,17 +89,66 @@ WEFT_INLINE void store(const Output& out, int64_t i, Pair<acc_t<X>> v, Part part
   store_other<X>(out.data, out.dtype, i, v, part);
 }
 
-// v as it will be read back from `out`.
+// v as a tensor of that dtype holds it.
 template <class X>
 [[gnu::noinline]] Pair<acc_t<X>> rounded_other(DType dtype, Pair<acc_t<X>> v) {
   return with_float_type(dtype,
                          [&](auto type) { return Lanes<X>::template rounded<decltype(type)>(v); });
 }
-template <class X, bool kOwn = false>
-WEFT_INLINE Pair<acc_t<X>> rounded(const Output& out, Pair<acc_t<X>> v) {
-  if (kOwn || out.dtype == kDType<X>) return Lanes<X>::template rounded<X>(v);
-  return rounded_other<X>(out.dtype, v);
+template <class X>
+WEFT_INLINE Pair<acc_t<X>> rounded(DType dtype, Pair<acc_t<X>> v) {
+  if (dtype == kDType<X>) return Lanes<X>::template rounded<X>(v);
+  if (dtype == kDType<acc_t<X>>) return v;
+  return rounded_other<X>(dtype, v);
 }
+
+// Two sums over columns at once: over(begin, end, f) adds what f(i, part) returns. Lanes would pile
+// up rounding errors, and always the same one where a row is constant: so no accumulator takes more
+// than kInner terms before it is added to the next, and no more than kSumPairs pairs go by before
+// that one is added to a double. Each sum has two accumulators, or the latency of an addition would
+// set the pace.
+template <class A>
+struct Two {
+  Pair<A> first, second;
+};
+template <class X>
+class Sum {
+ public:
+  using A = acc_t<X>;
+  static constexpr int64_t kStep = Lanes<X>::kPair, kInner = 16;
+
+  template <class F>
+  WEFT_INLINE void over(int64_t begin, int64_t end, F f) {
+    for (int64_t c = begin; c < end; c += kSumPairs * kStep)
+      block(c, c + kSumPairs * kStep < end ? c + kSumPairs * kStep : end, f);
+  }
+  double first() const { return first_; }
+  double second() const { return second_; }
+
+ private:
+  template <class F>
+  WEFT_INLINE void block(int64_t begin, int64_t end, F f) {
+    Two<A> total = zero();
+    int64_t i = begin;
+    while (i < end) {
+      Two<A> even = zero(), odd = zero();
+      const int64_t stop = i + 2 * kInner * kStep < end ? i + 2 * kInner * kStep : end;
+      for (; i + 2 * kStep <= stop; i += 2 * kStep) {
+        even = plus(even, f(i, Full{}));
+        odd = plus(odd, f(i + kStep, Full{}));
+      }
+      for_pairs<X>(i, stop, [&](int64_t j, auto part) { even = plus(even, f(j, part)); });
+      i = stop;
+      total = plus(total, plus(even, odd));
+    }
+    first_ += static_cast<double>(pair_sum(total.first));
+    second_ += static_cast<double>(pair_sum(total.second));
+  }
+  static Two<A> zero() { return {both<A>(0), both<A>(0)}; }
+  static Two<A> plus(Two<A> a, Two<A> b) { return {a.first + b.first, a.second + b.second}; }
+
+  double first_ = 0, second_ = 0;
+};
 
 template <class A>
 inline A read_scalar(const PerRow& v, int64_t n, A absent) {

@@ -338,7 +338,7 @@ def _layer_norm_fn_out(
     if residual_out is None and prenorm and (args.adds or args.z_dtype != x.dtype):
         residual_out = torch.empty(x.shape, dtype=args.z_dtype, device=x.device)
     want_masks = args.return_dropout_mask
-    args = args._replace(return_dropout_mask=False, out_dtype=None, residual_dtype=None)
+    args = args._replace(return_dropout_mask=False, out_dtype=None)
     _norm_forward_out(*args, out=out, residual_out=residual_out)
     written(out, residual_out)
     results: list[Tensor | None] = [out]

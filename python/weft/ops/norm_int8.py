@@ -227,7 +227,7 @@ def _quantized_norm(
         _norm_int8_out(
             *args,
             False,
-            None,
+            z_dtype,
             out=q,
             scale_out=scales if scale is None else None,
             zero_point_out=zero_points if points else None,
