@@ -124,6 +124,31 @@ template <class A>
 inline Pair<A> operator/(Pair<A> a, Pair<A> b) {
   return {a.lo / b.lo, a.hi / b.hi};
 }
+// a * b + c, rounded once where the ISA can, and in the same way wherever it is written: elsewhere
+// the compiler decides whether to contract.
+inline Vec<float> multiply_add(Vec<float> a, Vec<float> b, Vec<float> c) {
+#if defined(__AVX512F__)
+  return _mm512_fmadd_ps(a, b, c);
+#elif defined(__FMA__)
+  return _mm256_fmadd_ps(a, b, c);
+#else
+  return a * b + c;
+#endif
+}
+inline Vec<double> multiply_add(Vec<double> a, Vec<double> b, Vec<double> c) {
+#if defined(__AVX512F__)
+  return _mm512_fmadd_pd(a, b, c);
+#elif defined(__FMA__)
+  return _mm256_fmadd_pd(a, b, c);
+#else
+  return a * b + c;
+#endif
+}
+template <class A>
+inline Pair<A> multiply_add(Pair<A> a, Pair<A> b, Pair<A> c) {
+  return {multiply_add(a.lo, b.lo, c.lo), multiply_add(a.hi, b.hi, c.hi)};
+}
+
 template <class A>
 inline Pair<A> both(A value) {
   return {broadcast<A>(value), broadcast<A>(value)};

@@ -143,7 +143,7 @@ def test_widths(backend: Backend, norm: Norm, width: int) -> None:
         call = fused_call((rows, width), torch.bfloat16, EVERYTHING, backend.device)
         call["eps"] = 0.5
         check_forward(norm, call)
-        check_backward(norm, call)
+        check_backward(norm, call, luck=1 if width > 3 else 4)
 
 
 @each_norm

@@ -396,7 +396,7 @@ class Row {
     if (w) gain = load<X, kCommon>(w, i, part);
     if (w && zero_centered) gain = gain + both<A>(1);
     if (b) shift = load<X, kCommon>(b, i, part);
-    return v * gain + shift;
+    return multiply_add(v, gain, shift);
   }
 
   template <bool kCommon>
@@ -429,8 +429,8 @@ class Row {
       Pair<A> gain = both<A>(1), shift = both<A>(0);
       if (w) gain = load<X, true>(w, i, part) + one;
       if (b) shift = load<X, true>(b, i, part);
-      store<X, true>(y, i, (kRms ? v : v - mean) * rstd * gain + shift, part);
-      store<X, true>(y2, i, (kRms ? v2 : v2 - mean2) * rstd2 * gain + shift, part);
+      store<X, true>(y, i, multiply_add((kRms ? v : v - mean) * rstd, gain, shift), part);
+      store<X, true>(y2, i, multiply_add((kRms ? v2 : v2 - mean2) * rstd2, gain, shift), part);
     });
   }
 
