@@ -45,8 +45,8 @@ def assert_no_worse_than_torch(
     """`result` is weft's, `truth` the reference in float64, `plain` what PyTorch makes of it.
 
     `arithmetic` is the dtype computed in, where it may be less than the result's; `luck` multiplies
-    atol, for tensors so small that PyTorch may well be exact. Errors of `independent` elements average
-    out; those of equal elements, in constant rows, are all the same one.
+    atol, for tensors so small that PyTorch may well be exact. Errors of `independent` elements
+    average out; those of equal elements, in constant rows, are all the same one.
 
     Wherever PyTorch is NaN or infinite weft is too, in the same way, and nowhere else.
     """
