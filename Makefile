@@ -5,8 +5,6 @@ VENV   := .venv
 BIN    := $(VENV)/bin
 PIP    := -m pip --disable-pip-version-check --quiet
 PYTEST := -m pytest
-# A worker for each core, and threads that sleep while they wait: spinning, they would take the cores from one another.
-PASSIVE := OMP_WAIT_POLICY=passive
 WORKERS := -n auto
 
 native := $(shell find csrc cmake -type f) CMakeLists.txt setup.py pyproject.toml
@@ -46,7 +44,7 @@ demo: $(VENV)/.weft
 	$(BIN)/python -m weft.cli demo
 
 test: $(VENV)/.weft
-	$(PASSIVE) $(BIN)/python $(PYTEST) $(WORKERS)
+	$(BIN)/python $(PYTEST) $(WORKERS)
 
 bench: $(VENV)/.weft
 	$(BIN)/python -m bench
@@ -82,7 +80,7 @@ sanitize: $(VENV)/.weft
 	$(BIN)/python setup.py --quiet build --build-lib build/sanitize/site
 	LD_PRELOAD="$$($(CXX) -print-file-name=libasan.so) $$($(CXX) -print-file-name=libstdc++.so)" \
 	ASAN_OPTIONS=detect_leaks=0 UBSAN_OPTIONS=print_stacktrace=1 TORCHDYNAMO_DISABLE=1 \
-	$(PASSIVE) PYTHONPATH=build/sanitize/site $(BIN)/python $(PYTEST) $(WORKERS) --sample 23 tests/norm -k 'not compile and not opcheck'
+	PYTHONPATH=build/sanitize/site $(BIN)/python $(PYTEST) $(WORKERS) --sample 23 tests/norm -k 'not compile and not opcheck'
 
 # Builds the distributions as a user would, and installs them into environments of their own.
 test-package: $(VENV)/.weft
@@ -97,5 +95,5 @@ cuda: $(VENV)/.weft
 test-newest-torch: $(VENV)/.weft
 	$(PYTHON) -m venv .venv-newest
 	.venv-newest/bin/python $(PIP) install --upgrade torch numpy expecttest hypothesis pytest pytest-xdist
-	$(PASSIVE) PYTHONPATH=python .venv-newest/bin/python $(PYTEST) $(WORKERS) --sample 7 tests/norm
+	PYTHONPATH=python .venv-newest/bin/python $(PYTEST) $(WORKERS) --sample 7 tests/norm
 	PYTHONPATH=python .venv-newest/bin/python $(PYTEST) tests/package

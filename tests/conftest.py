@@ -8,11 +8,15 @@ from __future__ import annotations
 import os
 from collections.abc import Iterator
 
-import hypothesis
-import pytest
-import torch
+# OpenMP threads that spin after a call would take the cores from the next test and from xdist's
+# other workers: five times the CPU time. Read when torch is loaded, hence before it.
+os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
 
-from backends import BACKENDS, Backend
+import hypothesis  # noqa: E402
+import pytest  # noqa: E402
+import torch  # noqa: E402
+
+from backends import BACKENDS, Backend  # noqa: E402
 
 
 @pytest.fixture(params=BACKENDS, ids=lambda backend: backend.name)
