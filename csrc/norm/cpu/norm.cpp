@@ -66,6 +66,10 @@ class Pieces {
   int64_t used_ = 0;
 };
 
+void clear(char* memory, int64_t bytes) {
+  if (bytes) std::memset(memory, 0, static_cast<size_t>(bytes));
+}
+
 struct ForwardPlan {
   bool columns;
   int64_t tiles, tasks, tasks_scratch, row_bytes, total;
@@ -180,7 +184,7 @@ void forward_rows(const Forward& p, const ForwardPlan& plan) {
 
 void backward_columns(const Backward& p, const BackwardPlan& plan) {
   const Kernels& k = kernels();
-  std::memset(plan.sums, 0, static_cast<size_t>(plan.group_bytes));
+  clear(plan.sums, plan.group_bytes);
   parallel_for(p.N * plan.tiles, [&](int64_t task) {
     const int64_t begin = task % plan.tiles * kTile;
     k.backward_gather(p, task / plan.tiles, begin, std::min(begin + kTile, p.C),
@@ -208,7 +212,7 @@ void backward_rows(const Backward& p, const BackwardPlan& plan) {
                   last = plan.groups * (task + 1) / plan.tasks;
     for (int64_t group = first; group < last; ++group) {
       char* sums = plan.sums + group * plan.group_bytes;
-      std::memset(sums, 0, static_cast<size_t>(plan.group_bytes));
+      clear(sums, plan.group_bytes);
       k.backward_rows(p, group * plan.group_rows, std::min((group + 1) * plan.group_rows, p.N),
                       sums, plan.scratch + task * plan.scratch_bytes);
     }
