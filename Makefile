@@ -78,9 +78,11 @@ configure = $(BIN)/cmake -S . -B build/$(1) -G Ninja --log-level=WARNING -DCMAKE
 sanitize: $(VENV)/.weft
 	WEFT_SANITIZE='address;undefined' WEFT_BUILD_DIR=build/sanitize/tree \
 	$(BIN)/python setup.py --quiet build --build-lib build/sanitize/site
+	rm -f build/sanitize/report.*
 	LD_PRELOAD="$$($(CXX) -print-file-name=libasan.so) $$($(CXX) -print-file-name=libstdc++.so)" \
-	ASAN_OPTIONS=detect_leaks=0 UBSAN_OPTIONS=print_stacktrace=1 TORCHDYNAMO_DISABLE=1 \
-	PYTHONPATH=build/sanitize/site $(BIN)/python $(PYTEST) $(WORKERS) --sample 23 tests/norm -k 'not compile and not opcheck'
+	ASAN_OPTIONS=detect_leaks=0:log_path=build/sanitize/report UBSAN_OPTIONS=print_stacktrace=1 TORCHDYNAMO_DISABLE=1 \
+	PYTHONPATH=build/sanitize/site $(BIN)/python $(PYTEST) $(WORKERS) --sample 23 tests/norm -k 'not compile and not opcheck' \
+	|| { cat build/sanitize/report.*; exit 1; }
 
 # Builds the distributions as a user would, and installs them into environments of their own.
 test-package: $(VENV)/.weft
