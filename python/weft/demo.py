@@ -46,7 +46,7 @@ class Size(NamedTuple):
     rounds: int
 
 
-FULL, QUICK = Size(sentences=384, rounds=7), Size(sentences=64, rounds=3)
+FULL, QUICK = Size(sentences=208, rounds=3), Size(sentences=64, rounds=3)
 
 
 class Bounds(NamedTuple):
