@@ -124,9 +124,8 @@ def plain_norm(
         if weight is None and bias is not None:
             weight = torch.ones_like(bias)  # torch's backward wants both or neither
         return F.layer_norm(x, shape, weight, bias, eps)
-    if bias is None:
-        return F.rms_norm(x, shape, weight, eps)
-    return (F.rms_norm(x.to(accumulate), shape, weight, eps) + bias).to(x.dtype)
+    y = F.rms_norm(x.to(accumulate), shape, weight, eps)  # which warns of weights in other dtypes
+    return (y if bias is None else y + bias).to(x.dtype)
 
 
 ADDENDS = (

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from backends import Backend
-from tolerance import assert_no_worse_than_torch
+from tolerance import assert_no_worse_than_torch, assert_rounded_once
 
 from . import cases
 from .cases import (
@@ -334,3 +334,34 @@ def test_out_has_no_gradient(backend: Backend) -> None:
     x = draw((3, 8), torch.float32, backend.device).requires_grad_()
     with pytest.raises(RuntimeError, match="out"):
         LAYER.weft(x, (8,), out=torch.empty(3, 8, device=backend.device))
+
+
+# ------------------------------------------------------------------------------- 64-bit addressing
+
+
+@pytest.mark.slow
+@each_norm
+def test_more_than_2_31_elements(backend: Backend, norm: Norm) -> None:
+    """dx on both sides of element 2^31, 13 GB in all: x has seven kinds of rows, dy one."""
+    rows, width = 65537, 32769
+    pattern, dy = (draw((width,), torch.bfloat16, backend.device) for _ in range(2))
+    x = torch.empty(rows, width, dtype=torch.bfloat16, device=backend.device)
+    for shift in range(7):
+        x[shift::7] = pattern.roll(shift)
+    weight, bias = parameters((width,), torch.bfloat16, backend.device)
+    weight.requires_grad_()
+    norm.weft(x.requires_grad_(), (width,), weight, bias, EPS).backward(dy.expand(rows, width))
+    for n in (0, 1, rows // 2, 2**31 // width - 1, 2**31 // width, rows - 1):
+        call = {"x": pattern.roll(n % 7), "shape": (width,), "weight": weight, "bias": bias}
+        call["eps"] = EPS
+        truth = exact_gradients(cases.by_name(norm.truth), call, [dy], ["x"])["x"]
+        assert_rounded_once(x.grad[n], truth, f"row {n} of dx")
+
+    # dweight is the sum over the seven patterns, each as often as it occurs.
+    counts = torch.tensor([len(range(shift, rows, 7)) for shift in range(7)]).view(7, 1)
+    patterns = torch.stack([pattern.roll(shift) for shift in range(7)])
+    call |= {"x": patterns, "weight": weight.detach()}
+    upstream = cases.to_float64(dy) * counts
+    truth = exact_gradients(cases.by_name(norm.truth), call, [upstream], ["weight"])["weight"]
+    error = (weight.grad.cpu().double() - truth).abs().max()
+    assert error <= torch.finfo(torch.bfloat16).eps * truth.abs().max()

@@ -256,3 +256,17 @@ def test_int8_is_the_norm_quantised(backend: Backend, norm: Norm) -> None:
     result = norm.int8(x, weight, bias, 1e-5, scale=scale, zero_point=5)
     expected = ((y / scale).round() + 5).clamp(-128, 127).to(torch.int8)
     assert_int8_close(result.values, expected.cpu())
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("end", DYNAMIC)
+def test_more_than_2_31_elements(backend: Backend, end: str) -> None:
+    """Values on both sides of element 2^31; x is one row over and over, and takes no memory."""
+    rows, width = 65537, 32769
+    x = draw((1, width), torch.float32, backend.device)
+    expected = check(LAYER, x, end)
+    result = LAYER.int8(x.expand(rows, width), **ENDS[end])
+    assert torch.equal(result.scale, expected.scale.expand(rows, 1))
+    for first in (0, 2**31 // width - 5, rows - 10):
+        values = result.values[first : first + 10]
+        assert torch.equal(values, expected.values.expand_as(values))
