@@ -17,8 +17,8 @@ struct f16 {
 
 enum class DType : uint8_t { f64, f32, bf16, f16, i64, i32, i8, u8, boolean, other };
 
-WEFT_INLINE constexpr size_t size_of(
-    DType t) {  // a nibble each, the first lowest: a table would be built on the stack
+// A nibble each, the first lowest: a table would be built on the stack.
+WEFT_INLINE constexpr size_t size_of(DType t) {
   return 0x0111482248 >> (4 * static_cast<int>(t)) & 15;
 }
 

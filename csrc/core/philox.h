@@ -19,8 +19,8 @@ struct PhiloxKey {
   uint64_t offset;
 };
 
-constexpr uint64_t kPhiloxStream = uint64_t{1}
-                                   << 40;  // blocks between the streams of one (seed, offset)
+// Blocks between the streams of one (seed, offset).
+constexpr uint64_t kPhiloxStream = uint64_t{1} << 40;
 
 constexpr uint32_t kPhiloxM0 = 0xD2511F53, kPhiloxM1 = 0xCD9E8D57;  // multipliers
 constexpr uint32_t kPhiloxW0 = 0x9E3779B9,

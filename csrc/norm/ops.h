@@ -1,13 +1,13 @@
 // The norm family's ops: torch tensors in, checks, allocation, params out. Written once; a backend
 // supplies
 //
-//   static constexpr const char* name;                        "cpu"
-//   static bool has(const Tensor&);                           is it on this backend's device?
-//   static void prepare(void* data, int64_t bytes);           a fresh output, before its first
-//   touch static int64_t workspace_bytes(const Forward& | const Backward&); static void
-//   forward(const Forward&), backward(const Backward&); static void dropout_mask(const Dropout&,
-//   int64_t count, int stream, bool* mask); static std::pair<int64_t, int64_t> read_rng_state(const
-//   Tensor&);
+//   static constexpr const char* name;                  "cpu"
+//   static bool has(const Tensor&);                     is it on this backend's device?
+//   static void prepare(void* data, int64_t bytes);     a fresh output, before its first touch
+//   static int64_t workspace_bytes(const Forward& | const Backward&);
+//   static void forward(const Forward&), backward(const Backward&);
+//   static void dropout_mask(const Dropout&, int64_t count, int stream, bool* mask);
+//   static std::pair<int64_t, int64_t> read_rng_state(const Tensor&);
 //
 // All that is refused is refused here, so that a direct call of torch.ops.weft.* is memory-safe.
 #pragma once

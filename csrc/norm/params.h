@@ -2,11 +2,10 @@
 //
 //   u = dropout((x + x_bias) · rowscale · layerscale)                          N rows, C channels
 //   z = u + dropout(x1) + residual_alpha · residual + residual2
-//   x̂ = (z - mean) · rstd            LayerNorm, Ba et al., arXiv 1607.06450;  rstd = 1 /
-//   sqrt(variance + eps) x̂ = z · rstd                     RMSNorm, Zhang & Sennrich, arXiv
-//   1910.07467;  rstd = 1 / sqrt(mean(z²) + eps) y = x̂ · weight + bias            y1 = x̂ · weight1
-//   + bias1                  weight + 1 where zero_centered_weight q = clamp(rne(t / scale) +
-//   zero_point),  t = (y - shift) / smooth           the int8 end instead of y
+//   x̂ = (z - mean) · rstd, rstd = 1 / sqrt(variance + eps)     LayerNorm, Ba et al., arXiv 1607.06450
+//   x̂ = z · rstd,          rstd = 1 / sqrt(mean(z²) + eps)     RMSNorm, Zhang & Sennrich, arXiv 1910.07467
+//   y = x̂ · weight + bias,  y1 = x̂ · weight1 + bias1           weight + 1 where zero_centered_weight
+//   q = clamp(rne(t / scale) + zero_point), t = (y - shift) / smooth      the int8 end, instead of y
 //
 // Everything but x is optional: a view without data is absent.
 #pragma once
@@ -116,8 +115,8 @@ struct Forward {
 //   dz = rstd · (g - mean(g) - x̂ · mean(g · x̂)) + dresidual_out        RMSNorm: without mean(g)
 //   dresidual = residual_alpha · dz      dresidual2 = dz      dx1 = dropout'(dz)
 //   dx = dropout'(dz) · layerscale · rowscale
-//   dweight = Σ dy · x̂    dbias = Σ dy    dx_bias = Σ dx    dlayerscale = Σ dropout'(dz) · (x +
-//   x_bias) · rowscale      over rows
+//   dweight = Σ dy · x̂    dbias = Σ dy    dx_bias = Σ dx                    sums over the rows
+//   dlayerscale = Σ dropout'(dz) · (x + x_bias) · rowscale
 //
 // x̂ comes from z and its statistics, or, memory-efficiently, from y: (y - bias) / weight.
 struct Backward {

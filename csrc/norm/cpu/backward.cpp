@@ -1,12 +1,11 @@
-// Backward of the norm family on one ISA level (compiled once per level): see params.h for the
-// formulas.
+// Backward of the norm family on one ISA level (compiled once per level). Formulas: params.h.
 //
 // Plan, for a block of up to kBlock rows:
 //   gather   Σg and Σg·x̂ of each row, from dy, the saved z (or y) and the weights: one read of each
-//   from memory. finish   column by column over the block's rows, which are in L2 by now: dz and
-//   what hangs on it are written, and the weights'
-//            gradients of these columns are carried in registers over the rows, then added to the
-//            group's fp32 sums.
+//            from memory.
+//   finish   column by column over the block's rows, which are in L2 by now: dz and what hangs on
+//            it are written, and the weights' gradients of these columns are carried in registers
+//            over the rows, then added to the group's fp32 sums.
 // A group is a fixed share of the rows (by shape alone); reduce adds the groups' sums in order. So
 // no atomics, and the same bits for any number of threads.
 //

@@ -1,17 +1,15 @@
-// Forward of the norm family on one ISA level (compiled once per level): see params.h for the
-// formulas.
+// Forward of the norm family on one ISA level (compiled once per level). Formulas: params.h.
 //
 // Plan, for a row of C channels that fits in L1/L2:
 //   gather   read every input of the row once, add up z, write residual_out, take the moments. The
-//   variance comes from differences
-//            to a pivot, the mean of the row's first elements, so that a large mean costs no
-//            digits; a tile whose pivot was a bad guess is swept again around its mean. z = x needs
-//            no copy; other z are kept in fp32 in the task's scratch. Wide rows go in tiles of
-//            kTile columns whose moments are merged.
+//            variance comes from differences to a pivot, the mean of the row's first elements, so
+//            that a large mean costs no digits; a tile whose pivot was a bad guess is swept again
+//            around its mean. z = x needs no copy; other z are kept in fp32 in the task's scratch.
+//            Wide rows go in tiles of kTile columns whose moments are merged.
 //   range    int8 with dynamic scales alone: the extremes of t.
 //   finish   (z - mean) · rstd · weight + bias, written once; streaming where the caller finds the
-//   result too large to stay.
-//            Two rows at a time where z is x, so that weights are read and widened once for both.
+//            result too large to stay. Two rows at a time where z is x, so that weights are read
+//            and widened once for both.
 //
 // Cost per element of bf16 LayerNorm: 2 bytes read, 2 written, about 20 vector operations per 32
 // elements: bound by memory beyond L2. The next rows are prefetched while these are finished, as
