@@ -8,8 +8,9 @@ PYTEST := -m pytest
 WORKERS := -n auto
 
 native := $(shell find csrc cmake -type f) CMakeLists.txt setup.py pyproject.toml
+kernels := $(shell find tests/gpu/kernels -type f)
 python := $(shell find python -name '*.py')
-cpp    := $(filter %.h %.cpp %.cu %.cuh,$(native))
+cpp    := $(filter %.h %.cpp %.cu %.cuh,$(native) $(kernels))
 linted := bench python setup.py tests tools
 
 .PHONY: help demo test bench lint format sanitize test-package test-newest-torch cuda wheel clean
@@ -43,7 +44,7 @@ $(VENV)/.weft: $(VENV)/.requirements $(native)
 demo: $(VENV)/.weft
 	$(BIN)/python -m weft.cli demo
 
-test: $(VENV)/.weft
+test: $(VENV)/.weft build/simulator/.built
 	$(BIN)/python $(PYTEST) $(WORKERS)
 
 bench: $(VENV)/.weft
@@ -55,6 +56,13 @@ wheel: $(VENV)/.weft
 clean:
 	rm -rf build dist python/*.egg-info python/weft/*.so $(VENV)/.weft
 
+# What runs CUDA kernels on machines without a GPU.
+build/simulator/.built: $(VENV)/.requirements $(native) $(kernels)
+	@echo "Building the simulator"
+	@$(call configure,simulator) -DWEFT_SIMULATOR=on
+	@$(BIN)/cmake --build build/simulator --target weft_gpu_tests
+	@touch $@
+
 # ---------------------------------------------------------------------------------------------------- for developers
 lint: $(VENV)/.weft
 	$(BIN)/ruff check $(linted)
@@ -62,7 +70,7 @@ lint: $(VENV)/.weft
 	$(BIN)/mypy
 	$(BIN)/clang-format --dry-run -Werror $(cpp)
 	$(BIN)/python tools/check_floors.py
-	$(call configure,werror) -DWEFT_WERROR=on
+	$(call configure,werror) -DWEFT_WERROR=on -DWEFT_SIMULATOR=on
 	$(BIN)/cmake --build build/werror
 
 format: $(VENV)/.weft
@@ -91,7 +99,7 @@ test-package: $(VENV)/.weft
 # The CUDA library, on every machine with nvcc: no GPU and no CUDA build of torch is needed.
 cuda: $(VENV)/.weft
 	$(call configure,cuda) -DWEFT_CUDA=on
-	$(BIN)/cmake --build build/cuda --target weft_cuda
+	$(BIN)/cmake --build build/cuda --target weft_cuda weft_gpu_tests_cuda
 
 # The libraries that were built against the pinned torch, in the newest one (a CUDA build: some 6 GB).
 test-newest-torch: $(VENV)/.weft

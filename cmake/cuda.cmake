@@ -37,6 +37,8 @@ set(CMAKE_CUDA_STANDARD 20)
 set(CMAKE_CUDA_STANDARD_REQUIRED ON)
 set(CMAKE_CUDA_RUNTIME_LIBRARY Static)
 enable_language(CUDA)
+# params.h speaks to the host compiler in pragmas that nvcc's front end does not know.
+add_compile_options("$<$<COMPILE_LANGUAGE:CUDA>:-diag-suppress=1675>")
 
 # A CPU build of torch has no libtorch_cuda.so to link to; a library of that soname with the symbols that we use does.
 if(NOT EXISTS ${torch_cuda})
@@ -53,3 +55,8 @@ add_library(weft_cuda SHARED ${cuda_sources})
 target_compile_definitions(weft_cuda PRIVATE USE_CUDA WEFT_CUDA_ARCHITECTURES="${names}")
 target_link_libraries(weft_cuda PRIVATE torch_stable ${torch_cuda})
 install(TARGETS weft_cuda LIBRARY DESTINATION .)
+
+# The kernels of tests/gpu. Not installed, and built on request only.
+add_library(weft_gpu_tests_cuda MODULE EXCLUDE_FROM_ALL tests/gpu/kernels/library.cu)
+target_compile_definitions(weft_gpu_tests_cuda PRIVATE USE_CUDA)
+target_link_libraries(weft_gpu_tests_cuda PRIVATE torch_stable ${torch_cuda})

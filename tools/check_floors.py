@@ -32,7 +32,10 @@ LIBRARIES = {
         {"torch", "ops.h", "library"},
     ),
     "pybind11 and Python": (("pybind11/", "Python.h"), {"python"}),
-    "CUDA": (("cuda", "cooperative_groups", "nvtx3/"), {"gpu", "cuda", "library_cuda"}),
+    "CUDA": (
+        ("cuda", "cooperative_groups", "nvtx3/"),
+        {"ptx", "device.cu", "cuda", "library_cuda"},
+    ),
     # Not stable: what includes these loads in one version of torch only.
     "torch's unstable ABI": (("torch/", "ATen/", "c10/"), set()),
 }
@@ -53,8 +56,8 @@ PYTHON_FORBIDDEN = {
 def roles(path: Path) -> set[str]:
     """What a file of csrc is, for LIBRARIES: room, backend folder, or what its name says."""
     found = {path.parts[0] if len(path.parts) > 1 else path.stem, *path.parts[1:-1]}
-    if path.name == "ops.h":
-        found.add("ops.h")
+    if path.name in ("ops.h", "device.cu"):
+        found.add(path.name)
     if path.stem.startswith("library"):
         found.add("library")
     return found
@@ -91,9 +94,9 @@ def check_includes(csrc: Path) -> Iterator[str]:
 
 
 def crosses_backends(path: Path, header: Path) -> bool:
-    """norm/cpu/… including norm/cuda/…, or the other way round."""
+    """norm/cpu/… including norm/cuda/…, gpu/sim/… including gpu/ptx/…, or the other way round."""
     folders = {p.parts[1] for p in (path, header) if len(p.parts) > 2}
-    return folders >= {"cpu", "cuda"}
+    return folders >= {"cpu", "cuda"} or folders >= {"ptx", "sim"}
 
 
 def check_library(path: Path, header: str) -> Iterator[str]:

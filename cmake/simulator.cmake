@@ -1,0 +1,14 @@
+# The simulator of CUDA kernels, and the libraries that run kernels on it. For tests: nothing here is installed.
+add_library(weft_simulator STATIC
+            csrc/gpu/sim/engine.cpp
+            csrc/gpu/sim/fiber.cpp
+            csrc/gpu/sim/memory.cpp
+            csrc/gpu/sim/report.cpp
+            csrc/gpu/sim/sync.cpp)
+# Line numbers, for the simulator's messages.
+target_compile_options(weft_simulator PUBLIC -O2 -g1)
+target_link_libraries(weft_simulator PUBLIC ${CMAKE_DL_LIBS})
+
+# The kernels of tests/gpu, in namespace weft_gpu_tests.
+add_library(weft_gpu_tests MODULE tests/gpu/kernels/library.cpp)
+target_link_libraries(weft_gpu_tests PRIVATE weft_simulator torch_stable)

@@ -1,0 +1,56 @@
+// How kernels are spelled, and where a thread finds itself. A block of weft is one-dimensional; a
+// grid has up to three dimensions.
+//
+//   template <class T>
+//   WEFT_KERNEL_BOUNDS(256, 2) void row_sum_kernel(const Params p) { … }
+//
+//   WEFT_KERNEL                      a kernel
+//   WEFT_KERNEL_BOUNDS(n, m)         a kernel of at most n threads a block, at least m blocks an SM
+//   WEFT_DEVICE                      a function that kernels call: always inlined
+//   WEFT_GRID_CONSTANT               before a kernel's parameter that is used by address (TensorMap)
+#pragma once
+
+#include <cstddef>
+#include <cstdint>
+
+#include "core/inline.h"
+
+#ifdef __CUDACC__
+#define WEFT_KERNEL __global__
+#define WEFT_KERNEL_BOUNDS(threads, min_blocks) __global__ __launch_bounds__(threads, min_blocks)
+#define WEFT_DEVICE __device__ __forceinline__
+#define WEFT_GRID_CONSTANT __grid_constant__
+#else
+#define WEFT_KERNEL
+#define WEFT_KERNEL_BOUNDS(threads, min_blocks)
+#define WEFT_DEVICE [[gnu::always_inline]] inline
+#define WEFT_GRID_CONSTANT
+#endif
+
+namespace weft::gpu {
+
+constexpr int kWarp = 32;        // threads of a warp
+constexpr int kWarpgroup = 128;  // threads of a warpgroup, which executes a wgmma together
+constexpr uint32_t kAllLanes = 0xFFFFFFFF;
+
+struct Dim3 {
+  uint32_t x = 1, y = 1, z = 1;
+  WEFT_INLINE constexpr uint64_t count() const { return uint64_t{x} * y * z; }
+};
+
+// ---- within the block
+WEFT_DEVICE uint32_t thread();   // 0 … threads() - 1
+WEFT_DEVICE uint32_t threads();  // of the block
+WEFT_DEVICE uint32_t lane();     // thread() % 32
+WEFT_DEVICE uint32_t warp();     // thread() / 32, known to the compiler as the same in all lanes
+
+// ---- within the grid
+WEFT_DEVICE Dim3 block();   // indices, from 0
+WEFT_DEVICE Dim3 blocks();  // of the grid
+
+// ---- within the cluster: blocks that share their shared memory. Without clusters, each block is
+// one. sm_90.
+WEFT_DEVICE uint32_t cluster_rank();    // of this block in its cluster
+WEFT_DEVICE uint32_t cluster_blocks();  // of the cluster
+
+}  // namespace weft::gpu

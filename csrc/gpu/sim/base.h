@@ -1,0 +1,18 @@
+// Indices, for the simulator.
+#pragma once
+
+#include "gpu/base.h"
+#include "gpu/sim/engine.h"
+
+namespace weft::gpu {
+
+WEFT_DEVICE uint32_t thread() { return sim::running->index; }
+WEFT_DEVICE uint32_t threads() { return sim::running->block->threads; }
+WEFT_DEVICE uint32_t lane() { return thread() % kWarp; }
+WEFT_DEVICE uint32_t warp() { return thread() / kWarp; }
+WEFT_DEVICE Dim3 block() { return sim::running->block->index; }
+WEFT_DEVICE Dim3 blocks() { return sim::running->block->grid; }
+WEFT_DEVICE uint32_t cluster_rank() { return sim::running->block->cluster_rank; }
+WEFT_DEVICE uint32_t cluster_blocks() { return sim::running->block->cluster_blocks; }
+
+}  // namespace weft::gpu

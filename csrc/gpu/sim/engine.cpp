@@ -1,0 +1,300 @@
+// Launches. A grid's clusters run one after the other, each until all its threads have exited; a
+// second one joins only when all threads of the first do nothing but look at memory, waiting for
+// somebody else to change it. A thread runs until it has to wait, and the choice of the next is
+// drawn from the seed: mostly a lane of the same warp, whose stacks are in the cache.
+#include "gpu/sim/engine.h"
+
+#include <algorithm>
+#include <bit>
+#include <numeric>
+
+#include "core/error.h"
+#include "gpu/sim/state.h"
+
+namespace weft::gpu::sim {
+
+thread_local Thread* running = nullptr;
+
+namespace {
+
+// Limits of sm_90, which no weft kernel may exceed.
+constexpr uint32_t kMostThreads = 1024, kMostSharedBytes = 227 << 10, kMostClusterBlocks = 16;
+// Spinning threads look so often, with nothing happening, before they are declared stuck.
+constexpr int kPatience = 1000;
+
+Engine* active = nullptr;
+
+// Runs the threads that this fiber is used for, one after the other.
+[[noreturn]] void fiber_main();
+
+Task* next_task(Engine& e);
+
+void list(Engine& e, Warp& warp) {
+  if (warp.listed >= 0) return;
+  warp.listed = static_cast<int>(e.ready.size());
+  e.ready.push_back(&warp);
+}
+
+void unlist(Engine& e, Warp& warp) {
+  Warp* last = e.ready.back();
+  e.ready[warp.listed] = last;
+  last->listed = warp.listed;
+  e.ready.pop_back();
+  warp.listed = -1;
+}
+
+void make_ready(Engine& e, Task& task) {
+  task.warp->ready |= 1u << task.index % kWarp;
+  list(e, *task.warp);
+}
+
+// Everything of a block but its index: threads, warps, barriers, shared memory.
+void prepare(Engine& e, Block& block, Cluster& cluster) {
+  const LaunchConfig& config = *e.config;
+  block.cluster = &cluster;
+  block.live = config.block;
+  block.warps.resize((config.block + kWarp - 1) / kWarp);
+  block.groups.assign((config.block + kWarpgroup - 1) / kWarpgroup, {});
+  // What the compiler gives a kernel whose bounds name one block: all registers, in eights.
+  block.registers.assign(block.warps.size(),
+                         std::min<uint32_t>(255, 65536 / ((config.block + 127) / 128 * 128) & ~7u));
+  for (Barrier& barrier : block.barriers) barrier = {};
+  while (block.tasks.size() < config.block) block.tasks.push_back(std::make_unique<Task>());
+  for (Warp& warp : block.warps) {
+    warp.block = &block;
+    warp.ready = 0;
+    warp.listed = -1;
+    warp.calls.clear();
+    std::fill(std::begin(warp.lanes), std::end(warp.lanes), nullptr);
+  }
+  for (uint32_t i = 0; i < config.block; ++i) {
+    Task& task = *block.tasks[i];
+    task.index = i;
+    task.block = &block.facts;
+    task.warp = &block.warps[i / kWarp];
+    task.warp->lanes[i % kWarp] = &task;
+    task.exited = false;
+    task.waits_for = nullptr;
+    task.cluster_arrived = false;
+    task.fiber.start(fiber_main);
+    make_ready(e, task);
+  }
+  prepare_shared(block, config.shared_bytes);
+}
+
+// The next cluster of the grid begins to run.
+void admit(Engine& e) {
+  const LaunchConfig& config = *e.config;
+  const Dim3 size = config.cluster;
+  const Dim3 shape = {config.grid.x / size.x, config.grid.y / size.y, config.grid.z / size.z};
+  const uint64_t index = (e.first + e.admitted++ * e.stride) % e.clusters;
+  const uint32_t x = static_cast<uint32_t>(index % shape.x) * size.x;
+  const uint32_t y = static_cast<uint32_t>(index / shape.x % shape.y) * size.y;
+  const uint32_t z = static_cast<uint32_t>(index / shape.x / shape.y) * size.z;
+
+  if (e.idle.empty()) e.idle.push_back(std::make_unique<Cluster>());
+  e.resident.push_back(std::move(e.idle.back()));
+  e.idle.pop_back();
+  Cluster& cluster = *e.resident.back();
+  const uint32_t blocks = static_cast<uint32_t>(size.count());
+  cluster.blocks.resize(blocks);
+  cluster.live = blocks * config.block;
+  cluster.arrived = cluster.phase = 0;
+  cluster.waiting.clear();
+  for (uint32_t rank = 0; rank < blocks; ++rank) {
+    if (!cluster.blocks[rank]) cluster.blocks[rank] = std::make_unique<Block>();
+    Block& block = *cluster.blocks[rank];
+    block.facts = {{x + rank % size.x, y + rank / size.x % size.y, z + rank / size.x / size.y},
+                   config.grid,
+                   config.block,
+                   rank,
+                   blocks};
+    prepare(e, block, cluster);
+  }
+}
+
+// Nobody can run. Whether somebody can after this.
+bool stir(Engine& e) {
+  if (e.polling.empty()) return false;
+  if (!e.progress) {
+    if (e.admitted < e.clusters)
+      admit(e);
+    else if (++e.fruitless > kPatience)
+      return false;
+  } else {
+    e.fruitless = 0;
+  }
+  e.progress = false;
+  for (Task* task : e.polling) {
+    task->waits_for = nullptr;
+    make_ready(e, *task);
+  }
+  e.polling.clear();
+  return true;
+}
+
+// The thread to run, which is taken from those that can; null where none can.
+Task* next_task(Engine& e) {
+  while (e.ready.empty())
+    if (!stir(e)) return nullptr;
+  const bool random = e.options.seed != 0;
+  const uint64_t drawn = random ? e.draw() : 0;
+  Warp* warp = e.current;
+  if (!warp || warp->listed < 0 || drawn % 8 == 7) {
+    const size_t n = e.ready.size();
+    warp = e.ready[random ? (drawn >> 8) % n : e.turn++ % n];
+    e.current = warp;
+  }
+  const int start = static_cast<int>(drawn >> 3 & 31);
+  const int l = (std::countr_zero(std::rotr(warp->ready, start)) + start) % kWarp;
+  warp->ready &= ~(1u << l);
+  if (!warp->ready) unlist(e, *warp);
+  return warp->lanes[l];
+}
+
+// Leaves the running fiber, `from`, for that of `task`.
+void go(Fiber& from, Task& task) {
+  running = &task;
+  from.switch_to(task.fiber);
+}
+
+void fail_launch(Engine& e, std::exception_ptr failure) {
+  if (!e.failure) e.failure = std::move(failure);
+  self().fiber.switch_to(e.host);
+}
+
+// From a thread that cannot go on.
+void leave(Engine& e, Task& task) {
+  Task* next = next_task(e);
+  if (!next) {
+    fail_launch(e, std::make_exception_ptr(std::runtime_error(deadlock_report(e))));
+  } else if (next != &task) {
+    go(task.fiber, *next);
+  }
+}
+
+void exit_thread(Engine& e, Task& task) {
+  Block& block = block_of(task);
+  Cluster& cluster = *block.cluster;
+  task.exited = true;
+  e.progress = true;
+  --block.live;
+  --cluster.live;
+  cluster_exit(task);
+  if (cluster.live == 0)
+    task.fiber.switch_to(e.host);
+  else
+    leave(e, task);
+}
+
+[[noreturn]] void fiber_main() {
+  Engine& e = engine();
+  self().fiber.entered(e.host);
+  std::exception_ptr failure;
+  try {
+    (*e.body)();
+  } catch (...) {
+    failure = std::current_exception();
+  }
+  if (failure)
+    fail_launch(e, std::move(failure));
+  else
+    exit_thread(e, self());
+  __builtin_unreachable();  // the fiber is started anew for its next thread
+}
+
+void check_config(const LaunchConfig& c, const char* kernel) {
+  const auto expect = [&](bool good, auto&&... what) {
+    check(good, "simulator: launch of ", kernel, ": ", what...);
+  };
+  expect(c.grid.count() > 0 && c.grid.y <= 65535 && c.grid.z <= 65535, "grid of ", c.grid.x, " × ",
+         c.grid.y, " × ", c.grid.z, " blocks");
+  expect(c.block > 0 && c.block <= kMostThreads, "blocks of ", c.block, " threads");
+  expect(c.shared_bytes <= kMostSharedBytes, c.shared_bytes, " bytes of shared memory");
+  expect(c.cluster.count() > 0 && c.cluster.count() <= kMostClusterBlocks &&
+             c.grid.x % c.cluster.x == 0 && c.grid.y % c.cluster.y == 0 &&
+             c.grid.z % c.cluster.z == 0,
+         "clusters of ", c.cluster.x, " × ", c.cluster.y, " × ", c.cluster.z,
+         " blocks in a grid of ", c.grid.x, " × ", c.grid.y, " × ", c.grid.z);
+}
+
+}  // namespace
+
+Options& options() {
+  static Options instance;
+  return instance;
+}
+
+Engine& engine() { return *active; }
+
+uint64_t Engine::draw() {  // splitmix64, Steele, Lea, Flood: OOPSLA 2014
+  uint64_t z = random += 0x9E3779B97F4A7C15;
+  z = (z ^ z >> 30) * 0xBF58476D1CE4E5B9;
+  z = (z ^ z >> 27) * 0x94D049BB133111EB;
+  return z ^ z >> 31;
+}
+
+void run(const LaunchConfig& config, const char* kernel, FunctionRef<void()> body) {
+  check_config(config, kernel);
+  const RegistryLock lock;
+  static Engine& e = *new Engine;  // its stacks and blocks serve the next launch, too
+  active = &e;
+  e.config = &config;
+  e.kernel = kernel;
+  e.body = &body;
+  e.options = options();
+  e.random = e.options.seed;
+  e.clusters = config.grid.count() / config.cluster.count();
+  e.admitted = e.first = e.turn = 0;
+  e.stride = 1;
+  if (e.options.seed != 0 && e.clusters > 1) {
+    e.first = e.draw() % e.clusters;
+    do e.stride = 1 + e.draw() % (e.clusters - 1);
+    while (std::gcd(e.stride, e.clusters) != 1);
+  }
+  e.current = nullptr;
+  e.progress = false;
+  e.fruitless = 0;
+  e.failure = nullptr;
+
+  while (!e.failure && (!e.resident.empty() || e.admitted < e.clusters)) {
+    if (e.resident.empty()) admit(e);
+    if (Task* task = next_task(e))
+      go(e.host, *task);  // comes back when a cluster has ended, or with a failure
+    else
+      e.failure = std::make_exception_ptr(std::runtime_error(deadlock_report(e)));
+    running = nullptr;
+    for (size_t i = e.resident.size(); i-- > 0;) {
+      if (e.resident[i]->live > 0 && !e.failure) continue;
+      e.idle.push_back(std::move(e.resident[i]));
+      e.resident.erase(e.resident.begin() + static_cast<std::ptrdiff_t>(i));
+    }
+  }
+  e.resident.clear();
+  e.ready.clear();
+  e.polling.clear();
+  if (e.failure) std::rethrow_exception(e.failure);
+}
+
+void wait(const char* for_what, uint64_t detail) {
+  Task& task = self();
+  task.waits_for = for_what;
+  task.detail = detail;
+  leave(engine(), task);
+}
+
+void wake(Task& task) {
+  Engine& e = engine();
+  task.waits_for = nullptr;
+  e.progress = true;
+  make_ready(e, task);
+}
+
+void poll() {
+  Engine& e = engine();
+  Task& task = self();
+  e.polling.push_back(&task);
+  wait("memory that it looks at to change");
+}
+
+}  // namespace weft::gpu::sim

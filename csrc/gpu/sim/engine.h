@@ -1,0 +1,96 @@
+// The simulator's engine, as the words of gpu/ call it. What it does is described in
+// docs/simulator.md; its parts are
+//
+//   engine.cpp   launches: blocks, warps, fibers, the order in which threads run
+//   sync.cpp     barriers and collectives: threads that wait for each other
+//   memory.cpp   accesses to global and shared memory, and what is wrong with them
+//   report.cpp   what is said when something is wrong
+//   fiber.h      a stack per simulated thread, and the switch between them
+//
+// An entry point that a kernel calls remembers its return address: a message names the source line.
+#pragma once
+
+#include <cstdint>
+#include <string>
+
+#include "core/function_ref.h"
+#include "gpu/global.h"
+#include "gpu/launch.h"
+#include "gpu/sim/simulator.h"
+
+namespace weft::gpu::sim {
+
+// What a thread knows of its block; the same for all threads of the block.
+struct BlockFacts {
+  Dim3 index, grid;
+  uint32_t threads = 0;
+  uint32_t cluster_rank = 0, cluster_blocks = 1;
+};
+
+// A simulated thread, as kernels see it.
+struct Thread {
+  uint32_t index = 0;  // in its block
+  const BlockFacts* block = nullptr;
+};
+
+// The thread that runs.
+#if defined(__x86_64__) || defined(__aarch64__)
+[[gnu::tls_model("initial-exec")]]
+#endif
+extern thread_local Thread* running;
+
+// ---- launches. `body` calls the kernel, once for each thread.
+void run(const LaunchConfig& config, const char* kernel, FunctionRef<void()> body);
+
+// ---- errors: throws, naming kernel, block, thread and source line.
+[[noreturn]] void error(const std::string& what);
+
+// ---- memory. Each checks one access, of a power of two of up to 16 bytes, and says where the data
+// lies on the host.
+enum class Access : uint8_t {
+  read,
+  write,
+  strong_read,   // relaxed, acquire, volatile: may race with other strong accesses by intent
+  strong_write,  // relaxed, release, volatile
+  update,        // atomics: strong, both
+};
+void* global_access(const void* p, uint32_t bytes, Access access);
+// The same for loads that take their data for constant while the kernel runs.
+const void* constant_access(const void* p, uint32_t bytes);
+void* shared_access(uint32_t offset, uint32_t bytes, Access access);
+void* remote_access(uint32_t rank, uint32_t offset, uint32_t bytes, Access access);
+void view_error(uint64_t i, uint32_t n, uint32_t count, uint32_t element_bytes);
+// After a strong access: what it orders. `p` is what it accessed.
+void synchronise(const void* p, Access access, Order order, Scope scope);
+void memory_fence(Scope scope);
+uint32_t shared_window(uint32_t offset);  // an address as instructions take it
+
+// ---- collectives. Each of the lanes in `mask` calls collective() with the same body and arguments
+// of its own. The last to come runs the body on all of them: lanes[i] are the arguments of lane i,
+// null for those not in the mask. Then all go on. The arguments live on their threads' stacks, and
+// results are written there.
+using CollectiveBody = void (*)(void* const* lanes, uint32_t mask);
+void collective(const char* name, uint32_t mask, void* arguments, CollectiveBody body);
+// The same for the 128 threads of a warpgroup.
+using GroupBody = void (*)(void* const* threads);
+void group_collective(const char* name, void* arguments, GroupBody body);
+
+// The collective in the caller's terms: body(A* const* lanes, uint32_t mask), a lambda that captures
+// nothing.
+template <class A, class Body>
+inline void warp_collective(const char* name, uint32_t mask, A& arguments, Body) {
+  collective(name, mask, &arguments,
+             [](void* const* lanes, uint32_t m) { Body{}(reinterpret_cast<A* const*>(lanes), m); });
+}
+
+// ---- barriers
+void sync_warp(uint32_t mask);
+enum class Vote : uint8_t { none, any, all };
+bool sync_block(Vote vote, bool predicate);
+void sync_named(uint32_t barrier, uint32_t threads, bool wait);
+void cluster_arrive(bool release);
+void cluster_wait();
+void wait_for_prerequisites();
+void set_registers(uint32_t count, bool increase);
+
+}  // namespace weft::gpu::sim

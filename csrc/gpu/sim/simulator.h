@@ -1,0 +1,44 @@
+// The simulator as its users see it: those who call kernels, not those who write them.
+#pragma once
+
+#include <cstddef>
+#include <cstdint>
+#include <memory>
+
+namespace weft::gpu::sim {
+
+struct Options {
+  // The order in which threads run is drawn from it. 0: in turn.
+  uint64_t seed = 0;
+  // Asynchronous work completes as late as its wait allows, instead of at once.
+  bool late_completion = false;
+  // Two threads, one address, one a write, no order between them: an error.
+  bool check_races = true;
+};
+
+// Taken by launches that begin later. Not to be changed while a kernel runs.
+Options& options();
+
+// Memory that kernels may access while this object lives. What is known of its bytes, whether they
+// have been written, stays from launch to launch. Several may overlap, as views of one storage do:
+// an access must lie within one that allows it, and a byte is initialised when one says so.
+class Allocation {
+ public:
+  enum class Rights { read, read_write };
+  enum class Contents { initialised, poison };  // poison: to be written before it is read
+
+  Allocation(const void* data, size_t bytes, Rights rights, Contents contents);
+  Allocation(Allocation&&) noexcept;
+  Allocation& operator=(Allocation&&) noexcept;
+  ~Allocation();
+
+  // Has every byte been written?
+  bool written() const;
+
+  struct Record;
+
+ private:
+  std::unique_ptr<Record> record_;
+};
+
+}  // namespace weft::gpu::sim

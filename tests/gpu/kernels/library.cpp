@@ -1,0 +1,44 @@
+// The test kernels on the simulator.
+#include "library.h"
+
+#include "gpu/sim/simulator.h"
+
+namespace weft::gpu::tests {
+namespace {
+
+using sim::Allocation;
+
+void run(std::string name, std::vector<Tensor> inputs, std::vector<Tensor> inouts,
+         std::vector<Tensor> outputs, std::vector<int64_t> numbers) {
+  std::vector<Allocation> allocations;
+  const auto allow = [&](const std::vector<Tensor>& tensors, Allocation::Rights rights,
+                         Allocation::Contents contents) {
+    for (const Tensor& t : tensors)
+      allocations.emplace_back(t.const_data_ptr(), t.numel() * t.element_size(), rights, contents);
+  };
+  allow(inputs, Allocation::Rights::read, Allocation::Contents::initialised);
+  allow(inouts, Allocation::Rights::read_write, Allocation::Contents::initialised);
+  allow(outputs, Allocation::Rights::read_write, Allocation::Contents::poison);
+  find_case(name)(
+      {arrays_of(inputs), arrays_of(inouts), arrays_of(outputs), std::move(numbers), nullptr});
+}
+
+void configure(int64_t seed, bool late_completion, bool check_races) {
+  sim::options() = {static_cast<uint64_t>(seed), late_completion, check_races};
+}
+
+}  // namespace
+}  // namespace weft::gpu::tests
+
+STABLE_TORCH_LIBRARY(weft_gpu_tests, m) {
+  m.def(WEFT_GPU_TESTS_RUN);
+  m.def("configure(int seed, bool late_completion, bool check_races) -> ()");
+}
+
+STABLE_TORCH_LIBRARY_IMPL(weft_gpu_tests, CPU, m) {
+  m.impl("run", TORCH_BOX(&weft::gpu::tests::run));
+}
+
+STABLE_TORCH_LIBRARY_IMPL(weft_gpu_tests, CompositeExplicitAutograd, m) {
+  m.impl("configure", TORCH_BOX(&weft::gpu::tests::configure));
+}
