@@ -80,28 +80,37 @@ inline V vmax(V a, V b) {
   return a > b ? a : b;
 }
 
-// The larger of |a| and |b|; a NaN or infinity, once in, stays. Magnitudes order like the integers
-// that their bits spell.
-inline Vec<float> magnitude_max(Vec<float> a, Vec<float> b) {
-  const Vec<int32_t> x = reinterpret_cast<Vec<int32_t>>(a) & 0x7fffffff,
-                     y = reinterpret_cast<Vec<int32_t>>(b) & 0x7fffffff;
+// The larger of most >= 0 and |v|; a NaN or infinity, once in, stays. Magnitudes order like the
+// integers that their bits spell.
+inline Vec<float> magnitude_max(Vec<float> most, Vec<float> v) {
+  const Vec<int32_t> x = reinterpret_cast<Vec<int32_t>>(most),
+                     y = reinterpret_cast<Vec<int32_t>>(v) & 0x7fffffff;
   return reinterpret_cast<Vec<float>>(x > y ? x : y);
 }
-inline Vec<double> magnitude_max(Vec<double> a, Vec<double> b) {
-  constexpr int64_t mask = 0x7fffffffffffffff;
-  const Vec<int64_t> x = reinterpret_cast<Vec<int64_t>>(a) & mask,
-                     y = reinterpret_cast<Vec<int64_t>>(b) & mask;
+inline Vec<double> magnitude_max(Vec<double> most, Vec<double> v) {
+  const Vec<int64_t> x = reinterpret_cast<Vec<int64_t>>(most),
+                     y = reinterpret_cast<Vec<int64_t>>(v) & 0x7fffffffffffffff;
   return reinterpret_cast<Vec<double>>(x > y ? x : y);
 }
 
-// Lanes are added as a binary tree: log2(lanes) roundings, and the same order at every call.
+// Lanes are combined as a binary tree, half with half: log2(lanes) roundings, and the same order at
+// every call.
+template <class A, int kBytes, int... I, class Op>
+inline A reduce_halves(typename VecOf<A, kBytes>::type v, std::integer_sequence<int, I...>, Op op) {
+  constexpr int n = sizeof...(I);
+  const auto half =
+      op(__builtin_shufflevector(v, v, I...), __builtin_shufflevector(v, v, (I + n)...));
+  if constexpr (n > 2)
+    return reduce_halves<A, kBytes / 2>(half, std::make_integer_sequence<int, n / 2>{}, op);
+  else
+    return op(half[0], half[n - 1]);
+}
 template <class A, class Op>
 inline A reduce(Vec<A> v, Op op) {
-  A lane[kLanes<A>];
-  std::memcpy(lane, &v, sizeof v);
-  for (int width = kLanes<A> / 2; width > 0; width /= 2)
-    for (int i = 0; i < width; ++i) lane[i] = op(lane[i], lane[i + width]);
-  return lane[0];
+  if constexpr (kLanes<A> == 2)
+    return op(v[0], v[1]);
+  else
+    return reduce_halves<A, kVecBytes>(v, std::make_integer_sequence<int, kLanes<A> / 2>{}, op);
 }
 
 template <class A>
@@ -162,13 +171,16 @@ inline Pair<A> pair_max(Pair<A> a, Pair<A> b) {
   return {vmax(a.lo, b.lo), vmax(a.hi, b.hi)};
 }
 template <class A>
-inline Pair<A> pair_magnitude_max(Pair<A> a, Pair<A> b) {
-  return {magnitude_max(a.lo, b.lo), magnitude_max(a.hi, b.hi)};
+inline Pair<A> pair_magnitude_max(Pair<A> most, Pair<A> v) {
+  return {magnitude_max(most.lo, v.lo), magnitude_max(most.hi, v.hi)};
 }
 template <class A>
 inline A pair_sum(Pair<A> p) {
-  return reduce<A>(p.lo + p.hi, [](A a, A b) { return a + b; });
+  return reduce<A>(p.lo + p.hi, [](auto a, auto b) { return a + b; });
 }
+
+// A pair of 16-bit floats as it lies in memory.
+using Raw = Vec<uint32_t>;
 
 // How much of a pair lies inside the row: all of it, or the first n elements.
 struct Full {};
@@ -377,11 +389,34 @@ struct Lanes {
     return load(whole);
   }
 
+  // Whether the ISA multiplies and adds X's as they lie in memory, two to a lane: exact products,
+  // float sums, subnormals taken for zeros.
+#if defined(__AVX512BF16__)
+  static constexpr bool kDot = kEvenOdd;
+  static Vec<float> dot(Raw a, Raw b, Vec<float> sum) {
+    return _mm512_dpbf16_ps(sum, (__m512bh)a, (__m512bh)b);
+  }
+#else
+  static constexpr bool kDot = false;
+#endif
+  static Raw load_raw(const X* p, Full) { return load_vec<uint32_t>(p); }
+  static Raw load_raw(const X* p, Tail tail) {
+    X whole[kPair] = {};
+    copy(whole, p, tail.n);
+    return load_raw(whole, Full{});
+  }
+  static void store_raw(X* p, Raw v, Full, bool stream = false) { write(p, v, stream); }
+  static void store_raw(X* p, Raw v, Tail tail, bool = false) {
+    X whole[kPair];
+    store_raw(whole, v, Full{});
+    copy(p, whole, tail.n);
+  }
+
   // Streaming needs p aligned to kVecBytes; whoever asks for it has looked.
   template <class U>
   static void store(U* p, Pair<A> v, Full = {}, bool stream = false) {
     if constexpr (kEvenOdd && std::is_same_v<U, bf16>) {
-      write(p, interleave_bf16(v), stream);
+      store_raw(p, interleave_bf16(v), Full{}, stream);
     } else if constexpr (kEvenOdd) {
       store_natural(p, merge_even_odd(v, FloatLanes{}), stream);
     } else {
@@ -395,7 +430,7 @@ struct Lanes {
     if constexpr (std::is_same_v<U, A>) {
       return v;
     } else if constexpr (kEvenOdd && std::is_same_v<U, bf16>) {
-      const Vec<uint32_t> raw = interleave_bf16(v);
+      const Raw raw = interleave_bf16(v);
       return {as_float(raw << 16), as_float(raw & 0xffff0000u)};
 #if defined(__AVX512F__)
     } else if constexpr (std::is_same_v<A, float> && std::is_same_v<U, f16>) {
@@ -417,25 +452,25 @@ struct Lanes {
     copy(p, whole, tail.n);
   }
 
-  // round(v) + zero, saturated to int8, for |v| below 2^14; to nearest even. Adding 1.5 · 2^23
-  // leaves the rounded integer in the low bits.
+  // round(v · scale) + zero, saturated to int8, for |v · scale| below 2^14; to nearest even. Adding
+  // 1.5 · 2^23 leaves the rounded integer in the low bits.
   template <class Part>
-  static void store_int8(int8_t* p, Pair<A> v, int32_t zero, Part part,
+  static void store_int8(int8_t* p, Pair<A> v, Pair<A> scale, int32_t zero, Part part,
                          [[maybe_unused]] bool stream = false) {
     alignas(kVecBytes) int8_t whole[kPair];
 #if defined(__AVX512BW__)
     if constexpr (std::is_same_v<A, float>) {
-      const uint32_t offset = static_cast<uint32_t>(zero);
-      const Vec<uint32_t> lo = as_bits(v.lo + 0x1.8p23f) + offset,
-                          hi = as_bits(v.hi + 0x1.8p23f) + offset;
-      __m256i bytes;
+      const Pair<A> magic = multiply_add(v, scale, both<A>(0x1.8p23f));
+      const Vec<uint32_t> lo = as_bits(magic.lo), hi = as_bits(magic.hi);
+      __m512i words;  // the low halves, in memory's order
       if constexpr (kEvenOdd) {
-        bytes = _mm512_cvtsepi16_epi8(reinterpret_cast<__m512i>((lo & 0xffffu) | (hi << 16)));
+        words = reinterpret_cast<__m512i>((lo & 0xffffu) | (hi << 16));
       } else {
-        const __m256i a = _mm512_cvtepi32_epi16(reinterpret_cast<__m512i>(lo));
-        const __m256i b = _mm512_cvtepi32_epi16(reinterpret_cast<__m512i>(hi));
-        bytes = _mm512_cvtsepi16_epi8(_mm512_inserti64x4(_mm512_castsi256_si512(a), b, 1));
+        words = _mm512_permutex2var_epi16(reinterpret_cast<__m512i>(lo), even_words(),
+                                          reinterpret_cast<__m512i>(hi));
       }
+      words = _mm512_add_epi16(words, _mm512_set1_epi16(static_cast<int16_t>(zero)));
+      const __m256i bytes = _mm512_cvtsepi16_epi8(words);
       if constexpr (std::is_same_v<Part, Full>) {
         if (stream) return _mm256_stream_si256(reinterpret_cast<__m256i*>(p), bytes);
         return _mm256_storeu_si256(reinterpret_cast<__m256i*>(p), bytes);
@@ -445,6 +480,7 @@ struct Lanes {
     }
 #endif
     const A least = static_cast<A>(-128 - zero), most = static_cast<A>(127 - zero);
+    v = v * scale;
     v = pair_min(pair_max(v, both<A>(least)), both<A>(most));
     if constexpr (std::is_same_v<A, double>) {
       for (int i = 0; i < kLanes<A>; ++i) {
@@ -478,6 +514,18 @@ struct Lanes {
     return {inside.lo != 0 ? v.lo : Vec<A>{}, inside.hi != 0 ? v.hi : Vec<A>{}};
   }
 
+  static Raw interleave_bf16(Pair<float> v) {
+#if defined(__AVX512BF16__)
+    const __m512i halves = (__m512i)_mm512_cvtne2ps_pbh(v.hi, v.lo);  // lo's 16 values, then hi's
+    alignas(64) static constexpr uint16_t order[32] = {0,  16, 1,  17, 2,  18, 3,  19, 4,  20, 5,
+                                                       21, 6,  22, 7,  23, 8,  24, 9,  25, 10, 26,
+                                                       11, 27, 12, 28, 13, 29, 14, 30, 15, 31};
+    return reinterpret_cast<Raw>(_mm512_permutexvar_epi16(_mm512_load_si512(order), halves));
+#else
+    return (round_to_bf16(v.lo) >> 16) | (round_to_bf16(v.hi) & 0xffff0000u);
+#endif
+  }
+
  private:
   static constexpr int kept(Full) { return kPair; }
   static constexpr int kept(Tail tail) { return tail.n; }
@@ -487,18 +535,14 @@ struct Lanes {
     for (int i = 0; i < n; ++i) to[i] = from[i];
   }
 
-  static Vec<uint32_t> interleave_bf16(Pair<float> v) {
-#if defined(__AVX512BF16__)
-    const __m512i halves = (__m512i)_mm512_cvtne2ps_pbh(v.hi, v.lo);  // lo's 16 values, then hi's
-    alignas(64) static constexpr uint16_t order[32] = {0,  16, 1,  17, 2,  18, 3,  19, 4,  20, 5,
-                                                       21, 6,  22, 7,  23, 8,  24, 9,  25, 10, 26,
-                                                       11, 27, 12, 28, 13, 29, 14, 30, 15, 31};
-    return reinterpret_cast<Vec<uint32_t>>(
-        _mm512_permutexvar_epi16(_mm512_load_si512(order), halves));
-#else
-    return (round_to_bf16(v.lo) >> 16) | (round_to_bf16(v.hi) & 0xffff0000u);
-#endif
+#if defined(__AVX512BW__)
+  static __m512i even_words() {
+    alignas(64) static constexpr uint16_t order[32] = {0,  2,  4,  6,  8,  10, 12, 14, 16, 18, 20,
+                                                       22, 24, 26, 28, 30, 32, 34, 36, 38, 40, 42,
+                                                       44, 46, 48, 50, 52, 54, 56, 58, 60, 62};
+    return _mm512_load_si512(order);
   }
+#endif
 };
 
 // Streaming stores are weakly ordered: a task that used them ends with this, before other threads

@@ -50,6 +50,7 @@ class Ops {
     p.weight = call.channels(weight, "weight");
     p.residual_out = call.output(residual, "residual");
     p.y = call.output(x, "x");
+    call.check_places(p, "x", "residual");
     call.run(p);
   }
 
@@ -133,6 +134,7 @@ class Ops {
     p.dropout = call.dropout(dropout_p, rng_state);
     p.y = call.output(out, "out");
     if (residual_out) p.residual_out = call.output(*residual_out, "residual_out");
+    call.check_places(p);
     call.run(p);
   }
 
@@ -349,6 +351,7 @@ class Ops {
       Forward p = forward(rms, eps, zero_centered);
       weights(p, weight, bias);
       p.y = output(y, name);
+      check_places(p);
       run(p);
     }
 
@@ -385,6 +388,7 @@ class Ops {
           p.int8.zero_point_out =
               static_cast<int32_t*>(per_row_output(*zero_point_out, "zero_point_out", DType::i32));
       }
+      check_places(p);
       run(p);
     }
 
@@ -474,10 +478,35 @@ class Ops {
         check(strides[d] != 0 || sizes[d] <= 1, "weft.", op, ": ", name,
               " repeats elements in memory, so it cannot be written");
       Rows rows;
-      if (view(t, rows)) return rows;
+      if (view(t, rows)) {
+        check(rows.ndim > 1 || rows.size[0] <= 1 || rows.stride[0] >= C, "weft.", op, ": ", name,
+              " repeats elements in memory, so it cannot be written");
+        return rows;
+      }
       copies_.push_front({t, empty(sizes, type, t)});
       view(copies_.front().second, rows);
       return rows;
+    }
+
+    // A result may take the place of an input, row for row, and nothing else that overlaps: a kernel
+    // may have written what it has yet to read. Says so where it is certain; rows that interleave
+    // in several dimensions are taken at their word, as torch does.
+    void check_places(const Forward& p, const char* y = "out",
+                      const char* residual_out = "residual_out") const {
+      struct Place {
+        const Rows& rows;
+        const char* name;
+      };
+      const Place inputs[] = {
+          {p.x, first_name}, {p.residual, "residual"}, {p.residual2, "residual2"}, {p.x1, "x1"}};
+      const Place outputs[] = {{p.y, y}, {p.int8.q, y}, {p.residual_out, residual_out}};
+      for (const Place& out : outputs)
+        for (const Place& in : inputs)
+          check(same(out.rows, in.rows) || !overlap(out.rows, in.rows), "weft.", op, ": ", out.name,
+                " and ", in.name, " overlap in memory, expected the same elements or none");
+      for (const Place& out : {outputs[0], outputs[1]})
+        check(!overlap(out.rows, p.residual_out), "weft.", op, ": ", out.name, " and ",
+              residual_out, " overlap in memory, expected tensors of their own");
     }
 
     Tensor new_rows(DType dtype) {
@@ -550,6 +579,33 @@ class Ops {
       }
       if (rows.ndim == 0) rows.ndim = 1;  // a single row
       return true;
+    }
+
+    static bool same(const Rows& a, const Rows& b) {
+      return a.data == b.data && a.dtype == b.dtype && a.ndim == b.ndim &&
+             std::equal(a.size, a.size + a.ndim, b.size) &&
+             std::equal(a.stride, a.stride + a.ndim, b.stride);
+    }
+
+    bool overlap(const Rows& a, const Rows& b) const {
+      if (!a || !b || N * C == 0) return false;
+      const auto bytes = [](const Rows& rows, int64_t elements) {
+        return elements * static_cast<int64_t>(size_of(rows.dtype));
+      };
+      const auto extent = [&](const Rows& rows) {
+        int64_t last = C;
+        for (int d = 0; d < rows.ndim; ++d) last += (rows.size[d] - 1) * rows.stride[d];
+        return bytes(rows, N == 1 ? C : last);
+      };
+      const int64_t distance = static_cast<char*>(b.data) - static_cast<char*>(a.data);
+      if (distance >= extent(a) || -distance >= extent(b)) return false;
+      if (N == 1) return true;
+      if (a.ndim > 1 || b.ndim > 1) return false;
+      const int64_t pitch = bytes(a, a.stride[0]);
+      if (pitch != bytes(b, b.stride[0]))  // one of them without gaps for the other's rows
+        return a.stride[0] == C || b.stride[0] == C;
+      const int64_t offset = (distance % pitch + pitch) % pitch;
+      return offset < bytes(a, C) || offset + bytes(b, C) > pitch;
     }
 
     template <class Params>

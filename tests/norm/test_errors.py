@@ -393,3 +393,48 @@ def test_same_tensor_in_every_place(make: Make) -> None:
         layerscale=rows[3],
     )  # fmt: skip
     assert torch.equal(y, expected)
+
+
+SHARED = "overlap in memory, expected the same elements or none"
+
+
+def test_results_that_overlap_inputs(make: Make) -> None:
+    """A kernel may have written what it has yet to read."""
+    whole = draw((9, 16), torch.float32, make.device)
+    for x, out in [
+        (whole[:4, :8], whole[:4, 4:12]),  # rows begin in one another
+        (whole[:8].view(16, 8)[1:], whole[:8].view(16, 8)[:15]),  # one row further
+        (whole[0, :8], whole[0, 1:9]),
+        (whole[:4, :8], whole[:2].view(4, 8)),  # of another pitch
+    ]:
+        with refuses(f"weft.layer_norm: out and x {SHARED}"):
+            weft.layer_norm(x, (8,), out=out)
+    x = whole[:4, :8]
+    with refuses(f"weft.norm_forward: out and residual {SHARED}"):
+        weft.layer_norm_fn(x, None, None, whole[5:9, :8], out=whole[4:8, :8])
+    with refuses("weft.norm_forward: out and residual_out overlap in memory"):
+        weft.layer_norm_fn(x, None, None, x, out=whole[5:9, :8], residual_out=whole[5:9, :8])
+    with refuses(f"weft.norm_int8: out and x {SHARED}"):
+        raw("norm_int8.out", x=x, out=whole.view(torch.int8)[:4, :8], scale_out=make(4))
+    with refuses("weft.fused_add_rms_norm: x and residual overlap in memory"):
+        weft.fused_add_rms_norm(x, x, make(8))
+    with refuses("weft.layer_norm: out repeats elements in memory"):
+        weft.layer_norm(x, (8,), out=torch.empty(32, device=make.device).as_strided((4, 8), (4, 1)))
+
+
+def test_results_in_place_of_inputs(make: Make) -> None:
+    """An input's own elements, or others between its rows, may take the result."""
+    x, residual = (draw((4, 8), torch.float32, make.device) for _ in range(2))
+    y = weft.layer_norm(x, (8,))
+    for taken in (x.clone(), torch.cat([x, x], 1)[:, :8], torch.cat([x, x], 1)[:, 8:]):
+        assert torch.equal(weft.layer_norm(taken, (8,), out=taken), y)
+    both = torch.cat([x, x], 1)
+    assert torch.equal(weft.layer_norm(both[:, 8:], (8,), out=both[:, :8]), y)
+    assert torch.equal(both[:, 8:], x)
+
+    y, z = weft.layer_norm_fn(x, None, None, residual, prenorm=True)
+    places = x.clone(), residual.clone()
+    weft.layer_norm_fn(
+        places[0], None, None, places[1], prenorm=True, out=places[0], residual_out=places[1]
+    )
+    assert torch.equal(places[0], y) and torch.equal(places[1], z)

@@ -94,8 +94,13 @@ def check_backward(norm: Norm, call: dict[str, Any], luck: float = 1.0) -> None:
 
 
 def compute_dtype(call: dict[str, Any]) -> torch.dtype:
-    """x decides, whatever the other arguments are: float32, or float64 for float64."""
-    return torch.promote_types(call["x"].dtype, torch.float32)
+    """The narrowest that values pass through: float32 (float64 for a float64 x), or the residual's,
+    which z is rounded to."""
+    arithmetic = torch.promote_types(call["x"].dtype, torch.float32)
+    residual = call.get("residual")
+    if residual is None or torch.finfo(residual.dtype).eps < torch.finfo(arithmetic).eps:
+        return arithmetic
+    return residual.dtype
 
 
 def _float64(call: dict[str, Any]) -> dict[str, Any]:

@@ -167,7 +167,7 @@ template <class X, bool kCommon>
                               int64_t end, double* g_sum, double* gx_sum) {
   using A = acc_t<X>;
   Sum<X> sums;
-  sums.over(begin, end, [&](int64_t i, auto part) {
+  sums.over(begin, end, [&](Two<A>& sum, int64_t i, auto part) {
     const Pair<A> w = weights.template gain<kCommon>(weights.weight, i, part);
     const Pair<A> x_hat = weights.template normal<kCommon>(row, w, i, part);
     Pair<A> g = both<A>(0);
@@ -178,7 +178,7 @@ template <class X, bool kCommon>
       if (row.dy1)
         g = g + load<X>(row.dy1, i, part) * weights.template gain<false>(weights.weight1, i, part);
     }
-    return Two<A>{g, g * x_hat};
+    sum.add(g, g * x_hat);
   });
   *g_sum = sums.first();
   *gx_sum = sums.second();

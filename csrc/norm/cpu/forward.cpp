@@ -96,7 +96,7 @@ struct Next {
     for (const char* row : {x, residual})
       if (row)
         for (int64_t byte = 0; byte < count * size; byte += 64)
-          __builtin_prefetch(row + i * size + byte);
+          __builtin_prefetch(row + i * size + byte, 0, 2);
   }
 };
 
@@ -107,14 +107,16 @@ class Row {
   using A = acc_t<X>;
   using L = Lanes<X>;
 
-  // z: where this row's z (later t) is kept, or null where z is x. keep: scratch of 2 · C for the
-  // dropout masks.
-  Row(const Forward& p, const Variant<X>& variant, int64_t n, A* z, A* keep)
+  // z, t: where this row's z is kept unless it is x, and its t for the int8 end. keep: scratch of
+  // 2 · C for the dropout masks.
+  Row(const Forward& p, const Variant<X>& variant, int64_t n, A* z, A* t, A* keep)
       : p_(p),
         variant_(variant),
         n_(n),
         x_(reinterpret_cast<const X*>(p.x.row(n))),
         z_(z),
+        zx_(variant.terms == Terms::x ? x_ : reinterpret_cast<const X*>(z)),
+        t_(t),
         keep_(keep) {}
 
   // Moments of z over columns [begin, end).
@@ -134,10 +136,10 @@ class Row {
   // t = (y - shift) / smooth into z's place, and its extremes, zero among them. One NaN or infinity
   // makes both NaN.
   [[gnu::noinline]] Range range(int64_t begin, int64_t end, Statistics<A> s,
-                                const A* inverse_smooth) const {
+                                const A* inverse_smooth, Next next) const {
     return with_common([&](auto common) {
-      return p_.int8.symmetric ? extremes<common, true>(begin, end, s, inverse_smooth)
-                               : extremes<common, false>(begin, end, s, inverse_smooth);
+      return p_.int8.symmetric ? extremes<common, true>(begin, end, s, inverse_smooth, next)
+                               : extremes<common, false>(begin, end, s, inverse_smooth, next);
     });
   }
 
@@ -147,7 +149,7 @@ class Row {
                                   Next next) const {
     int8_t* q = reinterpret_cast<int8_t*>(p_.int8.q.row(n_));
     const bool stream = p_.stream && reinterpret_cast<uintptr_t>(q) % kVecBytes == 0;
-    const Pair<A> inverse = both<A>(static_cast<A>(1 / scale));
+    const Pair<A> inverse = both<A>(static_cast<A>(1 / scale)), one = both<A>(1);
     if (p_.int8.scale) {
       const Int8Input in(p_, n_);
       const Pair<A> least = both<A>(static_cast<A>(-128 - zero_point)),
@@ -157,15 +159,14 @@ class Row {
           next.prefetch(i, L::kPair, sizeof(X));
           const Pair<A> t = smoothed<false>(normal(i, part), in, inverse_smooth, i, part);
           // NaN fails both comparisons and leaves as the least value: defined, if not meaningful.
-          L::store_int8(q + i, pair_min(pair_max(t * inverse, least), most), zero_point, part,
+          L::store_int8(q + i, pair_min(pair_max(t * inverse, least), most), one, zero_point, part,
                         stream);
         });
       });
     } else {  // t was kept, and lies within the scale's range
-      const A* t = z_;
-      for_pairs<X>(begin, end, [=](int64_t i, auto part) {
-        next.prefetch(i, L::kPair, sizeof(X));
-        L::store_int8(q + i, load_pair(t + i) * inverse, zero_point, part, stream);
+      const A* t = t_;
+      for_pairs<X>(begin, end, [&](int64_t i, auto part) {
+        L::store_int8(q + i, load_pair(t + i), inverse, zero_point, part, stream);
       });
     }
   }
@@ -174,38 +175,12 @@ class Row {
   // t = rstd · (x · gain), so the extreme needs no statistics: one sweep takes Σx² and max |x ·
   // gain|, the second writes q. Returns the scale, or -1 and nothing done where squares overflow.
   [[gnu::noinline]] double rms_int8(const A* inverse_smooth, Next next) const {
-    const Input w(p_.weight, n_, p_.C);
-    const Pair<A> one = both<A>(p_.zero_centered && w ? 1 : 0);
-    const X* x = x_;
-    const auto scaled = [=](Pair<A> v, int64_t i, auto part) {
-      if (w) v = v * (load<X, true>(w, i, part) + one);
-      return inverse_smooth ? L::clear_beyond(v * load_pair(inverse_smooth + i), part) : v;
-    };
-    Pair<A> extreme = both<A>(0);
-    Sum<X> square;
-    square.over(0, p_.C, [=, &extreme](int64_t i, auto part) {
-      const Pair<A> v = L::load(x + i, part);
-      extreme = pair_magnitude_max(extreme, scaled(v, i, part));
-      return Two<A>{v * v, v};
+    return with_bool(p_.zero_centered && p_.weight, [&](auto zero_centered) {
+      return rms_int8<zero_centered>(inverse_smooth, next);
     });
-    if (!(square.first() <= kMost)) return -1;
-    const Statistics<A> s(p_, {static_cast<double>(p_.C), 0, square.first()});
-    const double most = magnitude(extreme) * static_cast<double>(s.rstd);
-    double scale;
-    int32_t zero_point;
-    dynamic_scale(true, {-most, most - most == 0 ? most : most - most}, scale, zero_point);
-
-    int8_t* q = reinterpret_cast<int8_t*>(p_.int8.q.row(n_));
-    const bool stream = p_.stream && reinterpret_cast<uintptr_t>(q) % kVecBytes == 0;
-    const Pair<A> factor = both<A>(static_cast<A>(static_cast<double>(s.rstd) / scale));
-    for_pairs<X>(0, p_.C, [=](int64_t i, auto part) {
-      next.prefetch(i, L::kPair, sizeof(X));
-      L::store_int8(q + i, scaled(L::load(x + i, part), i, part) * factor, 0, part, stream);
-    });
-    return scale;
   }
 
-  // y of two rows whose z is x and whose weights are the same.
+  // y of two rows whose z is in X's own dtype and whose weights are the same.
   static void finish_two(const Row& first, const Row& second, Statistics<A> s, Statistics<A> s2,
                          Next next, Next next2) {
     with_bool(first.p_.rms,
@@ -234,25 +209,44 @@ class Row {
     draw_dropout<A>(p_.dropout, first, end - begin, 1, keep_ + padded(p_.C) + begin, mask1);
   }
 
-  // z as it is read and kept.
+  // z of columns i…, from where it is kept.
   template <Terms kTerms>
   WEFT_INLINE auto reader() const {
-    const X* x = x_;
-    A* z = z_;
-    if constexpr (kTerms == Terms::x) {
-      return [=](int64_t i, auto part) { return L::load(x + i, part); };
+    const X* zx = zx_;
+    const A* z = z_;
+    return [=](int64_t i, auto part) {
+      return kTerms == Terms::any ? load_pair(z + i) : L::load(zx + i, part);
+    };
+  }
+
+  // Puts z of columns i… there, and returns it: as it lies in memory where sums can use that.
+  template <Terms kTerms>
+  WEFT_INLINE auto maker() const {
+    if constexpr (kTerms == Terms::x && L::kDot) {
+      return [x = x_](int64_t i, auto part) { return L::load_raw(x + i, part); };
+    } else if constexpr (kTerms == Terms::x) {
+      return [x = x_](int64_t i, auto part) { return L::load(x + i, part); };
     } else if constexpr (kTerms == Terms::residual) {
-      const X* residual = reinterpret_cast<const X*>(p_.residual.row(n_));
+      const X *x = x_, *residual = reinterpret_cast<const X*>(p_.residual.row(n_));
+      X* z = reinterpret_cast<X*>(z_);
       const Output out(p_.residual_out, n_, p_.stream);
       const Pair<A> alpha = both<A>(static_cast<A>(p_.residual_alpha));
       return [=](int64_t i, auto part) {
-        Pair<A> v = L::load(x + i, part) + L::load(residual + i, part) * alpha;
-        v = L::template rounded<X>(v);
-        if (out) store<X, true>(out, i, v, part);
-        store_pair(z + i, v);
-        return v;
+        Pair<A> v = multiply_add(L::load(residual + i, part), alpha, L::load(x + i, part));
+        if constexpr (L::kDot) {
+          const Raw raw = L::interleave_bf16(v);
+          L::store_raw(z + i, raw, part);
+          if (out) L::store_raw(reinterpret_cast<X*>(out.data) + i, raw, part, out.stream);
+          return raw;
+        } else {
+          v = L::template rounded<X>(v);
+          L::store(z + i, v, part);
+          if (out) store<X, true>(out, i, v, part);
+          return v;
+        }
       };
     } else {
+      A* z = z_;
       const AnyTerms terms(*this);
       return [=](int64_t i, auto part) {
         const Pair<A> v = terms.add(i, part);
@@ -264,39 +258,96 @@ class Row {
 
   template <Terms kTerms, bool kRms>
   Moments moments(int64_t begin, int64_t end) const {
-    const auto read = reader<kTerms>();
+    const auto make = maker<kTerms>();
     const double count = static_cast<double>(end - begin);
-    const A pivot = kRms ? A{0} : guess<kTerms>(begin, end);
-    const auto around = [](Pair<A> v, Pair<A> centre, Pair<A> unit, auto part) {
+    const auto around = [](Two<A>& sum, Pair<A> v, Pair<A> centre, Pair<A> unit, auto part) {
       const Pair<A> d = kRms ? v * unit : L::clear_beyond(v - centre, part) * unit;
-      return Two<A>{d * d, d};
+      sum.add(d * d, d);
     };
     Sum<X> sums;
-    sums.over(begin, end, [=, centre = both<A>(pivot)](int64_t i, auto part) {
-      return around(read(i, part), centre, both<A>(1), part);
+    constexpr bool kRaw = L::kDot && kTerms != Terms::any;
+    const A pivot = kRaw || kRms ? A{0} : guess<kTerms>(begin, end);
+    const Raw ones = broadcast<uint32_t>(0x3f803f80);  // in bf16
+    sums.over(begin, end, [&, centre = both<A>(pivot)](Two<A>& sum, int64_t i, auto part) {
+      const auto v = make(i, part);
+      if constexpr (kRaw) {
+        sum.first.lo = L::dot(v, v, sum.first.lo);
+        if (!kRms) sum.second.lo = L::dot(v, ones, sum.second.lo);
+      } else {
+        around(sum, v, centre, both<A>(1), part);
+      }
     });
-    if (kRms && sums.first() <= kMost) return {count, 0, sums.first()};
+    const bool fits = sums.first() <= kMost && !(kRaw && sums.first() < kLeast);
+    if (kRms && fits) return {count, 0, sums.first()};
     const double mean = kRms ? 0 : pivot + sums.second() / count, offset = mean - pivot;
-    if (!kRms && offset * sums.second() <= 0.25 * sums.first() && sums.first() <= kMost)
+    // The difference may cost one bit.
+    if (!kRms && fits && offset * sums.second() <= 0.5 * sums.first())
       return {count, mean, sums.first() - offset * sums.second()};
 
     // Around the mean as it was found, which shows by how much it is off; and in units in which
     // squares of large values fit.
-    const X* x = x_;
-    const A* z = z_;
+    const auto read = reader<kTerms>();
     const double unit = sums.first() <= kMost ? 1 : 0x1p-80;
     Sum<X> again;
-    again.over(begin, end,
-               [=, centre = both<A>(static_cast<A>(mean)), unit = both<A>(static_cast<A>(unit))](
-                   int64_t i, auto part) {
-                 return around(kTerms == Terms::x ? L::load(x + i, part) : load_pair(z + i), centre,
-                               unit, part);
-               });
+    again.over(
+        begin, end,
+        [&, centre = both<A>(static_cast<A>(mean)), unit = both<A>(static_cast<A>(unit))](
+            Two<A>& sum, int64_t i, auto part) { around(sum, read(i, part), centre, unit, part); });
     if (kRms) return {count, 0, again.first() / unit / unit};
     const double off = again.second() / unit / count;
     return {count, static_cast<A>(mean) + off,
             (again.first() / unit - off * again.second()) / unit};
   }
+
+  template <bool kZeroCentered>
+  double rms_int8(const A* inverse_smooth, Next next) const {
+    const Input w(p_.weight, n_, p_.C);
+    const X* x = x_;
+    const auto scaled = [&](int64_t i, auto part) {
+      Pair<A> v = L::load(x + i, part);
+      if (w) {
+        const Pair<A> gain = load<X, true>(w, i, part);
+        v = v * (kZeroCentered ? gain + both<A>(1) : gain);
+      }
+      return inverse_smooth ? L::clear_beyond(v * load_pair(inverse_smooth + i), part) : v;
+    };
+    Pair<A> extreme = both<A>(0);
+    Sum<X> square;
+    square.over(0, p_.C, [&](Two<A>& sum, int64_t i, auto part) {
+      add_square(sum, x + i, part);
+      extreme = pair_magnitude_max(extreme, scaled(i, part));
+    });
+    if (!(square.first() <= kMost) || (L::kDot && square.first() < kLeast)) return -1;
+    const Statistics<A> s(p_, {static_cast<double>(p_.C), 0, square.first()});
+    const double most = magnitude(extreme) * static_cast<double>(s.rstd);
+    double scale;
+    int32_t zero_point;
+    dynamic_scale(true, {-most, most - most == 0 ? most : most - most}, scale, zero_point);
+
+    int8_t* q = reinterpret_cast<int8_t*>(p_.int8.q.row(n_));
+    const bool stream = p_.stream && reinterpret_cast<uintptr_t>(q) % kVecBytes == 0;
+    const Pair<A> factor = both<A>(static_cast<A>(static_cast<double>(s.rstd) / scale));
+    for_pairs<X>(0, p_.C, [&](int64_t i, auto part) {
+      next.prefetch(i, L::kPair, sizeof(X));
+      L::store_int8(q + i, scaled(i, part), factor, 0, part, stream);
+    });
+    return scale;
+  }
+
+  // Adds x² of a pair; the sum's two halves count together.
+  template <class Part>
+  WEFT_INLINE static void add_square(Two<A>& sum, const X* x, Part part) {
+    if constexpr (L::kDot) {
+      const Raw raw = L::load_raw(x, part);
+      sum.first.lo = L::dot(raw, raw, sum.first.lo);
+    } else {
+      const Pair<A> v = L::load(x, part);
+      sum.first = multiply_add(v, v, sum.first);
+    }
+  }
+
+  // Sums of squares below this may have lost what a dot takes for zeros.
+  static constexpr double kLeast = 1e-29;
   static constexpr double kMost =
       std::is_same_v<A, double> ? 1e300 : 1e37;  // sums of squares beyond this may have overflowed
 
@@ -363,28 +414,28 @@ class Row {
   }
 
   static A magnitude(Pair<A> v) {
-    return reduce<A>(magnitude_max(v.lo, v.hi), [](A a, A b) { return a > b || a != a ? a : b; });
+    return reduce<A>(magnitude_max(v.lo, v.hi),
+                     [](auto a, auto b) { return (a > b) | (a != a) ? a : b; });
   }
 
   // f(normal), where normal(i, part) is x̂.
   template <bool kCommon, class F>
   WEFT_INLINE void with_normal(const Statistics<A>& s, F&& f) const {
-    const X* x = x_;
+    const X* zx = zx_;
     const A* z = z_;
     const Pair<A> mean = both<A>(s.mean), rstd = both<A>(s.rstd);
-    const auto normal = [=](auto plain, auto rms) {
+    const auto normal = [&](auto as_x, auto rms) {
       return [=](int64_t i, auto part) {
-        const Pair<A> v = plain ? L::load(x + i, part) : load_pair(z + i);
+        const Pair<A> v = as_x ? L::load(zx + i, part) : load_pair(z + i);
         return (rms ? v : v - mean) * rstd;
       };
     };
-    const bool plain = variant_.terms == Terms::x, rms = p_.rms;
+    const bool as_x = variant_.terms != Terms::any, rms = p_.rms;
     if constexpr (kCommon)
-      with_bool(plain, [&](auto is_plain) {
-        with_bool(rms, [&](auto is_rms) { f(normal(is_plain, is_rms)); });
-      });
+      with_bool(as_x,
+                [&](auto is_x) { with_bool(rms, [&](auto is_rms) { f(normal(is_x, is_rms)); }); });
     else
-      f(normal(plain, rms));
+      f(normal(as_x, rms));
   }
 
   template <bool kCommon, class Part>
@@ -404,7 +455,7 @@ class Row {
     const Output y(to, n_, p_.stream);
     const bool zero_centered = p_.zero_centered;
     with_normal<kCommon>(s, [&](auto normal) {
-      for_pairs<X>(begin, end, [=](int64_t i, auto part) {
+      for_pairs<X>(begin, end, [&](int64_t i, auto part) {
         next.prefetch(i, L::kPair, sizeof(X));
         store<X, kCommon>(y, i, affine<kCommon>(normal(i, part), w, b, zero_centered, i, part),
                           part);
@@ -416,14 +467,14 @@ class Row {
   void write_two(const Row& other, Statistics<A> s, Statistics<A> s2, Next next, Next next2) const {
     const Input w(p_.weight, n_, p_.C), b(p_.bias, n_, p_.C);
     const Output y(p_.y, n_, p_.stream), y2(p_.y, other.n_, p_.stream);
-    const X *x = x_, *x2 = other.x_;
+    const X *z = zx_, *z2 = other.zx_;
     const Pair<A> mean = both<A>(s.mean), mean2 = both<A>(s2.mean), rstd = both<A>(s.rstd),
                   rstd2 = both<A>(s2.rstd);
     const Pair<A> one = both<A>(p_.zero_centered ? 1 : 0);
-    for_pairs<X>(0, p_.C, [=](int64_t i, auto part) {
+    for_pairs<X>(0, p_.C, [&](int64_t i, auto part) {
       next.prefetch(i, L::kPair, sizeof(X));
       next2.prefetch(i, L::kPair, sizeof(X));
-      const Pair<A> v = L::load(x + i, part), v2 = L::load(x2 + i, part);
+      const Pair<A> v = L::load(z + i, part), v2 = L::load(z2 + i, part);
       Pair<A> gain = both<A>(1), shift = both<A>(0);
       if (w) gain = load<X, true>(w, i, part) + one;
       if (b) shift = load<X, true>(b, i, part);
@@ -443,12 +494,14 @@ class Row {
   }
 
   template <bool kCommon, bool kSymmetric>
-  Range extremes(int64_t begin, int64_t end, Statistics<A> s, const A* inverse_smooth) const {
+  Range extremes(int64_t begin, int64_t end, Statistics<A> s, const A* inverse_smooth,
+                 Next next) const {
     const Int8Input in(p_, n_);
-    A* t_row = z_;
+    A* t_row = t_;
     Pair<A> low = both<A>(0), high = both<A>(0), poison = both<A>(0);
     with_normal<kCommon>(s, [&](auto normal) {
       for_pairs<X>(begin, end, [&, inverse_smooth](int64_t i, auto part) {
+        next.prefetch(i, L::kPair, sizeof(X));
         const Pair<A> t =
             L::clear_beyond(smoothed<kCommon>(normal(i, part), in, inverse_smooth, i, part), part);
         store_pair(t_row + i, t);
@@ -466,15 +519,17 @@ class Row {
       const A most = magnitude(high);
       return {-most, most - most == 0 ? most : most - most};  // infinity - infinity is NaN
     }
-    return {reduce<A>(vmin(low.lo, low.hi), [](A a, A b) { return a < b ? a : b; }) + nan,
-            reduce<A>(vmax(high.lo, high.hi), [](A a, A b) { return a > b ? a : b; }) + nan};
+    return {reduce<A>(vmin(low.lo, low.hi), [](auto a, auto b) { return a < b ? a : b; }) + nan,
+            reduce<A>(vmax(high.lo, high.hi), [](auto a, auto b) { return a > b ? a : b; }) + nan};
   }
 
   const Forward& p_;
   const Variant<X>& variant_;
   const int64_t n_;
   const X* const x_;
-  A *z_, *keep_;
+  A* z_;  // where terms are any; else z is in X's own dtype, at zx_
+  const X* zx_;
+  A *t_, *keep_;
 };
 
 void scale_of(const Forward& p, int64_t n, Range r, bool write, double& scale,
@@ -500,7 +555,8 @@ template <class X>
 void rows(const Forward& p, int64_t begin, int64_t end, void* scratch) {
   using A = acc_t<X>;
   A* z = static_cast<A*>(scratch);
-  A* keep = z + padded(p.C);
+  A* t = z + padded(p.C);  // z of every other row, where rows go two at a time
+  A* keep = t + padded(p.C);
   const Variant<X> variant(p);
   const A* inverse_smooth = nullptr;
   if (p.int8 && p.int8.smooth) {
@@ -519,13 +575,13 @@ void rows(const Forward& p, int64_t begin, int64_t end, void* scratch) {
     write_statistics(p, n, s);
     return s;
   };
-  const bool by_two = variant.terms == Terms::x && variant.common && !p.int8 && !p.y1 &&
+  const bool by_two = variant.terms != Terms::any && variant.common && !p.int8 && !p.y1 &&
                       p.weight.heads * p.bias.heads == 1;
   const bool fused_int8 = p.int8 && !p.int8.scale && p.int8.symmetric && p.rms &&
                           variant.terms == Terms::x && variant.common && !p.bias && !p.int8.shift &&
                           p.C <= 4 * kTile;  // wider rows want their sum in tiles
   for (int64_t n = begin; n < end; ++n) {
-    const Row<X> row(p, variant, n, z, keep);
+    const Row<X> row(p, variant, n, z, t, keep);
     if (fused_int8) {
       const double scale = row.rms_int8(inverse_smooth, Next(p, n + 1, end));
       if (scale != -1) {
@@ -538,11 +594,12 @@ void rows(const Forward& p, int64_t begin, int64_t end, void* scratch) {
     if (p.int8) {
       double scale;
       int32_t zero_point;
-      scale_of(p, n, p.int8.scale ? Range{} : row.range(0, p.C, s, inverse_smooth), true, scale,
-               zero_point);
-      row.quantize(0, p.C, s, inverse_smooth, scale, zero_point, Next(p, n + 1, end));
+      const Next next(p, n + 1, end);
+      scale_of(p, n, p.int8.scale ? Range{} : row.range(0, p.C, s, inverse_smooth, next), true,
+               scale, zero_point);
+      row.quantize(0, p.C, s, inverse_smooth, scale, zero_point, next);
     } else if (by_two && n + 1 < end) {
-      const Row<X> second(p, variant, ++n, z, keep);
+      const Row<X> second(p, variant, ++n, t, nullptr, keep);
       const Statistics<A> s2 = statistics(second, n);
       Row<X>::finish_two(row, second, s, s2, Next(p, n + 1, end), Next(p, n + 2, end));
     } else {
@@ -556,7 +613,8 @@ template <class X>
 void gather(const Forward& p, int64_t n, int64_t begin, int64_t end, void* z, void* keep,
             Moments* out) {
   using A = acc_t<X>;
-  *out = Row<X>(p, Variant<X>(p), n, static_cast<A*>(z), static_cast<A*>(keep)).gather(begin, end);
+  *out = Row<X>(p, Variant<X>(p), n, static_cast<A*>(z), nullptr, static_cast<A*>(keep))
+             .gather(begin, end);
   if (p.stream) stream_fence();
 }
 
@@ -564,8 +622,8 @@ template <class X>
 void range(const Forward& p, int64_t n, int64_t begin, int64_t end, void* z, Moments m,
            Range* out) {
   using A = acc_t<X>;
-  *out = Row<X>(p, Variant<X>(p), n, static_cast<A*>(z), nullptr)
-             .range(begin, end, Statistics<A>(p, m), nullptr);
+  *out = Row<X>(p, Variant<X>(p), n, static_cast<A*>(z), static_cast<A*>(z) + padded(p.C), nullptr)
+             .range(begin, end, Statistics<A>(p, m), nullptr, Next(p, 0, 0));
 }
 
 template <class X>
@@ -573,7 +631,7 @@ void finish(const Forward& p, int64_t n, int64_t begin, int64_t end, void* z, Mo
   using A = acc_t<X>;
   const Statistics<A> s(p, m);
   const Variant<X> variant(p);
-  const Row<X> row(p, variant, n, static_cast<A*>(z), nullptr);
+  const Row<X> row(p, variant, n, static_cast<A*>(z), static_cast<A*>(z) + padded(p.C), nullptr);
   if (begin == 0) write_statistics(p, n, s);
   if (p.int8) {
     double scale;

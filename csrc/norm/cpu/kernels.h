@@ -35,7 +35,7 @@ struct Range {
 // Rows that are few and wide are split by columns.
 WEFT_INLINE bool by_columns(int64_t N, int64_t C) { return N < 16 && C >= 4 * kTile; }
 
-constexpr int64_t kForwardScratch = 4;   // z, two dropout masks, 1 / smooth
+constexpr int64_t kForwardScratch = 5;   // z, t, two dropout masks, 1 / smooth
 constexpr int64_t kBackwardScratch = 2;  // two dropout masks, of rows or tiles
 
 struct Kernels {
@@ -43,7 +43,7 @@ struct Kernels {
   // padded(C) accumulators of the task's own.
   void (*forward_rows)(const Forward&, int64_t begin, int64_t end, void* scratch);
   // forward by columns: tile [begin, end) of row n. z keeps the row's sum where it is not x itself,
-  // keep its dropout masks.
+  // and its t behind that, keep its dropout masks.
   void (*forward_gather)(const Forward&, int64_t n, int64_t begin, int64_t end, void* z, void* keep,
                          Moments*);
   void (*forward_range)(const Forward&, int64_t n, int64_t begin, int64_t end, void* z, Moments,

@@ -85,7 +85,7 @@ struct ForwardPlan {
     tasks = columns ? p.N * tiles : task_count(p.N, p.C, p.N);
     tasks_scratch = p.plain() && !p.int8 ? 0 : kForwardScratch * row_bytes;
     scratch = pieces.take<char>(columns ? 0 : tasks * tasks_scratch);
-    z = pieces.take<char>(columns && tasks_scratch ? p.N * row_bytes : 0);
+    z = pieces.take<char>(columns && tasks_scratch ? p.N * 2 * row_bytes : 0);
     keep = pieces.take<char>(columns && p.dropout.p != 0 ? p.N * 2 * row_bytes : 0);
     moments =
         pieces.take<Moments>(columns ? p.N * tiles * static_cast<int64_t>(sizeof(Moments)) : 0);
@@ -141,7 +141,7 @@ void forward_columns(const Forward& p, const ForwardPlan& plan) {
 
   parallel_for(plan.tasks, [&](int64_t task) {
     const auto [n, begin, end] = tile(task);
-    k.forward_gather(p, n, begin, end, at(plan.z, n, 1), at(plan.keep, n, 2), &plan.moments[task]);
+    k.forward_gather(p, n, begin, end, at(plan.z, n, 2), at(plan.keep, n, 2), &plan.moments[task]);
   });
   for (int64_t n = 0; n < p.N; ++n) {
     Moments total = {0, 0, 0};
@@ -152,7 +152,7 @@ void forward_columns(const Forward& p, const ForwardPlan& plan) {
   if (dynamic) {
     parallel_for(plan.tasks, [&](int64_t task) {
       const auto [n, begin, end] = tile(task);
-      k.forward_range(p, n, begin, end, at(plan.z, n, 1), plan.moments[n], &plan.ranges[task]);
+      k.forward_range(p, n, begin, end, at(plan.z, n, 2), plan.moments[n], &plan.ranges[task]);
     });
     for (int64_t n = 0; n < p.N; ++n) {
       Range total = {0, 0};
@@ -169,7 +169,7 @@ void forward_columns(const Forward& p, const ForwardPlan& plan) {
   }
   parallel_for(plan.tasks, [&](int64_t task) {
     const auto [n, begin, end] = tile(task);
-    k.forward_finish(p, n, begin, end, at(plan.z, n, 1), plan.moments[n],
+    k.forward_finish(p, n, begin, end, at(plan.z, n, 2), plan.moments[n],
                      dynamic ? plan.ranges[n] : Range{});
   });
 }

@@ -102,7 +102,7 @@ WEFT_INLINE Pair<acc_t<X>> rounded(DType dtype, Pair<acc_t<X>> v) {
   return rounded_other<X>(dtype, v);
 }
 
-// Two sums over columns at once: over(begin, end, f) adds what f(i, part) returns. Lanes would pile
+// Two sums over columns at once: f(sums, i, part) adds the terms of a pair of columns. Lanes would pile
 // up rounding errors, and always the same one where a row is constant: so no accumulator takes more
 // than kInner terms before it is added to the next, and no more than kSumPairs pairs go by before
 // that one is added to a double. Each sum has two accumulators, or the latency of an addition would
@@ -110,6 +110,11 @@ WEFT_INLINE Pair<acc_t<X>> rounded(DType dtype, Pair<acc_t<X>> v) {
 template <class A>
 struct Two {
   Pair<A> first, second;
+
+  WEFT_INLINE void add(Pair<A> a, Pair<A> b) {
+    first = first + a;
+    second = second + b;
+  }
 };
 template <class X>
 class Sum {
@@ -118,7 +123,7 @@ class Sum {
   static constexpr int64_t kStep = Lanes<X>::kPair, kInner = 16;
 
   template <class F>
-  WEFT_INLINE void over(int64_t begin, int64_t end, F f) {
+  WEFT_INLINE void over(int64_t begin, int64_t end, const F& f) {
     for (int64_t c = begin; c < end; c += kSumPairs * kStep)
       block(c, c + kSumPairs * kStep < end ? c + kSumPairs * kStep : end, f);
   }
@@ -127,25 +132,25 @@ class Sum {
 
  private:
   template <class F>
-  WEFT_INLINE void block(int64_t begin, int64_t end, F f) {
+  WEFT_INLINE void block(int64_t begin, int64_t end, const F& f) {
     Two<A> total = zero();
     int64_t i = begin;
     while (i < end) {
       Two<A> even = zero(), odd = zero();
       const int64_t stop = i + 2 * kInner * kStep < end ? i + 2 * kInner * kStep : end;
       for (; i + 2 * kStep <= stop; i += 2 * kStep) {
-        even = plus(even, f(i, Full{}));
-        odd = plus(odd, f(i + kStep, Full{}));
+        f(even, i, Full{});
+        f(odd, i + kStep, Full{});
       }
-      for_pairs<X>(i, stop, [&](int64_t j, auto part) { even = plus(even, f(j, part)); });
+      for_pairs<X>(i, stop, [&](int64_t j, auto part) { f(even, j, part); });
       i = stop;
-      total = plus(total, plus(even, odd));
+      even.add(odd.first, odd.second);
+      total.add(even.first, even.second);
     }
     first_ += static_cast<double>(pair_sum(total.first));
     second_ += static_cast<double>(pair_sum(total.second));
   }
   static Two<A> zero() { return {both<A>(0), both<A>(0)}; }
-  static Two<A> plus(Two<A> a, Two<A> b) { return {a.first + b.first, a.second + b.second}; }
 
   double first_ = 0, second_ = 0;
 };
