@@ -3,6 +3,9 @@
 Limits are taken before and after the cases, and the higher ones hold. Bandwidths are the best over
 several attempts and over two ways of moving data: the probes of ``weft._C``, written for the
 purpose, and plain torch. A limit is what anybody has reached.
+
+A shared machine's memory is now faster, now slower, for minutes at a time. So a row whose data is
+out of cache is also set beside a copy of as many bytes, timed in turn with its contenders.
 """
 
 from __future__ import annotations
@@ -72,6 +75,26 @@ def measure_limits(threads: int, buffer_bytes: int = 256 << 20) -> Limits:
         new_small_pages=memory["touch_small_pages"],
         **peaks,
     )
+
+
+BLOCK = 4096
+
+
+def copies(traffic: Traffic, count: int, threads: int) -> list[Callable[[], None]]:
+    """As many streaming copies, each between buffers of its own, that read half of the traffic's
+    bytes and write as many."""
+    blocks = -(-traffic.total // (2 * BLOCK))
+    return [_copy(blocks * BLOCK, threads) for _ in range(count)]
+
+
+def _copy(size: int, threads: int) -> Callable[[], None]:
+    buffers = [torch.zeros(size + BLOCK, dtype=torch.uint8) for _ in range(2)]
+    to, source = (-(-buffer.data_ptr() // BLOCK) * BLOCK for buffer in buffers)
+
+    def run(_buffers: list[torch.Tensor] = buffers) -> None:  # which keeps them alive
+        _C.stream_copy(to, source, size, threads)
+
+    return run
 
 
 def _best_rate(bytes_moved: int, action: Callable[[], object]) -> float:

@@ -40,6 +40,8 @@ class Row:
     flops: int
     limit: float | None
     """Seconds that the machine's limit allows; None where the data stays in cache."""
+    copy: float
+    """Bytes per second of the copies that this row is set beside."""
     times: dict[str, Timed]
     absent: dict[str, str]
     """Peers without a time, and why."""
@@ -54,7 +56,7 @@ class Row:
         row = cls(
             case=case.name, op=case.op, shape=case.shape, dtype=SHORT_DTYPE[case.dtype],
             memory=memory, cold=case.cold, bytes=case.traffic.total, flops=case.flops,
-            limit=limit, times=dict(times), absent=dict(absent),
+            limit=limit, copy=limits.copy, times=dict(times), absent=dict(absent),
         )  # fmt: skip
         return row if row.weft is None else replace(row, verdicts=row._judge(case, limits))
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import statistics
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
@@ -10,12 +11,15 @@ from typing import Any
 import torch
 
 from bench.case import Bound, Case, Family, Inputs, Memory, Offer
-from bench.limits import Limits
+from bench.limits import Limits, copies
 from bench.memory import Mode, memory_mode
 from bench.peers import fresh_compiler
 from bench.result import Row, Timed
 from bench.rotation import sets_of_inputs
 from bench.timing import Contender, Plan, Spread, Stopwatch, fastest, measure
+
+COPY = "copy"
+"""The contender that is no peer but the limit."""
 
 
 @dataclass(frozen=True)
@@ -68,8 +72,12 @@ class Measurement:
     job: Job
     times: dict[str, Timed]
     absent: dict[str, str]
+    copy: float | None
+    """Bytes per second of copies in turn with the contenders; None where the data is in cache."""
 
     def row(self, limits: Limits) -> Row:
+        if self.copy is not None:
+            limits = replace(limits, copy=self.copy)
         return Row.build(self.job.case, self.job.memory, limits, self.times, self.absent)
 
 
@@ -97,7 +105,7 @@ def _grad_mode(case: Case) -> contextlib.AbstractContextManager[Any]:
 
 def _measure_case(
     family: Family, case: Case, settings: Settings, plan: Plan, watch: Stopwatch | None
-) -> tuple[dict[str, Timed], dict[str, str]]:
+) -> tuple[dict[str, Timed], dict[str, str], float | None]:
     sets = sets_of_inputs(case, settings.cache)
     tensors = [family.inputs(case, seed) for seed in range(sets)]
     truth = family.truth(case, tensors[0])
@@ -119,12 +127,16 @@ def _measure_case(
         contender = Contender(f"{offer.peer} {offer.variant}", calls)
         bound.setdefault(offer.peer, []).append((offer, contender))
     chosen = {peer: _best(variants, plan, watch) for peer, variants in bound.items()}
-    samples = measure([replace(c, name=peer) for peer, (_, c) in chosen.items()], plan, watch)
+    contenders = [replace(c, name=peer) for peer, (_, c) in chosen.items()]
+    if case.cold:
+        contenders.append(Contender(COPY, copies(case.traffic, sets, settings.threads)))
+    samples = measure(contenders, plan, watch)
+    copy = case.traffic.total / statistics.median(samples[COPY]) if case.cold else None
     times = {
         peer: Timed(Spread.of(samples[peer]), offer.variant, offer.competes)
         for peer, (offer, _) in chosen.items()
     }
-    return times, {peer: why for peer, why in absent.items() if peer not in times}
+    return times, {peer: why for peer, why in absent.items() if peer not in times}, copy
 
 
 def _best(

@@ -178,6 +178,18 @@ MemoryBandwidth measure_memory_bandwidth(int threads) {
   return bandwidth;
 }
 
+void stream_copy(void* to, const void* from, size_t bytes, int threads) {
+  check_threads(threads);
+  for (const auto value : {reinterpret_cast<uintptr_t>(to), reinterpret_cast<uintptr_t>(from),
+                           static_cast<uintptr_t>(bytes)})
+    check(value % kProbeBlock == 0, "weft: stream_copy takes whole blocks of ", kProbeBlock,
+          " bytes, at addresses that are multiples of it");
+  seconds_split(threads, bytes, [&](size_t begin, size_t count) {
+    current_loops().copy(static_cast<char*>(to) + begin, static_cast<const char*>(from) + begin,
+                         count);
+  });
+}
+
 Peaks measure_peaks(int threads) {
   check_threads(threads);
   const ProbeLoops& loops = current_loops();

@@ -11,6 +11,8 @@
 
 namespace weft::cpu {
 
+constexpr size_t kProbeBlock = 4096;
+
 // Bytes per second.
 struct MemoryBandwidth {
   // Over buffers several times the last-level cache, in huge pages where the system gives them.
@@ -32,6 +34,9 @@ struct Peaks {
 // Each measures with `threads` threads, 1 <= threads <= max_threads(), in about half a second.
 WEFT_API MemoryBandwidth measure_memory_bandwidth(int threads);
 WEFT_API Peaks measure_peaks(int threads);
+// The copy that `copy` is measured with, to be timed beside other work: whole blocks of kProbeBlock
+// bytes, at addresses that are multiples of it.
+WEFT_API void stream_copy(void* to, const void* from, size_t bytes, int threads);
 // Seconds that an empty parallel_for over these threads takes.
 WEFT_API double measure_fork_join(int threads);
 
@@ -47,6 +52,5 @@ struct ProbeLoops {
   void (*copy)(void* to, const void* from, size_t bytes);
   void (*fill)(void* to, size_t bytes);
 };
-constexpr size_t kProbeBlock = 4096;
 
 }  // namespace weft::cpu

@@ -126,6 +126,14 @@ PYBIND11_MODULE(_C, m) {
         "Measures bytes per second, in about a second.");
   m.def("peaks", &weft::peaks, "threads"_a,
         "Measures arithmetic operations per second, at the current level. 0: no such instruction.");
+  m.def(
+      "stream_copy",
+      [](uintptr_t to, uintptr_t from, size_t bytes, int threads) {
+        weft::cpu::stream_copy(reinterpret_cast<void*>(to), reinterpret_cast<const void*>(from),
+                               bytes, threads);
+      },
+      "to"_a, "from_"_a, "bytes"_a, "threads"_a, py::call_guard<py::gil_scoped_release>(),
+      "Copies past the caches, as memory_bandwidth does. Addresses and bytes: multiples of 4096.");
   m.def("fork_join", &weft::cpu::measure_fork_join, "threads"_a,
         py::call_guard<py::gil_scoped_release>(), "Measures seconds to start and join threads.");
   m.def("reuse_memory", &weft::cpu::reuse_memory, "on"_a, "See weft.reuse_memory.");

@@ -61,3 +61,23 @@ def test_the_number_of_threads_is_torchs(threads: None):
     assert _C.fork_join(1) > 0
     with pytest.raises(RuntimeError, match=r"on 2 threads, expected 1 to 1 "):
         _C.fork_join(2)
+
+
+def test_stream_copy() -> None:
+    """Every block by some thread; nothing around them."""
+    block = 4096
+    memory = torch.zeros(2, 10 * block, dtype=torch.uint8)
+    source, target = (-(-row.data_ptr() // block) * block for row in memory)
+    offset = source - memory[0].data_ptr(), target - memory[1].data_ptr()
+    memory[0].random_()
+    _C.stream_copy(target, source, 7 * block, torch.get_num_threads())
+    copied = memory[1, offset[1] : offset[1] + 7 * block]
+    assert torch.equal(copied, memory[0, offset[0] : offset[0] + 7 * block])
+    assert not memory[1, offset[1] + 7 * block :].any()
+    for arguments in [
+        (target + 1, source, block),
+        (target, source + 64, block),
+        (target, source, 9),
+    ]:
+        with pytest.raises(RuntimeError, match="whole blocks of 4096 bytes"):
+            _C.stream_copy(*arguments, 1)
