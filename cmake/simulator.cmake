@@ -1,10 +1,14 @@
 # The simulator of CUDA kernels, and the libraries that run kernels on it. For tests: nothing here is installed.
 add_library(weft_simulator STATIC
+            csrc/gpu/sim/async.cpp
             csrc/gpu/sim/engine.cpp
             csrc/gpu/sim/fiber.cpp
             csrc/gpu/sim/memory.cpp
+            csrc/gpu/sim/races.cpp
             csrc/gpu/sim/report.cpp
-            csrc/gpu/sim/sync.cpp)
+            csrc/gpu/sim/sync.cpp
+            csrc/gpu/sim/tensor.cpp
+            csrc/gpu/tensor_map.cpp)
 # Line numbers, for the simulator's messages.
 target_compile_options(weft_simulator PUBLIC -O2 -g1)
 target_link_libraries(weft_simulator PUBLIC ${CMAKE_DL_LIBS})

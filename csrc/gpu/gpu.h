@@ -7,6 +7,7 @@
 // bare pointer: the simulator checks each.
 #pragma once
 
+#include "gpu/async.h"
 #include "gpu/base.h"
 #include "gpu/convert.h"
 #include "gpu/global.h"
@@ -15,10 +16,12 @@
 #include "gpu/philox.h"
 #include "gpu/shared.h"
 #include "gpu/sync.h"
+#include "gpu/tma.h"
 #include "gpu/vec.h"
 #include "gpu/warp.h"
 
 #ifdef __CUDACC__
+#include "gpu/ptx/async.h"
 #include "gpu/ptx/base.h"
 #include "gpu/ptx/convert.h"
 #include "gpu/ptx/global.h"
@@ -26,8 +29,10 @@
 #include "gpu/ptx/math.h"
 #include "gpu/ptx/shared.h"
 #include "gpu/ptx/sync.h"
+#include "gpu/ptx/tma.h"
 #include "gpu/ptx/warp.h"
 #else
+#include "gpu/sim/async.h"
 #include "gpu/sim/base.h"
 #include "gpu/sim/convert.h"
 #include "gpu/sim/global.h"
@@ -35,5 +40,6 @@
 #include "gpu/sim/math.h"
 #include "gpu/sim/shared.h"
 #include "gpu/sim/sync.h"
+#include "gpu/sim/tma.h"
 #include "gpu/sim/warp.h"
 #endif

@@ -3,6 +3,7 @@
 // somebody else to change it. A thread runs until it has to wait, and the choice of the next is
 // drawn from the seed: mostly a lane of the same warp, whose stacks are in the cache.
 #include "gpu/sim/engine.h"
+#include "gpu/math.h"
 
 #include <algorithm>
 #include <bit>
@@ -49,16 +50,22 @@ void make_ready(Engine& e, Task& task) {
 }
 
 // Everything of a block but its index: threads, warps, barriers, shared memory.
-void prepare(Engine& e, Block& block, Cluster& cluster) {
+void prepare(Engine& e, Block& block, Cluster& cluster, const ClockRef& start) {
   const LaunchConfig& config = *e.config;
   block.cluster = &cluster;
   block.live = config.block;
   block.warps.resize((config.block + kWarp - 1) / kWarp);
   block.groups.assign((config.block + kWarpgroup - 1) / kWarpgroup, {});
   // What the compiler gives a kernel whose bounds name one block: all registers, in eights.
-  block.registers.assign(block.warps.size(),
-                         std::min<uint32_t>(255, 65536 / ((config.block + 127) / 128 * 128) & ~7u));
+  const uint32_t registers =
+      std::min<uint32_t>(255, 65536 / round_up<uint32_t>(config.block, kWarpgroup)) & ~7u;
+  block.registers.assign(block.warps.size(), registers);
+  block.register_pool = registers * static_cast<uint32_t>(block.warps.size());
   for (Barrier& barrier : block.barriers) barrier = {};
+  block.ended = {};
+  block.visitors.clear();
+  block.wants_registers.clear();
+  block.mbarriers.clear();
   while (block.tasks.size() < config.block) block.tasks.push_back(std::make_unique<Task>());
   for (Warp& warp : block.warps) {
     warp.block = &block;
@@ -76,6 +83,15 @@ void prepare(Engine& e, Block& block, Cluster& cluster) {
     task.exited = false;
     task.waits_for = nullptr;
     task.cluster_arrived = false;
+    task.copies.reset();
+    task.bulk_reads.reset();
+    task.bulk_writes.reset();
+    task.at_fence = task.pending = {};
+    static_cast<Actor&>(task) = {};
+    task.cluster = start->cluster;
+    task.id = block.facts.cluster_rank * config.block + i;
+    task.clock = start;
+    task.own[kSelf] = {task.id, task.epoch, 0};
     task.fiber.start(fiber_main);
     make_ready(e, task);
   }
@@ -98,9 +114,15 @@ void admit(Engine& e) {
   Cluster& cluster = *e.resident.back();
   const uint32_t blocks = static_cast<uint32_t>(size.count());
   cluster.blocks.resize(blocks);
-  cluster.live = blocks * config.block;
+  cluster.live = cluster.threads = blocks * config.block;
   cluster.arrived = cluster.phase = 0;
   cluster.waiting.clear();
+  cluster.join = {};
+  cluster.completed = {};
+  cluster.engines.clear();
+  cluster.slots = cluster.next_slot = 0;
+  for (uint32_t& epoch : cluster.slot_epochs) epoch = 0;
+  const ClockRef start = new_clock(e.admitted);
   for (uint32_t rank = 0; rank < blocks; ++rank) {
     if (!cluster.blocks[rank]) cluster.blocks[rank] = std::make_unique<Block>();
     Block& block = *cluster.blocks[rank];
@@ -109,14 +131,32 @@ void admit(Engine& e) {
                    config.block,
                    rank,
                    blocks};
-    prepare(e, block, cluster);
+    prepare(e, block, cluster, start);
   }
 }
 
-// Nobody can run. Whether somebody can after this.
+// One piece of asynchronous work; the oldest where no seed says otherwise.
+void do_pending(Engine& e) {
+  const size_t i = e.options.seed == 0 ? 0 : e.draw() % e.pending.size();
+  const Work work = std::move(e.pending[i]);
+  e.pending.erase(e.pending.begin() + static_cast<std::ptrdiff_t>(i));
+  e.progress = true;
+  try {
+    work();
+  } catch (...) {
+    e.failure = std::current_exception();
+  }
+}
+
+// Nobody can run. Lets something happen that may change that; false if there is nothing.
 bool stir(Engine& e) {
-  if (e.polling.empty()) return false;
-  if (!e.progress) {
+  if (e.failure) return false;
+  if (e.polling.empty() || !e.progress) {
+    if (!e.pending.empty()) {
+      do_pending(e);
+      return !e.failure;
+    }
+    if (e.polling.empty()) return false;
     if (e.admitted < e.clusters)
       admit(e);
     else if (++e.fruitless > kPatience)
@@ -167,7 +207,8 @@ void fail_launch(Engine& e, std::exception_ptr failure) {
 void leave(Engine& e, Task& task) {
   Task* next = next_task(e);
   if (!next) {
-    fail_launch(e, std::make_exception_ptr(std::runtime_error(deadlock_report(e))));
+    fail_launch(
+        e, e.failure ? e.failure : std::make_exception_ptr(std::runtime_error(deadlock_report(e))));
   } else if (next != &task) {
     go(task.fiber, *next);
   }
@@ -193,6 +234,7 @@ void exit_thread(Engine& e, Task& task) {
   std::exception_ptr failure;
   try {
     (*e.body)();
+    check_exit(self());
   } catch (...) {
     failure = std::current_exception();
   }
@@ -256,14 +298,18 @@ void run(const LaunchConfig& config, const char* kernel, FunctionRef<void()> bod
   e.progress = false;
   e.fruitless = 0;
   e.failure = nullptr;
+  e.acting = nullptr;
+  e.acting_for = nullptr;
+  ++e.launch;
 
   while (!e.failure && (!e.resident.empty() || e.admitted < e.clusters)) {
     if (e.resident.empty()) admit(e);
     if (Task* task = next_task(e))
       go(e.host, *task);  // comes back when a cluster has ended, or with a failure
-    else
+    else if (!e.failure)
       e.failure = std::make_exception_ptr(std::runtime_error(deadlock_report(e)));
     running = nullptr;
+    while (!e.pending.empty() && !e.failure) do_pending(e);
     for (size_t i = e.resident.size(); i-- > 0;) {
       if (e.resident[i]->live > 0 && !e.failure) continue;
       e.idle.push_back(std::move(e.resident[i]));
@@ -273,6 +319,8 @@ void run(const LaunchConfig& config, const char* kernel, FunctionRef<void()> bod
   e.resident.clear();
   e.ready.clear();
   e.polling.clear();
+  e.published.clear();
+  e.pending.clear();
   if (e.failure) std::rethrow_exception(e.failure);
 }
 
@@ -288,6 +336,14 @@ void wake(Task& task) {
   task.waits_for = nullptr;
   e.progress = true;
   make_ready(e, task);
+}
+
+void start_work(Work work) {
+  Engine& e = engine();
+  if (e.options.late_completion)
+    e.pending.push_back(std::move(work));
+  else
+    work();
 }
 
 void poll() {

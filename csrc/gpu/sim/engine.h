@@ -4,6 +4,9 @@
 //   engine.cpp   launches: blocks, warps, fibers, the order in which threads run
 //   sync.cpp     barriers and collectives: threads that wait for each other
 //   memory.cpp   accesses to global and shared memory, and what is wrong with them
+//   async.cpp    copies that go on by themselves, mbarriers
+//   tensor.cpp   boxes of tensors
+//   races.cpp    which accesses are ordered
 //   report.cpp   what is said when something is wrong
 //   fiber.h      a stack per simulated thread, and the switch between them
 //
@@ -17,6 +20,7 @@
 #include "gpu/global.h"
 #include "gpu/launch.h"
 #include "gpu/sim/simulator.h"
+#include "gpu/tma.h"
 
 namespace weft::gpu::sim {
 
@@ -92,5 +96,37 @@ void cluster_arrive(bool release);
 void cluster_wait();
 void wait_for_prerequisites();
 void set_registers(uint32_t count, bool increase);
+
+// ---- mbarriers and copies, by the offset of a barrier or of data in shared memory
+constexpr uint32_t kThisBlock = 0xFFFFFFFF;  // as a rank
+
+void mbarrier_init(uint32_t barrier, uint32_t arrivals);
+void mbarrier_invalidate(uint32_t barrier);
+void fence_mbarrier_init();
+void mbarrier_arrive(uint32_t rank, uint32_t barrier, uint32_t arrivals, uint32_t bytes);
+bool mbarrier_wait(uint32_t barrier, uint32_t parity, bool until_done);
+
+void copy_async(uint32_t to, const void* from, uint32_t valid_bytes, uint32_t bytes);
+void copy_async_commit();
+void copy_async_wait(uint32_t pending);
+void copy_async_arrive(uint32_t barrier);
+
+// to[i] += from[i] on `count` elements.
+struct Reduction {
+  uint32_t element_bytes;
+  void (*add)(void* to, const void* from, uint32_t count);
+};
+
+void fence_async();
+void store_async(uint32_t rank, uint32_t to, const void* value, uint32_t bytes, uint32_t barrier);
+// `blocks`: a bit for each block of the cluster; 0 is this block alone.
+void bulk_load(uint32_t to, const void* from, uint32_t bytes, uint32_t barrier, uint32_t blocks);
+void bulk_store(void* to, uint32_t from, uint32_t bytes, const Reduction* reduction);
+void tensor_load(uint32_t to, uint32_t room, const TensorMap& map, const int32_t* at, int ndim,
+                 uint32_t barrier, uint32_t blocks);
+void tensor_store(const TensorMap& map, const int32_t* at, int ndim, uint32_t from, uint32_t room,
+                  const Reduction* reduction);
+void bulk_commit();
+void bulk_wait(uint32_t pending, bool read_only);
 
 }  // namespace weft::gpu::sim

@@ -25,7 +25,11 @@ using Record = Allocation::Record;
 struct Region {
   uintptr_t begin, end;  // begin is a multiple of 16
   std::vector<Record*> records;
+  bool writable = false;  // one of them is
   Initialised initialised;
+  Cells cells;
+  uint64_t launch = 0;                      // of which `cells` tell
+  uint64_t written_by = 0, touched_by = 0;  // the latest launch that did
 };
 
 struct Registry {
@@ -106,7 +110,30 @@ void check_rights(const Region& region, uintptr_t at, uint32_t bytes, Access acc
   refuse(region, at, bytes, access);
 }
 
-void* shared_of(Block& block, uint32_t offset, uint32_t bytes, Access access) {
+// "write by thread 3 of block (0, 0, 0), row_sum.h:23"
+std::string earlier_access(const Stamp& stamp, const Actor& now) {
+  constexpr uintptr_t kHigh = ~uintptr_t{0xFFFFFFFF};
+  const uintptr_t where = (reinterpret_cast<uintptr_t>(now.where) & kHigh) | stamp.where;
+  std::ostringstream text;
+  text << (stamp.strong ? "strong " : "") << (stamp.write ? "write" : "read") << " by "
+       << name_of_actor(stamp.cluster, stamp.actor) << ", "
+       << source_line(reinterpret_cast<const void*>(where));
+  return text.str();
+}
+
+// Two accesses that nothing orders.
+[[noreturn]] void race(const Stamp& stamp, const Actor& now, Access access, uint32_t bytes,
+                       const std::string& place) {
+  std::ostringstream text;
+  text << "race: " << verb(access) << " of " << bytes << " bytes at " << place << " by "
+       << name_of_actor(now.cluster, now.id) << ", not ordered with a "
+       << earlier_access(stamp, now);
+  if (now.async && !stamp.async && stamp.write && seen(now, stamp.actor, stamp.epoch))
+    text << ": there is no fence_async between them";
+  error(text.str());
+}
+
+void* shared_of(const Actor& actor, Block& block, uint32_t offset, uint32_t bytes, Access access) {
   const auto place = [&] {
     return " offset " + std::to_string(offset) + " of block " +
            std::to_string(block.facts.cluster_rank) + " of its cluster";
@@ -115,7 +142,15 @@ void* shared_of(Block& block, uint32_t offset, uint32_t bytes, Access access) {
   if (offset + uint64_t{bytes} > block.shared_bytes)
     bad_access(access, bytes, "shared", place(), ", which has ", block.shared_bytes, " bytes");
   if (reads(access) && !block.initialised.get(offset, bytes))
-    bad_access(access, bytes, "shared", place(), ", which has not been written");
+    bad_access(access, bytes, "shared", place(),
+               ", which has not been written, or is being written by a copy");
+  if (!block.mbarriers.empty() && block.mbarriers.count(offset / 8 * 8))
+    bad_access(access, bytes, "shared", place(), ", which is in an mbarrier");
+  if (engine().options.check_races) {
+    Stamp earlier;
+    if (!block.cells.note(offset, bytes, access, actor, earlier))
+      race(earlier, actor, access, bytes, "shared" + place());
+  }
   if (writes(access)) {
     block.initialised.set(offset, bytes);
     engine().progress = true;
@@ -163,7 +198,12 @@ Allocation::Allocation(const void* data, size_t bytes, Rights rights, Contents c
                                 merged->initialised.set(at + i + region->begin - merged->begin, 1);
                           });
     }
+  for (const auto& region : old) {
+    merged->written_by = std::max(merged->written_by, region->written_by);
+    merged->touched_by = std::max(merged->touched_by, region->touched_by);
+  }
   merged->records.push_back(record_.get());
+  for (const Record* record : merged->records) merged->writable |= record->writable;
   if (contents == Contents::initialised)
     Initialised::pieces(record_->begin - merged->begin, bytes,
                         [&](size_t at, uint32_t n) { merged->initialised.set(at, n); });
@@ -201,7 +241,8 @@ bool Allocation::written() const {
 
 namespace {
 
-void check_global(const void* p, uint32_t bytes, Access access) {
+void check_global(const Actor& actor, const void* p, uint32_t bytes, Access access,
+                  bool constant = false) {
   const auto at = reinterpret_cast<uintptr_t>(p);
   if (at % bytes) bad_access(access, bytes, "global address ", p, ": not aligned");
   Region* region = registry().find(at);
@@ -210,9 +251,31 @@ void check_global(const void* p, uint32_t bytes, Access access) {
   const size_t offset = at - region->begin;
   if (reads(access) && !region->initialised.get(offset, bytes))
     bad_access(access, bytes, "global address ", p, ", which has not been written");
+  Engine& e = engine();
+  if (e.options.check_races && region->writable) {
+    if (region->launch != e.launch) {
+      region->cells.reset(region->end - region->begin);
+      region->launch = e.launch;
+    }
+    Stamp earlier;
+    if (constant && region->cells.written(offset, bytes))
+      bad_access(access, bytes, "global address ", p,
+                 " as Cache::read_only, which this kernel has written");
+    if (!region->cells.note(offset, bytes, access, actor, earlier)) {
+      std::ostringstream place;
+      place << "global address " << p;
+      race(earlier, actor, access, bytes, place.str());
+    }
+    if (e.config->dependent && !actor.clock->prerequisites &&
+        (writes(access) ? region->touched_by : region->written_by) == e.launch - 1)
+      bad_access(access, bytes, "global address ", p, ", which the kernel before this one ",
+                 writes(access) ? "uses" : "writes", ", without wait_for_prerequisites");
+  }
+  region->touched_by = e.launch;
   if (writes(access)) {
     region->initialised.set(offset, bytes);
-    engine().progress = true;
+    region->written_by = e.launch;
+    e.progress = true;
   }
 }
 
@@ -220,32 +283,59 @@ void check_global(const void* p, uint32_t bytes, Access access) {
 
 void* global_access(const void* p, uint32_t bytes, Access access) {
   WEFT_SIM_ENTER;
-  check_global(p, bytes, access);
+  check_global(self(), p, bytes, access);
+  return const_cast<void*>(p);
+}
+
+void* global_access_by(const Actor& actor, const void* p, uint32_t bytes, Access access) {
+  check_global(actor, p, bytes, access);
   return const_cast<void*>(p);
 }
 
 const void* constant_access(const void* p, uint32_t bytes) {
   WEFT_SIM_ENTER;
-  check_global(p, bytes, Access::read);
+  check_global(self(), p, bytes, Access::read, true);
   return p;
 }
 
 void* shared_access(uint32_t offset, uint32_t bytes, Access access) {
   WEFT_SIM_ENTER;
-  return shared_of(block_of(self()), offset, bytes, access);
+  return shared_of(self(), block_of(self()), offset, bytes, access);
+}
+
+void* shared_access_by(const Actor& actor, Block& block, uint32_t offset, uint32_t bytes,
+                       Access access) {
+  return shared_of(actor, block, offset, bytes, access);
 }
 
 void* remote_access(uint32_t rank, uint32_t offset, uint32_t bytes, Access access) {
   WEFT_SIM_ENTER;
-  Cluster& cluster = *block_of(self()).cluster;
+  Block& block = block_of_rank(self(), rank);
+  note_visitor(self(), block);
+  return shared_of(self(), block, offset, bytes, access);
+}
+
+Block& block_of_rank(Task& task, uint32_t rank) {
+  Block& own = block_of(task);
+  if (rank == kThisBlock || rank == own.facts.cluster_rank) return own;
+  Cluster& cluster = *own.cluster;
   if (rank >= cluster.blocks.size())
     error("access to the shared memory of block " + std::to_string(rank) + " of a cluster of " +
           std::to_string(cluster.blocks.size()));
+  if (cluster.phase == 0)
+    error("access to the shared memory of block " + std::to_string(rank) +
+          " of the cluster, which may not have begun: a cluster barrier comes first");
   Block& block = *cluster.blocks[rank];
   if (block.live == 0)
     error("access to the shared memory of block " + std::to_string(rank) +
           " of the cluster, which has ended");
-  return shared_of(block, offset, bytes, access);
+  return block;
+}
+
+void note_visitor(const Actor& actor, Block& block) {
+  if (!engine().options.check_races) return;
+  if (block.visitors.size() <= actor.id) block.visitors.resize(actor.id + 1);
+  block.visitors[actor.id] = std::max(block.visitors[actor.id], actor.epoch);
 }
 
 void view_error(uint64_t i, uint32_t n, uint32_t count, uint32_t element_bytes) {
@@ -256,12 +346,51 @@ void view_error(uint64_t i, uint32_t n, uint32_t count, uint32_t element_bytes) 
   error(text.str());
 }
 
-void synchronise(const void*, Access access, Order, Scope) {
+// What is published at an address is found by those who read it. A relaxed access publishes what
+// was known at the last fence, and what it reads is known from the next fence on.
+void synchronise(const void* p, Access access, Order order, Scope scope) {
   WEFT_SIM_ENTER;
+  Engine& e = engine();
   if (access == Access::strong_read) poll();
+  if (!e.options.check_races) return;
+  Task& task = self();
+  const auto at = reinterpret_cast<uintptr_t>(p);
+  const bool acquires = order == Order::acquire || order == Order::acquire_release;
+  const bool releases = order == Order::release || order == Order::acquire_release;
+  const auto found = e.published.find(at);
+  const bool chained = found != e.published.end() && access != Access::strong_write;
+  if (chained && (found->second.scope != Scope::block || found->second.block == &block_of(task)) &&
+      (scope != Scope::block || found->second.block == &block_of(task))) {
+    if (acquires)
+      acquire(task, found->second.clock);
+    else
+      task.pending = task.pending ? merge(task.pending, found->second.clock) : found->second.clock;
+  }
+  if (!writes(access)) return;
+  ClockRef mine = task.at_fence;
+  if (releases) {
+    Join join;
+    join.add(task);
+    mine = join.take();
+  }
+  if (chained && mine)
+    found->second.clock = merge(found->second.clock, mine);
+  else if (mine)
+    e.published[at] = {mine, scope, &block_of(task)};
+  else if (!chained && found != e.published.end())
+    e.published.erase(found);
 }
 
-void memory_fence(Scope) { WEFT_SIM_ENTER; }
+void memory_fence(Scope) {
+  WEFT_SIM_ENTER;
+  if (!engine().options.check_races) return;
+  Task& task = self();
+  acquire(task, task.pending);
+  task.pending = {};
+  Join join;
+  join.add(task);
+  task.at_fence = join.take();
+}
 
 uint32_t shared_window(uint32_t offset) {
   return offset + kSharedAlignment;  // the first kilobyte of the window is the system's
@@ -277,6 +406,7 @@ void prepare_shared(Block& block, uint32_t bytes) {
   }
   block.shared_bytes = bytes;
   block.initialised.reset(bytes);
+  block.cells.reset(bytes);
   if (bytes > 0) std::memset(block.shared, 0xFB, bytes);  // bits of NaN, and of -1028 or so
 }
 

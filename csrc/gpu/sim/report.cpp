@@ -11,7 +11,6 @@
 #include "gpu/sim/state.h"
 
 namespace weft::gpu::sim {
-namespace {
 
 // "row_sum.h:23" for a return address, from the debug information, through binutils' addr2line; the
 // library and the offset where that is not at hand.
@@ -41,6 +40,8 @@ std::string source_line(const void* address) {
   }
   return line.substr(line.rfind('/') + 1);
 }
+
+namespace {
 
 std::string block_name(const BlockFacts& facts) {
   std::ostringstream text;
@@ -89,14 +90,39 @@ std::string kernel_name(const std::string& pretty) {
 
 }  // namespace
 
-std::string context_of(const Task& task) {
+std::string context_of(const Task& task, const void* where) {
   std::ostringstream text;
   text << "\n  in " << kernel_name(engine().kernel) << "\n  " << block_name(*task.block)
-       << ", thread " << task.index << ", " << source_line(task.where);
+       << ", thread " << task.index << ", " << source_line(where);
   return text.str();
 }
 
-void error(const std::string& what) { fail("simulator: ", what, context_of(self())); }
+void error(const std::string& what) {
+  const Engine& e = engine();
+  fail("simulator: ", what,
+       e.acting ? context_of(*e.acting_for, e.acting->where) : context_of(self(), self().where));
+}
+
+std::string name_of_actor(uint64_t cluster, uint32_t actor) {
+  std::ostringstream text;
+  const auto name = [&](const Task& task) {
+    text << "thread " << task.index << " of " << block_name(*task.block);
+  };
+  for (const auto& c : engine().resident) {
+    const Task& first = *c->blocks[0]->tasks[0];
+    if ((first.cluster & 0xFFFFFFFF) != (cluster & 0xFFFFFFFF)) continue;
+    const uint32_t per_block = first.block->threads;
+    if (actor < c->threads) {
+      name(*c->blocks[actor / per_block]->tasks[actor % per_block]);
+    } else {
+      const Cluster::Engine& engine_of = c->engines[actor - c->threads];
+      text << "a " << engine_of.name << " of ";
+      name(*engine_of.of);
+    }
+    return text.str();
+  }
+  return "a block that has ended";
+}
 
 std::string deadlock_report(const Engine& e) {
   std::ostringstream text;

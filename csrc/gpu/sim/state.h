@@ -3,13 +3,17 @@
 
 #include <cstddef>
 #include <cstdint>
+#include <deque>
 #include <exception>
+#include <functional>
 #include <memory>
 #include <string>
+#include <unordered_map>
 #include <vector>
 
 #include "gpu/sim/engine.h"
 #include "gpu/sim/fiber.h"
+#include "gpu/sim/races.h"
 #include "gpu/sim/shadow.h"
 
 namespace weft::gpu::sim {
@@ -18,8 +22,36 @@ struct Block;
 struct Cluster;
 struct Warp;
 
+// A piece of asynchronous work, done on behalf of a thread.
+using Work = std::function<void()>;
+
+// Asynchronous work that a thread waits for in groups, which end in order. Early: done when added.
+// Late: when waited for.
+//
+//   queue.add(work);   queue.commit();   queue.wait(1);
+//
+// The work makes its accesses as an actor of its own, whose epoch is queue.open() at the time of
+// add; who has waited knows it up to queue.done(). For what a warpgroup issues, see
+// docs/simulator.md.
+class Queue {
+ public:
+  void add(Work work);
+  void commit() { ++open_; }
+  void wait(uint32_t pending);
+  void finish(uint32_t group);  // and those before it
+  uint32_t open() const { return open_; }
+  uint32_t done() const { return done_; }
+  bool unfinished() const { return last_ > done_; }
+  void reset() { *this = {}; }
+
+ private:
+  std::deque<std::pair<uint32_t, Work>> work_;  // with its group, where not done yet
+  uint32_t open_ = 1, done_ = 0;
+  uint32_t last_ = 0;  // the group of the latest work
+};
+
 // A simulated thread with its stack. Its stack, and hence the object, is used again by later blocks.
-struct Task : Thread {
+struct Task : Thread, Actor {
   Fiber fiber;
   Warp* warp = nullptr;
   bool exited = false;
@@ -27,11 +59,14 @@ struct Task : Thread {
   // What it waits for, for the deadlock report; null while it can run.
   const char* waits_for = nullptr;
   uint64_t detail = 0;
-  const void* where = nullptr;  // the kernel's code behind the last call of the engine
 
   bool result = false;         // of a vote at a block barrier
   uint32_t cluster_phase = 0;  // of the cluster barrier at which it has arrived
   bool cluster_arrived = false;
+
+  Queue copies, bulk_reads, bulk_writes;
+  // Of relaxed accesses with a fence before or after.
+  ClockRef at_fence, pending;
 };
 
 // A collective that some lanes have reached.
@@ -62,6 +97,19 @@ struct Barrier {
   uint32_t expected = 0, arrived = 0;
   bool any = false, all = true;
   std::vector<Task*> waiting;
+  Join join;
+};
+
+// An mbarrier, whose bytes in shared memory are never written: to read them is an error.
+struct MBarrierState {
+  uint32_t arrivals = 0, pending = 0;
+  int64_t bytes = 0;  // due
+  uint32_t phase = 0;
+  uint32_t initialiser = 0;  // actor
+  bool fenced = false;       // seen by copies and by the cluster
+  Join join;
+  ClockRef completed;  // the last phase
+  std::vector<Task*> waiting;
 };
 
 constexpr int kBarriers = 16;
@@ -80,8 +128,14 @@ struct Block {
   std::byte* shared = nullptr;
   uint32_t shared_bytes = 0;
   Initialised initialised;
+  Cells cells;
+  std::unordered_map<uint32_t, MBarrierState> mbarriers;
 
+  Join ended;                       // what its threads knew when they exited
+  std::vector<uint32_t> visitors;   // the last epoch of each actor from another block, here
   std::vector<uint32_t> registers;  // of a thread, by warp
+  uint32_t register_pool = 0;       // their sum at the start
+  std::vector<Task*> wants_registers;
 };
 
 struct Cluster {
@@ -90,6 +144,28 @@ struct Cluster {
   uint32_t arrived = 0;  // at the cluster barrier
   uint32_t phase = 0;
   std::vector<Task*> waiting;
+  Join join;
+  ClockRef completed;
+
+  // Actors besides the threads, which come first: what they are, and for whom they work.
+  struct Engine {
+    const char* name;
+    const Task* of;
+  };
+  std::vector<Engine> engines;
+  uint32_t threads = 0;
+  // Copies that an mbarrier counts take turns at these.
+  static constexpr uint32_t kSlots = 64;
+  uint32_t slots = 0;  // the first one's actor, 0: none yet
+  uint32_t next_slot = 0;
+  uint32_t slot_epochs[kSlots] = {};
+};
+
+// What a strong write has published at an address.
+struct Published {
+  ClockRef clock;
+  Scope scope;
+  const Block* block;  // for Scope::block
 };
 
 // One launch at a time and process; see engine.cpp.
@@ -114,6 +190,12 @@ struct Engine {
   uint64_t random = 0;
   std::exception_ptr failure;
 
+  std::vector<Work> pending;  // asynchronous work that nobody can be waiting for by name
+  std::unordered_map<uintptr_t, Published> published;
+  uint64_t launch = 0;            // counts them
+  const Actor* acting = nullptr;  // who does asynchronous work now, if anybody
+  const Task* acting_for = nullptr;
+
   uint64_t draw();  // a random number
 };
 
@@ -128,10 +210,42 @@ inline Block& block_of(const Task& task) { return *task.warp->block; }
 void wait(const char* for_what, uint64_t detail = 0);  // until wake()
 void wake(Task& task);
 void poll();  // lets the others run first
+// Asynchronous work without a queue: now, or when nobody can run.
+void start_work(Work work);
 // At a barrier that completes when others exit.
 void cluster_exit(Task& task);
+void check_exit(Task& task);
 
-// ---- memory
+// ---- actors
+// Asynchronous work of a thread: what it knows now, under the name of one of its engines.
+Actor engine_actor(Task& task, OwnIndex engine, const char* name, uint32_t epoch, bool async);
+Actor slot_actor(Task& task, const char* name);  // an engine that an mbarrier counts
+// Errors name the thread that the work is done for, while this object lives.
+class Acting {
+ public:
+  Acting(const Actor& actor, const Task& of);
+  ~Acting();
+};
+
+// ---- bulk and tensor copies
+struct BoxPiece {
+  uint32_t shared, bytes;
+  std::byte* global;  // null: filled
+  std::byte fill[8];
+};
+// `bytes` are counted by the barrier of each block.
+void load_boxes(Task& task, const char* name, uint32_t barrier, uint32_t blocks, uint32_t bytes,
+                const std::vector<BoxPiece>& pieces);
+void store_boxes(Task& task, const char* name, const Reduction* reduction,
+                 const std::vector<BoxPiece>& pieces);
+
+// ---- memory: accesses by an actor who is not the running thread
+void* shared_access_by(const Actor& actor, Block& block, uint32_t offset, uint32_t bytes,
+                       Access access);
+void* global_access_by(const Actor& actor, const void* p, uint32_t bytes, Access access);
+// An access from another block is due before this one ends.
+void note_visitor(const Actor& actor, Block& block);
+Block& block_of_rank(Task& task, uint32_t rank);
 void prepare_shared(Block& block, uint32_t bytes);
 // Held by launches, and while allocations come and go.
 class RegistryLock {
@@ -142,6 +256,8 @@ class RegistryLock {
 
 // ---- reports
 std::string deadlock_report(const Engine& e);
-std::string context_of(const Task& task);  // kernel, block, thread, source line
+std::string context_of(const Task& task, const void* where);  // kernel, block, thread, line
+std::string source_line(const void* address);
+std::string name_of_actor(uint64_t cluster, uint32_t actor);
 
 }  // namespace weft::gpu::sim

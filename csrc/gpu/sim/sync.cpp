@@ -34,9 +34,12 @@ Rendezvous& join_call(Warp& warp, uint32_t lane, const char* name, uint32_t mask
   return warp.calls.emplace_back(Rendezvous{name, body, mask, 0, {}});
 }
 
-void complete(Barrier& barrier) {
+// `last` is the thread that completes it, where it waits, too.
+void complete(Barrier& barrier, Task* last) {
+  const ClockRef done = barrier.join.take();
+  if (done && last) last->clock = done;
   for (Task* task : barrier.waiting) {
-    task->result = false;
+    if (done) task->clock = done;
     wake(*task);
   }
   barrier.waiting.clear();
@@ -52,12 +55,14 @@ bool arrive(uint32_t index, uint32_t threads) {
   if (barrier.expected != threads)
     error("barrier " + std::to_string(index) + " of " + std::to_string(threads) +
           " threads, at which others have arrived as one of " + std::to_string(barrier.expected));
+  if (engine().options.check_races) barrier.join.add(self());
   return ++barrier.arrived == threads;
 }
 
 void complete_cluster(Cluster& cluster) {
   cluster.arrived = 0;
   ++cluster.phase;
+  cluster.completed = cluster.join.take();
   for (Task* task : cluster.waiting) wake(*task);
   cluster.waiting.clear();
 }
@@ -113,8 +118,15 @@ void group_collective(const char* name, void* arguments, GroupBody body) {
 
 void sync_warp(uint32_t mask) {
   WEFT_SIM_ENTER;
-  char none;
-  meet("sync_warp", mask, &none, [](void* const*, uint32_t) {});
+  meet("sync_warp", mask, &self(), [](void* const* lanes, uint32_t m) {
+    if (!engine().options.check_races) return;
+    Join join;
+    for (uint32_t l = 0; l < kWarp; ++l)
+      if (m >> l & 1) join.add(*static_cast<Task*>(lanes[l]));
+    const ClockRef sum = join.take();
+    for (uint32_t l = 0; l < kWarp; ++l)
+      if (m >> l & 1) static_cast<Task*>(lanes[l])->clock = sum;
+  });
 }
 
 bool sync_block(Vote vote, bool predicate) {
@@ -130,9 +142,8 @@ bool sync_block(Vote vote, bool predicate) {
     return self().result;
   }
   const bool result = vote == Vote::any ? barrier.any : barrier.all;
-  std::vector<Task*> others = barrier.waiting;
-  complete(barrier);
-  for (Task* task : others) task->result = result;
+  for (Task* task : barrier.waiting) task->result = result;
+  complete(barrier, &self());
   return result;
 }
 
@@ -147,20 +158,21 @@ void sync_named(uint32_t index, uint32_t threads, bool wait_too) {
   Barrier& barrier = block_of(self()).barriers[index];
   const bool last = arrive(index, threads);
   if (last) {
-    complete(barrier);
+    complete(barrier, wait_too ? &self() : nullptr);
   } else if (wait_too) {
     barrier.waiting.push_back(&self());
     wait("sync_named", index);
   }
 }
 
-void cluster_arrive(bool) {
+void cluster_arrive(bool release) {
   WEFT_SIM_ENTER;
   Task& task = self();
   Cluster& cluster = *block_of(task).cluster;
   if (task.cluster_arrived) error("cluster_arrive twice without cluster_wait");
   task.cluster_arrived = true;
   task.cluster_phase = cluster.phase;
+  if (release && engine().options.check_races) cluster.join.add(task);
   if (++cluster.arrived == cluster.live) complete_cluster(cluster);
 }
 
@@ -170,9 +182,11 @@ void cluster_wait() {
   Cluster& cluster = *block_of(task).cluster;
   if (!task.cluster_arrived) error("cluster_wait without cluster_arrive");
   task.cluster_arrived = false;
-  if (cluster.phase != task.cluster_phase) return;
-  cluster.waiting.push_back(&task);
-  wait("cluster_wait");
+  if (cluster.phase == task.cluster_phase) {
+    cluster.waiting.push_back(&task);
+    wait("cluster_wait");
+  }
+  acquire(task, cluster.completed);
 }
 
 void cluster_exit(Task& task) {
@@ -181,8 +195,70 @@ void cluster_exit(Task& task) {
   if (cluster.live > 0 && cluster.arrived == cluster.live) complete_cluster(cluster);
 }
 
-void wait_for_prerequisites() { WEFT_SIM_ENTER; }
+void check_exit(Task& task) {
+  Block& block = block_of(task);
+  if (task.copies.unfinished()) error("the thread ends before its copy_async have");
+  task.bulk_writes.wait(0);
+  if (!engine().options.check_races) return;
+  block.ended.add(task);
+  if (block.live > 1) return;
+  Actor last = task;
+  last.clock = block.ended.take();
+  for (uint32_t actor = 0; actor < block.visitors.size(); ++actor)
+    if (block.visitors[actor] > 0 && !seen(last, actor, block.visitors[actor]))
+      error("the block ends while " + name_of_actor(task.cluster, actor) +
+            " may still access its shared memory");
+}
 
-void set_registers(uint32_t, bool) { WEFT_SIM_ENTER; }
+void wait_for_prerequisites() {
+  WEFT_SIM_ENTER;
+  if (!engine().options.check_races) return;
+  const ClockRef known = new_clock(self().cluster);
+  known->prerequisites = true;
+  acquire(self(), known);
+}
+
+// Registers are the block's: the warps that have given some back leave them to the others.
+void set_registers(uint32_t count, bool increase) {
+  WEFT_SIM_ENTER;
+  Task& task = self();
+  Block& block = block_of(task);
+  const char* name = increase ? "increase_registers" : "decrease_registers";
+  if (count < 24 || count > 256 || count % 8)
+    error(std::string(name) + " to " + std::to_string(count) +
+          ", expected a multiple of 8 in 24 to 256");
+  struct Call {
+    uint32_t count;
+    bool increase, waits;
+    Block* block;
+    uint32_t warp;
+  } call{count, increase, false, &block, task.index / kWarp};
+  warp_collective(name, kAllLanes, call, [](Call* const* lanes, uint32_t) {
+    const Call& mine = *lanes[0];
+    uint32_t& now = mine.block->registers[mine.warp];
+    if (mine.increase ? mine.count < now : mine.count > now)
+      error(std::string(mine.increase ? "increase" : "decrease") + "_registers from " +
+            std::to_string(now) + " to " + std::to_string(mine.count));
+    for (uint32_t l = 0; l < kWarp; ++l) lanes[l]->waits = mine.increase;
+    if (mine.increase) return;
+    now = mine.count;
+    for (Task* waiting : mine.block->wants_registers) wake(*waiting);
+    mine.block->wants_registers.clear();
+  });
+  if (!call.waits) return;
+  const auto fits = [&] {
+    uint32_t used = 0;
+    for (const uint32_t registers : block.registers) used += registers;
+    return used - block.registers[call.warp] + count <= block.register_pool;
+  };
+  while (block.registers[call.warp] != count) {
+    if (fits()) {
+      block.registers[call.warp] = count;
+    } else {
+      block.wants_registers.push_back(&task);
+      wait(name, count);
+    }
+  }
+}
 
 }  // namespace weft::gpu::sim

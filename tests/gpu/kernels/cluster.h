@@ -19,6 +19,7 @@ WEFT_KERNEL void cluster_sum_kernel(const float* x, float* y, int64_t C) {
   float sum = 0;
   for (int64_t c = rank * kWarp + lane(); c < C; c += size * kWarp) sum += load(x + row * C + c);
   sum = warp_sum(sum);
+  sync_cluster();  // all have begun
   if (lane() < size) smem.sums.in_block(lane()).store(rank, sum);
   sync_cluster();
   sum = 0;

@@ -9,6 +9,7 @@
 #include <string>
 #include <vector>
 
+#include "async.h"
 #include "atomics.h"
 #include "block.h"
 #include "case.h"
@@ -16,6 +17,7 @@
 #include "convert.h"
 #include "mutants.h"
 #include "row_sum.h"
+#include "tensor.h"
 #include "vectors.h"
 #include "warp.h"
 
