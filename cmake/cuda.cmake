@@ -56,8 +56,10 @@ target_compile_definitions(weft_cuda PRIVATE USE_CUDA WEFT_CUDA_ARCHITECTURES="$
 target_link_libraries(weft_cuda PRIVATE torch_stable ${torch_cuda})
 install(TARGETS weft_cuda LIBRARY DESTINATION .)
 
-# The kernels of tests/gpu. Not installed, and built on request only.
-add_library(weft_gpu_tests_cuda MODULE EXCLUDE_FROM_ALL tests/gpu/kernels/library.cu csrc/gpu/ptx/tensor_map.cu
-                                                        csrc/gpu/tensor_map.cpp)
-target_compile_definitions(weft_gpu_tests_cuda PRIVATE USE_CUDA)
-target_link_libraries(weft_gpu_tests_cuda PRIVATE torch_stable ${torch_cuda})
+# The kernels of tests/gpu, which a source distribution lacks. Not installed, and built on request only.
+if(EXISTS ${PROJECT_SOURCE_DIR}/tests/gpu)
+  add_library(weft_gpu_tests_cuda MODULE EXCLUDE_FROM_ALL tests/gpu/kernels/library.cu csrc/gpu/ptx/tensor_map.cu
+                                                          csrc/gpu/tensor_map.cpp)
+  target_compile_definitions(weft_gpu_tests_cuda PRIVATE USE_CUDA)
+  target_link_libraries(weft_gpu_tests_cuda PRIVATE torch_stable ${torch_cuda})
+endif()

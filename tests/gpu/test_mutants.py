@@ -77,3 +77,79 @@ def test_divergent_warp():
 
 def test_endless_wait():
     caught("endless_wait", "deadlock", inouts=[torch.zeros(1, dtype=torch.int32)])
+
+
+# Kernels in which a mistake takes one line away, by their number in kernels/mutants.h.
+KERNELS = [
+    "neighbours",
+    "reused_tile",
+    "warp_tile",
+    "flag",
+    "unawaited_copy",
+    "bulk_stage",
+    "bulk_store",
+    "cluster_visit",
+    "cluster_exit",
+    "dependent",
+]
+
+
+def run_mutant(mistake: str, kernel: str) -> torch.Tensor:
+    x, y = torch.randn(256), torch.empty(256)
+    flag = torch.zeros(1, dtype=torch.int32)
+    run(mistake, [x], [y, torch.empty(256)], [flag], [KERNELS.index(kernel)])
+    return y
+
+
+@pytest.mark.parametrize("kernel", KERNELS)
+def test_without_a_mistake(kernel: str):
+    run_mutant("correct", kernel)
+
+
+RACE = "race: .* not ordered with"
+
+
+@pytest.mark.parametrize(
+    "mistake, kernel, message",
+    [
+        ("no_barrier", "neighbours", f"{RACE}|not been written"),
+        ("early_reuse", "reused_tile", RACE),
+        ("no_barrier", "warp_tile", f"{RACE}|not been written"),
+        ("no_release", "flag", RACE),
+        ("no_wait", "unawaited_copy", f"{RACE} a write by a copy_async|being written by a copy"),
+        ("wrong_phase", "bulk_stage", f"{RACE} a write by a bulk_load|being written by a copy"),
+        # Or others never see the phase that the second load ends.
+        ("early_reuse", "bulk_stage", f"{RACE} a read by thread|being written|deadlock"),
+        ("no_fence_init", "bulk_stage", "initialised without fence_mbarrier_init"),
+        ("few_bytes", "bulk_stage", "deadlock(.|\n)*mbarrier_wait"),
+        ("no_fence", "bulk_store", f"{RACE} a write .*(\n.*)*no fence_async"),
+        ("no_barrier", "bulk_store", f"{RACE} a write by thread|not been written"),
+        (
+            "early_reuse",
+            "bulk_store",
+            f"{RACE} a read by a bulk_store|race: read .* by a bulk_store",
+        ),
+        ("early_exit", "bulk_store", "the block ends while a bulk_store"),
+        ("early_start", "cluster_visit", "may not have begun"),
+        ("no_barrier", "cluster_visit", f"{RACE}|not been written|the block ends while"),
+        ("early_exit", "cluster_exit", "the block ends while|which has ended"),
+        ("no_wait", "dependent", "without wait_for_prerequisites"),
+    ],
+)
+def test_mistakes_in_order(mistake: str, kernel: str, message: str):
+    with pytest.raises(RuntimeError, match=message) as error:
+        run_mutant(mistake, kernel)
+    assert f"::{kernel}_kernel<" in str(error.value)
+    assert "mutants.h:" in str(error.value)
+
+
+def test_stale_cache():
+    caught("stale_cache", "Cache::read_only, which this kernel", outputs=[torch.empty(128)])
+
+
+def test_greedy_registers():
+    caught(
+        "greedy_registers",
+        r"deadlock(.|\n)*wait in increase_registers",
+        outputs=[torch.empty(384, dtype=torch.int32)],
+    )

@@ -80,11 +80,9 @@ void Queue::wait(uint32_t pending) {
   const uint32_t closed = open_ - 1;
   const uint32_t due = closed > pending ? closed - pending : 0;
   if (due > done_) done_ = due;
-  while (!work_.empty() && work_.front().first <= done_) {
-    const Work work = std::move(work_.front().second);
-    work_.pop_front();
-    work();
-  }
+  size_t n = 0;
+  while (n < work_.size() && work_[n].first <= done_) work_[n++].second();
+  work_.erase(work_.begin(), work_.begin() + static_cast<std::ptrdiff_t>(n));
 }
 
 Actor engine_actor(Task& task, OwnIndex index, const char* name, uint32_t epoch, bool async) {

@@ -67,6 +67,9 @@ void view_error(uint64_t i, uint32_t n, uint32_t count, uint32_t element_bytes);
 // After a strong access: what it orders. `p` is what it accessed.
 void synchronise(const void* p, Access access, Order order, Scope scope);
 void memory_fence(Scope scope);
+// Multicast memory: how many copies there are behind an address, and an access to one.
+uint32_t replicas(const void* p);
+void* replica_access(const void* p, uint32_t replica, uint32_t bytes, Access access);
 uint32_t shared_window(uint32_t offset);  // an address as instructions take it
 
 // ---- collectives. Each of the lanes in `mask` calls collective() with the same body and arguments

@@ -36,6 +36,7 @@ struct Registry {
   std::mutex mutex;
   std::map<uintptr_t, std::unique_ptr<Region>> regions;  // by where they begin
   Region* last = nullptr;                                // the one looked up last
+  std::vector<const Multicast*> multicasts;
 
   Region* find(uintptr_t at) {
     if (last && last->begin <= at && at < last->end) return last;
@@ -336,6 +337,42 @@ void note_visitor(const Actor& actor, Block& block) {
   if (!engine().options.check_races) return;
   if (block.visitors.size() <= actor.id) block.visitors.resize(actor.id + 1);
   block.visitors[actor.id] = std::max(block.visitors[actor.id], actor.epoch);
+}
+
+Multicast::Multicast(const void* from, size_t size, std::vector<void*> copies)
+    : address(static_cast<const std::byte*>(from)), bytes(size), replicas(std::move(copies)) {
+  const RegistryLock lock;
+  registry().multicasts.push_back(this);
+}
+
+Multicast::~Multicast() {
+  const RegistryLock lock;
+  auto& all = registry().multicasts;
+  all.erase(std::find(all.begin(), all.end(), this));
+}
+
+namespace {
+
+const Multicast& find_multicast(const void* p) {
+  for (const Multicast* m : registry().multicasts)
+    if (m->address <= p && p < m->address + m->bytes) return *m;
+  error("multimem access to an address that is no multicast memory");
+}
+
+}  // namespace
+
+uint32_t replicas(const void* p) {
+  WEFT_SIM_ENTER;
+  return static_cast<uint32_t>(find_multicast(p).replicas.size());
+}
+
+void* replica_access(const void* p, uint32_t replica, uint32_t bytes, Access access) {
+  WEFT_SIM_ENTER;
+  const Multicast& m = find_multicast(p);
+  auto* at =
+      static_cast<std::byte*>(m.replicas[replica]) + (static_cast<const std::byte*>(p) - m.address);
+  check_global(self(), at, bytes, access);
+  return at;
 }
 
 void view_error(uint64_t i, uint32_t n, uint32_t count, uint32_t element_bytes) {

@@ -76,6 +76,12 @@ std::string waits(const Task& task) {
     text << " (" << block.cluster->arrived << " of " << block.cluster->live
          << " threads have arrived)";
   }
+  if (name == "mbarrier_wait") {
+    const auto m = block.mbarriers.find(static_cast<uint32_t>(task.detail));
+    if (m != block.mbarriers.end())
+      text << " (shared offset " << task.detail << ", in phase " << m->second.phase << ": "
+           << m->second.pending << " arrivals and " << m->second.bytes << " bytes are due)";
+  }
   text << ", " << source_line(task.where);
   return text.str();
 }

@@ -4,6 +4,7 @@
 #include <cstddef>
 #include <cstdint>
 #include <memory>
+#include <vector>
 
 namespace weft::gpu::sim {
 
@@ -39,6 +40,20 @@ class Allocation {
 
  private:
   std::unique_ptr<Record> record_;
+};
+
+// A range of multicast addresses while this object lives: `bytes` bytes from `address` on, which
+// need not be memory, stand for as many in each of the replicas, which are allocations.
+class Multicast {
+ public:
+  Multicast(const void* address, size_t bytes, std::vector<void*> replicas);
+  Multicast(const Multicast&) = delete;
+  Multicast& operator=(const Multicast&) = delete;
+  ~Multicast();
+
+  const std::byte* const address;
+  const size_t bytes;
+  const std::vector<void*> replicas;
 };
 
 }  // namespace weft::gpu::sim

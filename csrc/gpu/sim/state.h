@@ -3,7 +3,6 @@
 
 #include <cstddef>
 #include <cstdint>
-#include <deque>
 #include <exception>
 #include <functional>
 #include <memory>
@@ -42,10 +41,13 @@ class Queue {
   uint32_t open() const { return open_; }
   uint32_t done() const { return done_; }
   bool unfinished() const { return last_ > done_; }
-  void reset() { *this = {}; }
+  void reset() {
+    open_ = 1, done_ = last_ = 0;
+    work_.clear();
+  }
 
  private:
-  std::deque<std::pair<uint32_t, Work>> work_;  // with its group, where not done yet
+  std::vector<std::pair<uint32_t, Work>> work_;  // with its group, in order, where not done yet
   uint32_t open_ = 1, done_ = 0;
   uint32_t last_ = 0;  // the group of the latest work
 };

@@ -198,6 +198,7 @@ void cluster_exit(Task& task) {
 void check_exit(Task& task) {
   Block& block = block_of(task);
   if (task.copies.unfinished()) error("the thread ends before its copy_async have");
+  task.bulk_reads.wait(0);
   task.bulk_writes.wait(0);
   if (!engine().options.check_races) return;
   block.ended.add(task);
