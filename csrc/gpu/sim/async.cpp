@@ -122,6 +122,71 @@ Acting::Acting(const Actor& actor, const Task& of) {
 }
 Acting::~Acting() { engine().acting = nullptr; }
 
+// ---- warpgroups
+
+namespace {
+
+GroupRendezvous& group_of(Task& task) { return block_of(task).groups[task.index / kWarpgroup]; }
+Task& group_thread(Task& task, uint32_t i) {
+  return *block_of(task).tasks[task.index / kWarpgroup * kWarpgroup + i];
+}
+
+}  // namespace
+
+struct GroupEngine::State {
+  Actor warps[4];
+  Task* task;
+};
+
+GroupEngine group_engine(const char* name) {
+  Task& task = self();
+  GroupRendezvous& group = group_of(task);
+  Cluster& cluster = *block_of(task).cluster;
+  if (group.engine == kNoActor) {
+    group.engine = cluster.threads + static_cast<uint32_t>(cluster.engines.size());
+    cluster.engines.push_back({name, &group_thread(task, 0)});
+  }
+  const auto state = std::make_shared<GroupEngine::State>();
+  state->task = &task;
+  for (uint32_t w = 0; w < 4; ++w) {
+    Actor& actor = state->warps[w];
+    actor = group_thread(task, w * kWarp);
+    actor.id = group.engine;
+    actor.epoch = group.queue.open();
+    actor.async = true;
+    actor.where = task.where;
+  }
+  for (uint32_t i = 0; i < kWarpgroup; ++i) group_thread(task, i).advance();
+  GroupEngine engine;
+  engine.state_ = state;
+  return engine;
+}
+
+const void* GroupEngine::shared(uint32_t warp, uint32_t offset, uint32_t bytes,
+                                Access access) const {
+  const Actor& actor = state_->warps[warp];
+  const Acting acting(actor, *state_->task);
+  return shared_access_by(actor, block_of(*state_->task), offset, bytes, access);
+}
+
+void group_add(std::function<void()> work) { group_of(self()).queue.add(std::move(work)); }
+
+void group_commit() {
+  WEFT_SIM_ENTER;
+  group_meet("group_commit", nullptr, [](void* const*) { group_of(self()).queue.commit(); });
+}
+
+void group_wait(uint32_t pending) {
+  WEFT_SIM_ENTER;
+  group_meet("group_wait", &pending, [](void* const* threads) {
+    Task& task = self();
+    GroupRendezvous& group = group_of(task);
+    group.queue.wait(*static_cast<const uint32_t*>(threads[0]));
+    for (uint32_t i = 0; i < kWarpgroup; ++i)
+      group_thread(task, i).own[kGroup] = {group.engine, group.queue.done(), 0};
+  });
+}
+
 // ---- mbarriers
 
 void mbarrier_init(uint32_t barrier, uint32_t arrivals) {

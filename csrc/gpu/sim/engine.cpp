@@ -55,7 +55,8 @@ void prepare(Engine& e, Block& block, Cluster& cluster, const ClockRef& start) {
   block.cluster = &cluster;
   block.live = config.block;
   block.warps.resize((config.block + kWarp - 1) / kWarp);
-  block.groups.assign((config.block + kWarpgroup - 1) / kWarpgroup, {});
+  block.groups.clear();
+  block.groups.resize((config.block + kWarpgroup - 1) / kWarpgroup);
   // What the compiler gives a kernel whose bounds name one block: all registers, in eights.
   const uint32_t registers =
       std::min<uint32_t>(255, 65536 / round_up<uint32_t>(config.block, kWarpgroup)) & ~7u;
@@ -108,24 +109,16 @@ void admit(Engine& e) {
   const uint32_t y = static_cast<uint32_t>(index / shape.x % shape.y) * size.y;
   const uint32_t z = static_cast<uint32_t>(index / shape.x / shape.y) * size.z;
 
-  if (e.idle.empty()) e.idle.push_back(std::make_unique<Cluster>());
-  e.resident.push_back(std::move(e.idle.back()));
-  e.idle.pop_back();
+  e.resident.push_back(std::make_unique<Cluster>());
   Cluster& cluster = *e.resident.back();
   const uint32_t blocks = static_cast<uint32_t>(size.count());
-  cluster.blocks.resize(blocks);
   cluster.live = cluster.threads = blocks * config.block;
-  cluster.arrived = cluster.phase = 0;
-  cluster.waiting.clear();
-  cluster.join = {};
-  cluster.completed = {};
-  cluster.engines.clear();
-  cluster.slots = cluster.next_slot = 0;
-  for (uint32_t& epoch : cluster.slot_epochs) epoch = 0;
   const ClockRef start = new_clock(e.admitted);
   for (uint32_t rank = 0; rank < blocks; ++rank) {
-    if (!cluster.blocks[rank]) cluster.blocks[rank] = std::make_unique<Block>();
-    Block& block = *cluster.blocks[rank];
+    if (e.spare.empty()) e.spare.push_back(std::make_unique<Block>());
+    cluster.blocks.push_back(std::move(e.spare.back()));
+    e.spare.pop_back();
+    Block& block = *cluster.blocks.back();
     block.facts = {{x + rank % size.x, y + rank / size.x % size.y, z + rank / size.x / size.y},
                    config.grid,
                    config.block,
@@ -200,7 +193,7 @@ void go(Fiber& from, Task& task) {
 
 void fail_launch(Engine& e, std::exception_ptr failure) {
   if (!e.failure) e.failure = std::move(failure);
-  self().fiber.switch_to(e.host);
+  self().fiber.switch_to(*e.host);
 }
 
 // From a thread that cannot go on.
@@ -223,14 +216,14 @@ void exit_thread(Engine& e, Task& task) {
   --cluster.live;
   cluster_exit(task);
   if (cluster.live == 0)
-    task.fiber.switch_to(e.host);
+    task.fiber.switch_to(*e.host);
   else
     leave(e, task);
 }
 
 [[noreturn]] void fiber_main() {
   Engine& e = engine();
-  self().fiber.entered(e.host);
+  self().fiber.entered(*e.host);
   std::exception_ptr failure;
   try {
     (*e.body)();
@@ -281,6 +274,8 @@ void run(const LaunchConfig& config, const char* kernel, FunctionRef<void()> bod
   const RegistryLock lock;
   static Engine& e = *new Engine;  // its stacks and blocks serve the next launch, too
   active = &e;
+  Fiber host;
+  e.host = &host;
   e.config = &config;
   e.kernel = kernel;
   e.body = &body;
@@ -305,14 +300,15 @@ void run(const LaunchConfig& config, const char* kernel, FunctionRef<void()> bod
   while (!e.failure && (!e.resident.empty() || e.admitted < e.clusters)) {
     if (e.resident.empty()) admit(e);
     if (Task* task = next_task(e))
-      go(e.host, *task);  // comes back when a cluster has ended, or with a failure
+      go(host, *task);  // comes back when a cluster has ended, or with a failure
     else if (!e.failure)
       e.failure = std::make_exception_ptr(std::runtime_error(deadlock_report(e)));
     running = nullptr;
     while (!e.pending.empty() && !e.failure) do_pending(e);
+    e.current = nullptr;
     for (size_t i = e.resident.size(); i-- > 0;) {
       if (e.resident[i]->live > 0 && !e.failure) continue;
-      e.idle.push_back(std::move(e.resident[i]));
+      for (auto& block : e.resident[i]->blocks) e.spare.push_back(std::move(block));
       e.resident.erase(e.resident.begin() + static_cast<std::ptrdiff_t>(i));
     }
   }

@@ -14,6 +14,8 @@
 #pragma once
 
 #include <cstdint>
+#include <functional>
+#include <memory>
 #include <string>
 
 #include "core/function_ref.h"
@@ -72,15 +74,43 @@ uint32_t replicas(const void* p);
 void* replica_access(const void* p, uint32_t replica, uint32_t bytes, Access access);
 uint32_t shared_window(uint32_t offset);  // an address as instructions take it
 
-// ---- collectives. Each of the lanes in `mask` calls collective() with the same body and arguments
-// of its own. The last to come runs the body on all of them: lanes[i] are the arguments of lane i,
-// null for those not in the mask. Then all go on. The arguments live on their threads' stacks, and
-// results are written there.
+// ---- collectives, of which warp.h shows the use. Each of the lanes in `mask` calls collective()
+// with the same body and arguments of its own. The last to come runs the body on all of them:
+// lanes[i] are the arguments of lane i, null for those not in the mask. Then all go on. The
+// arguments live on their threads' stacks, and results are written there.
+//
+// A body makes accesses to memory for lane i with shared_access_of(i, …), in that lane's name.
 using CollectiveBody = void (*)(void* const* lanes, uint32_t mask);
 void collective(const char* name, uint32_t mask, void* arguments, CollectiveBody body);
-// The same for the 128 threads of a warpgroup.
+void* shared_access_of(uint32_t lane, uint32_t offset, uint32_t bytes, Access access);
+
+// The same for the 128 threads of a warpgroup, all of them.
 using GroupBody = void (*)(void* const* threads);
 void group_collective(const char* name, void* arguments, GroupBody body);
+
+// Asynchronous work of a warpgroup, like wgmma's. The body of a group_collective hands it over:
+//
+//   const GroupEngine engine = group_engine("wgmma");
+//   group_add([=] { … engine.shared(warp, offset, 16, Access::read) … });
+//
+// The work is done at once or, with late_completion, when the group waits for it. It makes its
+// accesses to shared memory as an actor of its own, through the asynchronous proxy, knowing what the
+// warp that it names knew when it was handed over. It may write into the arguments' registers: they
+// are on stacks that stay. All 128 threads call group_commit and group_wait, which count groups as
+// wgmma.commit_group and wgmma.wait_group do.
+class GroupEngine {
+ public:
+  const void* shared(uint32_t warp, uint32_t offset, uint32_t bytes, Access access) const;
+
+ private:
+  friend GroupEngine group_engine(const char* name);
+  struct State;
+  std::shared_ptr<const State> state_;
+};
+GroupEngine group_engine(const char* name);
+void group_add(std::function<void()> work);
+void group_commit();
+void group_wait(uint32_t pending);
 
 // The collective in the caller's terms: body(A* const* lanes, uint32_t mask), a lambda that captures
 // nothing.

@@ -9,6 +9,7 @@
 #include "core/error.h"
 
 #if defined(__SANITIZE_ADDRESS__)
+#include <sanitizer/asan_interface.h>
 #include <sanitizer/common_interface_defs.h>
 #endif
 
@@ -54,7 +55,11 @@ extern "C" void weft_sim_switch(void** save, void* load);
 #endif
 
 Fiber::~Fiber() {
-  if (stack_) munmap(stack_, kStackBytes);
+  if (!stack_) return;
+#if defined(__SANITIZE_ADDRESS__)
+  __asan_unpoison_memory_region(stack_, kStackBytes);
+#endif
+  munmap(stack_, kStackBytes);
 }
 
 void Fiber::start(void (*entry)()) {
@@ -68,6 +73,10 @@ void Fiber::start(void (*entry)()) {
     size_ = kStackBytes;
   }
   sanitizer_stack_ = nullptr;
+#if defined(__SANITIZE_ADDRESS__)
+  // The functions that the last run was left in have never returned.
+  __asan_unpoison_memory_region(stack_, kStackBytes);
+#endif
 #if defined(__x86_64__)
   // Six registers, the address that `ret` takes, and the return address of an entry, which has none:
   // at a function's first instruction the stack pointer is 8 off a multiple of 16.
@@ -98,12 +107,12 @@ void Fiber::switch_to(Fiber& other) {
 #endif
 }
 
-void Fiber::entered([[maybe_unused]] Fiber& from) {
+void Fiber::entered([[maybe_unused]] Fiber& host) {
 #if defined(__SANITIZE_ADDRESS__)
   const void* bottom;
   size_t size;
   __sanitizer_finish_switch_fiber(nullptr, &bottom, &size);
-  if (!from.stack_) from.bottom_ = bottom, from.size_ = size;
+  if (!host.bottom_) host.bottom_ = bottom, host.size_ = size;
 #endif
 }
 

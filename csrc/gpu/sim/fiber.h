@@ -25,8 +25,9 @@ class Fiber {
   // that was never started.
   void switch_to(Fiber& other);
 
-  // To be called first by an entry, with the fiber that was left for it.
-  void entered(Fiber& from);
+  // To be called first by an entry. The first one after a host's thread has left its fiber, `host`,
+  // was entered from there.
+  void entered(Fiber& host);
 
  private:
 #if defined(__x86_64__)

@@ -23,7 +23,9 @@ namespace {
 using Record = Allocation::Record;
 
 struct Region {
-  uintptr_t begin, end;  // begin is a multiple of 16
+  uintptr_t begin, end;
+  uintptr_t base =
+      0;  // of what is said below of bytes: begin, or up to 15 less, so that it is aligned
   std::vector<Record*> records;
   bool writable = false;  // one of them is
   Initialised initialised;
@@ -171,7 +173,7 @@ Allocation::Allocation(const void* data, size_t bytes, Rights rights, Contents c
   const RegistryLock lock;
   Registry& r = registry();
   auto merged = std::make_unique<Region>();
-  merged->begin = record_->begin / 16 * 16;
+  merged->begin = record_->begin;
   merged->end = record_->end;
 
   // The regions that it touches become one.
@@ -188,16 +190,15 @@ Allocation::Allocation(const void* data, size_t bytes, Rights rights, Contents c
     old.push_back(std::move(it->second));
     it = r.regions.erase(it);
   }
-  merged->initialised.reset(merged->end - merged->begin);
+  merged->base = merged->begin / 16 * 16;
+  merged->initialised.reset(merged->end - merged->base);
   for (const auto& region : old)
     for (Record* record : region->records) {
       merged->records.push_back(record);
-      Initialised::pieces(record->begin - region->begin, record->end - record->begin,
-                          [&](size_t at, uint32_t n) {
-                            for (uint32_t i = 0; i < n; ++i)
-                              if (region->initialised.get(at + i, 1))
-                                merged->initialised.set(at + i + region->begin - merged->begin, 1);
-                          });
+      Initialised::pieces(
+          record->begin - region->base, record->end - record->begin, [&](size_t at, uint32_t n) {
+            merged->initialised.merge(at + region->base - merged->base, n, region->initialised, at);
+          });
     }
   for (const auto& region : old) {
     merged->written_by = std::max(merged->written_by, region->written_by);
@@ -206,7 +207,7 @@ Allocation::Allocation(const void* data, size_t bytes, Rights rights, Contents c
   merged->records.push_back(record_.get());
   for (const Record* record : merged->records) merged->writable |= record->writable;
   if (contents == Contents::initialised)
-    Initialised::pieces(record_->begin - merged->begin, bytes,
+    Initialised::pieces(record_->begin - merged->base, bytes,
                         [&](size_t at, uint32_t n) { merged->initialised.set(at, n); });
   r.last = nullptr;
   const uintptr_t begin = merged->begin;
@@ -235,7 +236,7 @@ bool Allocation::written() const {
   const RegistryLock lock;
   const Region& region = *registry().find(record_->begin);
   bool all = true;
-  Initialised::pieces(record_->begin - region.begin, record_->end - record_->begin,
+  Initialised::pieces(record_->begin - region.base, record_->end - record_->begin,
                       [&](size_t at, uint32_t n) { all &= region.initialised.get(at, n); });
   return all;
 }
@@ -249,13 +250,13 @@ void check_global(const Actor& actor, const void* p, uint32_t bytes, Access acce
   Region* region = registry().find(at);
   if (!region) bad_access(access, bytes, "global address ", p, neighbour(at));
   check_rights(*region, at, bytes, access);
-  const size_t offset = at - region->begin;
+  const size_t offset = at - region->base;
   if (reads(access) && !region->initialised.get(offset, bytes))
     bad_access(access, bytes, "global address ", p, ", which has not been written");
   Engine& e = engine();
   if (e.options.check_races && region->writable) {
     if (region->launch != e.launch) {
-      region->cells.reset(region->end - region->begin);
+      region->cells.reset(region->end - region->base);
       region->launch = e.launch;
     }
     Stamp earlier;
@@ -302,6 +303,11 @@ const void* constant_access(const void* p, uint32_t bytes) {
 void* shared_access(uint32_t offset, uint32_t bytes, Access access) {
   WEFT_SIM_ENTER;
   return shared_of(self(), block_of(self()), offset, bytes, access);
+}
+
+void* shared_access_of(uint32_t lane, uint32_t offset, uint32_t bytes, Access access) {
+  Task& task = *self().warp->lanes[lane];
+  return shared_of(task, block_of(task), offset, bytes, access);
 }
 
 void* shared_access_by(const Actor& actor, Block& block, uint32_t offset, uint32_t bytes,

@@ -67,7 +67,7 @@ struct Own {
   uint32_t known = 0;
   uint32_t fenced = 0;
 };
-enum OwnIndex { kSelf, kCopies, kBulkReads, kBulkWrites, kOthers, kOwns };
+enum OwnIndex { kSelf, kCopies, kBulkReads, kBulkWrites, kGroup, kOwns };
 
 // Who makes an access.
 struct Actor {

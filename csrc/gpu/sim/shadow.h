@@ -25,6 +25,11 @@ class Initialised {
     words_[at / 16] &= static_cast<uint16_t>(~mask_of(at, bytes));
   }
 
+  // What `other` says of as many bytes at a place of the same remainder by 16.
+  void merge(size_t at, uint32_t bytes, const Initialised& other, size_t other_at) {
+    words_[at / 16] |= static_cast<uint16_t>(other.words_[other_at / 16] & mask_of(at, bytes));
+  }
+
   // Any stretch: calls f(at, bytes) for pieces within 16 bytes.
   template <class F>
   static void pieces(size_t at, size_t bytes, const F& f) {

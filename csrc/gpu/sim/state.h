@@ -30,8 +30,7 @@ using Work = std::function<void()>;
 //   queue.add(work);   queue.commit();   queue.wait(1);
 //
 // The work makes its accesses as an actor of its own, whose epoch is queue.open() at the time of
-// add; who has waited knows it up to queue.done(). For what a warpgroup issues, see
-// docs/simulator.md.
+// add; who has waited knows it up to queue.done().
 class Queue {
  public:
   void add(Work work);
@@ -87,12 +86,14 @@ struct Warp {
   std::vector<Rendezvous> calls;
 };
 
-// The state of a warpgroup's collective.
+// The state of a warpgroup's collective, and its asynchronous work.
 struct GroupRendezvous {
   const char* name = nullptr;
   GroupBody body = nullptr;
   uint32_t arrived = 0;
   void* arguments[kWarpgroup];
+  Queue queue;
+  uint32_t engine = kNoActor;
 };
 
 struct Barrier {
@@ -177,9 +178,9 @@ struct Engine {
   const FunctionRef<void()>* body = nullptr;
   Options options;
 
-  Fiber host;
+  Fiber* host = nullptr;                           // who called
   std::vector<std::unique_ptr<Cluster>> resident;  // running
-  std::vector<std::unique_ptr<Cluster>> idle;      // to be used again
+  std::vector<std::unique_ptr<Block>> spare;       // to be used again
   uint64_t admitted = 0, clusters = 0;             // of the grid
   uint64_t first = 0, stride = 1;                  // the order of clusters
 
@@ -217,6 +218,9 @@ void start_work(Work work);
 // At a barrier that completes when others exit.
 void cluster_exit(Task& task);
 void check_exit(Task& task);
+
+// group_collective, from within the engine.
+void group_meet(const char* name, void* arguments, GroupBody body);
 
 // ---- actors
 // Asynchronous work of a thread: what it knows now, under the name of one of its engines.

@@ -94,6 +94,10 @@ void collective(const char* name, uint32_t mask, void* arguments, CollectiveBody
 
 void group_collective(const char* name, void* arguments, GroupBody body) {
   WEFT_SIM_ENTER;
+  group_meet(name, arguments, body);
+}
+
+void group_meet(const char* name, void* arguments, GroupBody body) {
   Task& task = self();
   Block& block = block_of(task);
   const uint32_t first = task.index / kWarpgroup * kWarpgroup;
@@ -198,6 +202,8 @@ void cluster_exit(Task& task) {
 void check_exit(Task& task) {
   Block& block = block_of(task);
   if (task.copies.unfinished()) error("the thread ends before its copy_async have");
+  if (block.groups[task.index / kWarpgroup].queue.unfinished())
+    error("the thread ends before the asynchronous work of its warpgroup has");
   task.bulk_reads.wait(0);
   task.bulk_writes.wait(0);
   if (!engine().options.check_races) return;

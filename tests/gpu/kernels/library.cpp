@@ -1,6 +1,7 @@
 // The test kernels on the simulator.
 #include "library.h"
 
+#include "engine.h"
 #include "gpu/sim/simulator.h"
 
 namespace weft::gpu::tests {

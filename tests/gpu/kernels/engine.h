@@ -1,0 +1,70 @@
+// What the simulator offers to those who add a word: the work of a warpgroup. For library.cpp alone.
+#pragma once
+
+#include "case.h"
+#include "mutants.h"
+
+namespace weft::gpu::tests {
+
+// y[t] = Σ x, where a warpgroup's engine does the sum: for each thread it adds up the tile, as that
+// thread's warp knows it, into the thread's register.
+template <Mistake kMistake>
+WEFT_KERNEL void group_sum_kernel(const float* x, float* y) {
+  SharedLayout layout;
+  const Shared<float> tile = layout.take<float>(kWarpgroup);
+  tile[thread()] = load(x + thread());
+  if constexpr (kMistake != Mistake::no_fence) fence_async();
+  sync_block();
+  struct Arguments {
+    uint32_t offset;
+    float sum;
+  } mine{tile.offset(), 0};
+  sim::group_collective("group_sum", &mine, [](void* const* threads) {
+    const sim::GroupEngine engine = sim::group_engine("group_sum");
+    Arguments* all[kWarpgroup];
+    for (int i = 0; i < kWarpgroup; ++i) all[i] = static_cast<Arguments*>(threads[i]);
+    sim::group_add([=] {
+      for (uint32_t i = 0; i < kWarpgroup; ++i)
+        for (uint32_t j = 0; j < kWarpgroup; ++j)
+          all[i]->sum += *static_cast<const float*>(
+              engine.shared(i / kWarp, all[i]->offset + 4 * j, 4, sim::Access::read));
+    });
+  });
+  sim::group_commit();
+  if constexpr (kMistake != Mistake::no_wait) sim::group_wait(0);
+  tile[thread()] = 0.0f;
+  sim::group_wait(0);
+  store(y + thread(), mine.sum);
+}
+template <Mistake kMistake>
+void group_sum(const Call& call) {
+  launch<group_sum_kernel<kMistake>>({.block = kWarpgroup, .shared_bytes = 512},
+                                     call.inputs[0].as<float>(), call.outputs[0].as<float>());
+}
+const Register group_sum_case("group_sum", group_sum<Mistake::none>);
+const Register group_sum_no_fence("group_sum_no_fence", group_sum<Mistake::no_fence>);
+const Register group_sum_no_wait("group_sum_no_wait", group_sum<Mistake::no_wait>);
+
+// inouts are the replicas of one multicast address: y = their sum, which all then hold; flags count.
+template <class T>
+WEFT_KERNEL void multimem_kernel(T* shared, uint32_t* flags, T* y) {
+  const Vec<T, kVecSize<T>> sum = multimem_load_add(shared + thread() * kVecSize<T>);
+  store(y + thread() * kVecSize<T>, sum);
+  sync_block();
+  multimem_store(shared + thread() * kVecSize<T>, sum);
+  multimem_add<Order::release>(flags, 1);
+}
+template <class T>
+void multimem(const Call& call) {
+  const auto bytes = static_cast<size_t>(call.inouts[0].count) * sizeof(T);
+  T* address = reinterpret_cast<T*>(uintptr_t{1} << 60);
+  auto* flags = reinterpret_cast<uint32_t*>(uintptr_t{1} << 61);
+  const sim::Multicast data(address, bytes, {call.inouts[0].data, call.inouts[1].data});
+  const sim::Multicast counters(flags, 4, {call.inouts[2].data, call.inouts[3].data});
+  launch<multimem_kernel<T>>({.block = static_cast<uint32_t>(bytes / kVectorBytes)}, address, flags,
+                             call.outputs[0].as<T>());
+}
+const Register multimem_f32("multimem_f32", multimem<float>);
+const Register multimem_bf16("multimem_bf16", multimem<bf16>);
+
+}  // namespace weft::gpu::tests

@@ -1,0 +1,69 @@
+"""What the simulator's engine offers to those who add a word to the vocabulary, and its options."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+
+from .kernel import run, simulator
+
+
+@pytest.mark.usefixtures("simulated")
+def test_work_of_a_warpgroup():
+    x, y = torch.randint(-9, 9, (128,)).float(), torch.empty(128)
+    run("group_sum", [x], [y])
+    assert torch.equal(y, x.sum().expand(128))
+
+
+@pytest.mark.usefixtures("simulated")
+def test_work_of_a_warpgroup_needs_a_fence():
+    with pytest.raises(RuntimeError, match="no fence_async"):
+        run("group_sum_no_fence", [torch.randn(128)], [torch.empty(128)])
+
+
+@pytest.mark.usefixtures("simulated")
+def test_work_of_a_warpgroup_is_waited_for():
+    with pytest.raises(RuntimeError, match="race: .* not ordered with a (read|write) by"):
+        run("group_sum_no_wait", [torch.randn(128)], [torch.empty(128)])
+
+
+@pytest.mark.parametrize("name, dtype", [("f32", torch.float32), ("bf16", torch.bfloat16)])
+def test_multicast_memory(name: str, dtype: torch.dtype):
+    a, b = torch.randn(2, 256).to(dtype)
+    want = (a.float() + b.float()).to(dtype)
+    y = torch.empty_like(want)
+    flags = torch.zeros(2, 1, dtype=torch.int32)
+    run(f"multimem_{name}", [], [y], [a, b, flags[0], flags[1]])
+    assert torch.equal(y, want) and torch.equal(a, want) and torch.equal(b, want)
+    assert flags.tolist() == [[256 * dtype.itemsize // 16]] * 2
+
+
+def test_same_seed_same_order():
+    """The order of threads shows in what an exchange leaves behind; a seed repeats it."""
+    x = torch.randperm(640).to(torch.int32)
+
+    def left(seed: int) -> int:
+        words = torch.zeros(5, dtype=torch.int32)
+        with simulator(seed=seed):
+            run("atomics", [x], [], [words, torch.zeros(1)])
+        return int(words[3])
+
+    last = [left(seed) for seed in range(8)]
+    assert last == [left(seed) for seed in range(8)]
+    assert len(set(last)) > 1
+
+
+def test_unchecked_races():
+    """Without check_races a race passes, and what it read may be right."""
+    x, y = torch.randn(256), torch.empty(256)
+    with simulator(races=False):
+        run("early_reuse", [x], [y, y.clone()], [torch.zeros(1, dtype=torch.int32)], [1])
+
+
+def test_an_error_leaves_nothing_behind():
+    for _ in range(3):
+        with pytest.raises(RuntimeError, match="deadlock"):
+            run("divergent_barrier", [], [torch.empty(64)])
+        x, y = torch.randn(5, 64), torch.empty(5)
+        run("row_sum", [x], [y])
+        torch.testing.assert_close(y, x.sum(1))
