@@ -141,10 +141,11 @@ def markdown(result: Result) -> str:
         "\n".join(notes.lines()),
         f"Times are medians of {result.settings['rounds']} interleaved rounds, ± half the "
         "interquartile range. `× best peer` is the fastest peer's time over weft's. `of limit` is "
-        "the least time over weft's: into existing memory that of a copy of as many bytes, timed in "
-        "turn with the contenders; into new pages what the bandwidths above allow; rows without it "
-        "stay in cache. Memory: `fresh`, every output on new pages; `reused`, the allocator keeps "
-        "memory (`weft.reuse_memory()`, for the peers too); `out=`, results into given tensors.",
+        "the least time over weft's: into existing memory that of a copy of as many bytes, timed "
+        "in turn with the contenders; into new pages what the bandwidths above allow; rows without "
+        "it stay in cache. Memory: `fresh`, every output on new pages; `reused`, the allocator "
+        "keeps memory (`weft.reuse_memory()`, for the peers too); `out=`, results into given "
+        "tensors.",
     ]
     if goals:
         parts.append(
