@@ -62,6 +62,10 @@ STABLE_TORCH_LIBRARY(weft, m) {
   m.def(
       "fused_add_rms_norm_(Tensor(a!) x, Tensor(b!) residual, Tensor? weight, float eps, bool "
       "zero_centered_weight) -> ()");
+  m.def(
+      "add_norm(Tensor x, Tensor residual, Tensor? weight, Tensor? bias, float eps, bool "
+      "is_rms_norm, bool zero_centered_weight, bool return_residual) -> (Tensor y, Tensor "
+      "residual_out)");
   m.def("norm_forward(" WEFT_NORM_FORWARD
         ") -> (Tensor y, Tensor y1, Tensor residual_out, Tensor mean, Tensor rstd, Tensor mask, "
         "Tensor mask1)");
@@ -94,6 +98,7 @@ STABLE_TORCH_LIBRARY_IMPL(weft, CPU, m) {
   m.impl("rms_norm", TORCH_BOX(&Norm::plain<true>));
   m.impl("rms_norm.out", TORCH_BOX(&Norm::plain_out<true>));
   m.impl("fused_add_rms_norm_", TORCH_BOX(&Norm::fused_add_rms_norm_));
+  m.impl("add_norm", TORCH_BOX(&Norm::add_norm));
   m.impl("norm_forward", TORCH_BOX(&Norm::forward));
   m.impl("norm_forward.out", TORCH_BOX(&Norm::forward_out));
   m.impl("norm_backward", TORCH_BOX(&Norm::backward));

@@ -54,6 +54,24 @@ class Ops {
     call.run(p);
   }
 
+  // What norm_forward gives for a residual and nothing else, where nobody needs gradients: with its
+  // 24 arguments and 7 results, a call of that takes longer than a row.
+  static std::tuple<Tensor, Tensor> add_norm(Tensor x, Tensor residual, OptionalTensor weight,
+                                             OptionalTensor bias, double eps, bool is_rms_norm,
+                                             bool zero_centered, bool return_residual) {
+    Call call("add_norm", x, 1);
+    Forward p = call.forward(is_rms_norm, eps, zero_centered);
+    p.residual = call.input(residual, "residual");
+    p.z_dtype = p.residual.dtype;
+    call.weights(p, weight, bias);
+    Tensor y = call.new_rows(call.x_dtype);
+    p.y = call.output(y, "y");
+    Tensor residual_out = return_residual ? call.new_rows(p.z_dtype) : absent(x);
+    if (return_residual) p.residual_out = call.output(residual_out, "residual_out");
+    call.run(p);
+    return {y, residual_out};
+  }
+
   // ---- norm_forward
 
   using ForwardOutputs = std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor>;

@@ -115,6 +115,13 @@ def test_opcheck_norm_int8():
     opcheck(OPS.norm_int8.out, tuple(args), outs)
 
 
+def test_opcheck_add_norm():
+    for residual in (rows(), rows(dtype=torch.float64)):
+        for w, b in ((None, None), (channels(), channels())):
+            opcheck(OPS.add_norm.default, (rows(), residual, w, b, 1e-5, b is None, False, True))
+            opcheck(OPS.add_norm.default, (rows(), residual, w, b, 1e-5, False, True, False))
+
+
 def test_opcheck_others():
     opcheck(OPS.fused_add_rms_norm_.default, (rows(), rows(), channels(), 1e-6, False))
     opcheck(OPS.fused_add_rms_norm_.default, (rows(), rows(), None, 1e-6, True))

@@ -22,6 +22,7 @@ from ._norm_args import NormArgs, compute_dtype
 
 _layer_norm = torch.ops.weft.layer_norm.default
 _rms_norm = torch.ops.weft.rms_norm.default
+_add_norm = torch.ops.weft.add_norm.default
 _norm_forward = torch.ops.weft.norm_forward.default
 
 
@@ -79,6 +80,30 @@ def norm(args: NormArgs) -> Tensor:
     op = _rms_norm if args.is_rms_norm else _layer_norm
     return op(
         args.x, args.normalized_ndim, args.weight, args.bias, args.eps, args.zero_centered_weight
+    )
+
+
+def add_norm(
+    x: Tensor,
+    residual: Tensor,
+    weight: Tensor | None,
+    bias: Tensor | None,
+    eps: float,
+    is_rms_norm: bool,
+    zero_centered_weight: bool,
+    return_residual: bool,
+) -> tuple[Tensor, Tensor] | None:
+    """y and z = x + residual by the raw op; None where `norm_forward` has more to look after."""
+    if (
+        needs_grad(x, residual, weight, bias)
+        or torch.compiler.is_compiling()
+        or torch._C._are_functorch_transforms_active()
+        or torch.is_autocast_enabled(x.device.type)
+        or forward_ad._current_level >= 0
+    ):
+        return None
+    return _add_norm(
+        x, residual, weight, bias, eps, is_rms_norm, zero_centered_weight, return_residual
     )
 
 

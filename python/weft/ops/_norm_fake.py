@@ -28,6 +28,12 @@ def _norm(x, normalized_ndim, weight, bias, eps, zero_centered_weight):
     return x.new_empty(x.shape)
 
 
+def _add_norm(
+    x, residual, weight, bias, eps, is_rms_norm, zero_centered_weight, return_residual
+):  # fmt: skip
+    return x.new_empty(x.shape), _output(x, x.shape, residual.dtype, return_residual)
+
+
 def _norm_forward(*args):
     a = NormArgs(*args)
     stats = compute_dtype(a.x.dtype)
@@ -112,6 +118,7 @@ _FAKES: dict[str, Callable[..., Any]] = {
     "layer_norm.out": _nothing,
     "rms_norm.out": _nothing,
     "fused_add_rms_norm_": _nothing,
+    "add_norm": _add_norm,
     "norm_forward": _norm_forward,
     "norm_forward.out": _nothing,
     "norm_backward": _norm_backward,

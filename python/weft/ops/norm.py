@@ -29,7 +29,7 @@ from torch.overrides import handle_torch_function, has_torch_function_variadic
 
 from . import _norm_autograd, _norm_fake  # noqa: F401  they register themselves
 from ._norm_args import NormArgs
-from ._norm_dispatch import needs_grad, norm, norm_forward
+from ._norm_dispatch import add_norm, needs_grad, norm, norm_forward
 from ._written import written
 
 _is_grad_enabled = torch.is_grad_enabled
@@ -284,6 +284,17 @@ def layer_norm_fn(
         raise ValueError("weft.layer_norm_fn: bias1 needs weight1")
     if dropout_p > 0 and rng_state is None:
         rng_state = torch.randint(2**63 - 1, (2,), dtype=torch.int64, device="cpu")
+    nothing_else = (
+        x1 is weight1 is rowscale is x_bias is layerscale is residual2 is None
+        and out is residual_out is out_dtype is None
+        and dropout_p == 0
+        and residual_alpha == 1
+        and not return_dropout_mask
+    )
+    if residual is not None and nothing_else:
+        lean = add_norm(x, residual, weight, bias, eps, is_rms_norm, zero_centered_weight, prenorm)
+        if lean is not None:
+            return lean if prenorm else lean[0]
     residual_dtype = x.dtype if residual is None else residual.dtype
     if residual is None and residual_in_fp32 and x.dtype != torch.float64:
         residual_dtype = torch.float32
