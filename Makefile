@@ -20,7 +20,7 @@ help:
 	@echo "make test       the test suite"
 	@echo "make bench      the benchmark (one family of it: .venv/bin/python -m bench norm)"
 	@echo "make lint       formatting, types, floors, compiler warnings; make format repairs the formatting"
-	@echo "make sanitize   the CPU kernels' tests under the address and undefined-behaviour sanitizers"
+	@echo "make sanitize   the CPU kernels' tests and the simulator's under the address and undefined-behaviour sanitizers"
 	@echo "make wheel      dist/*.whl and dist/*.tar.gz; make clean removes what was built"
 	@echo "CONTRIBUTING.md names the rest."
 
@@ -90,6 +90,12 @@ sanitize: $(VENV)/.weft
 	LD_PRELOAD="$$($(CXX) -print-file-name=libasan.so) $$($(CXX) -print-file-name=libstdc++.so)" \
 	ASAN_OPTIONS=detect_leaks=0:log_path=build/sanitize/report UBSAN_OPTIONS=print_stacktrace=1 TORCHDYNAMO_DISABLE=1 \
 	PYTHONPATH=build/sanitize/site $(BIN)/python $(PYTEST) $(WORKERS) --sample 23 tests/norm -k 'not compile and not opcheck' \
+	|| { cat build/sanitize/report.*; exit 1; }
+	$(call configure,sanitize/simulator) -DWEFT_SIMULATOR=on '-DWEFT_SANITIZE=address;undefined'
+	$(BIN)/cmake --build build/sanitize/simulator --target weft_gpu_tests
+	LD_PRELOAD="$$($(CXX) -print-file-name=libasan.so) $$($(CXX) -print-file-name=libstdc++.so)" \
+	ASAN_OPTIONS=detect_leaks=0:log_path=build/sanitize/report UBSAN_OPTIONS=print_stacktrace=1 \
+	WEFT_SIMULATOR_DIR=build/sanitize/simulator $(BIN)/python $(PYTEST) $(WORKERS) tests/gpu \
 	|| { cat build/sanitize/report.*; exit 1; }
 
 # Builds the distributions as a user would, and installs them into environments of their own.

@@ -42,7 +42,7 @@ struct Dim3 {
 WEFT_DEVICE uint32_t thread();   // 0 … threads() - 1
 WEFT_DEVICE uint32_t threads();  // of the block
 WEFT_DEVICE uint32_t lane();     // thread() % 32
-WEFT_DEVICE uint32_t warp();     // thread() / 32, known to the compiler as the same in all lanes
+WEFT_DEVICE uint32_t warp();     // thread() / 32
 
 // ---- within the grid
 WEFT_DEVICE Dim3 block();   // indices, from 0

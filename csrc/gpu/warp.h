@@ -55,6 +55,13 @@ WEFT_DEVICE T shuffle_up(const T& value, uint32_t by) {
   return detail::by_words(value, [=](uint32_t w) { return shuffle_up_word(w, by, kWidth); });
 }
 
+// The value of lane 0, in all lanes. The compiler then knows that they agree: a branch by
+// uniform(warp()) costs no divergence.
+template <class T>
+WEFT_DEVICE T uniform(const T& value) {
+  return shuffle(value, 0);
+}
+
 // ---- reductions: all lanes of each group of kWidth get the result, in an order that is the same in
 // all of them, so that the result has the same bits everywhere.
 template <int kWidth = kWarp, class T, class Op>

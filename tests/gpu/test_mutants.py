@@ -91,6 +91,7 @@ KERNELS = [
     "cluster_visit",
     "cluster_exit",
     "dependent",
+    "fenced_flag",
 ]
 
 
@@ -116,6 +117,9 @@ RACE = "race: .* not ordered with"
         ("early_reuse", "reused_tile", RACE),
         ("no_barrier", "warp_tile", f"{RACE}|not been written"),
         ("no_release", "flag", RACE),
+        ("narrow_scope", "flag", RACE),
+        ("no_fence", "fenced_flag", RACE),
+        ("no_wait", "fenced_flag", RACE),
         ("no_wait", "unawaited_copy", f"{RACE} a write by a copy_async|being written by a copy"),
         ("wrong_phase", "bulk_stage", f"{RACE} a write by a bulk_load|being written by a copy"),
         # Or others never see the phase that the second load ends.

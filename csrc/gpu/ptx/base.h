@@ -20,8 +20,7 @@ WEFT_DEVICE uint32_t threads() { return blockDim.x; }
 // The position in the warp equals threadIdx.x % 32 in one-dimensional blocks.
 WEFT_DEVICE uint32_t lane() { return threadIdx.x % kWarp; }
 
-// The shuffle tells the compiler that the value is the same in all lanes.
-WEFT_DEVICE uint32_t warp() { return __shfl_sync(kAllLanes, threadIdx.x / kWarp, 0); }
+WEFT_DEVICE uint32_t warp() { return threadIdx.x / kWarp; }
 
 WEFT_DEVICE Dim3 block() { return {blockIdx.x, blockIdx.y, blockIdx.z}; }
 WEFT_DEVICE Dim3 blocks() { return {gridDim.x, gridDim.y, gridDim.z}; }

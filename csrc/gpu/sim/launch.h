@@ -15,15 +15,19 @@ constexpr const char* kernel_name() {
   return __PRETTY_FUNCTION__;  // "… [with auto kKernel = row_sum_kernel<float>]"
 }
 
-template <class... Params>
-std::tuple<std::remove_cv_t<Params>...> parameters_of(void (*)(Params...));
+// Converts the arguments to the parameters, of which each thread gets a copy.
+template <class... Params, class... Args>
+void launch_with(const LaunchConfig& config, const char* name, void (*kernel)(Params...),
+                 const Args&... args) {
+  const std::tuple<std::remove_cv_t<Params>...> parameters(static_cast<Params>(args)...);
+  sim::run(config, name, [&] { std::apply(kernel, parameters); });
+}
+
 }  // namespace detail
 
 template <auto kKernel, class... Args>
 void launch(const LaunchConfig& config, const Args&... args) {
-  using Parameters = decltype(detail::parameters_of(kKernel));
-  const Parameters parameters(static_cast<const Args&>(args)...);
-  sim::run(config, detail::kernel_name<kKernel>(), [&] { std::apply(kKernel, parameters); });
+  detail::launch_with(config, detail::kernel_name<kKernel>(), kKernel, args...);
 }
 
 }  // namespace weft::gpu

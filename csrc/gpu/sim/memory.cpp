@@ -400,10 +400,11 @@ void synchronise(const void* p, Access access, Order order, Scope scope) {
   const auto at = reinterpret_cast<uintptr_t>(p);
   const bool acquires = order == Order::acquire || order == Order::acquire_release;
   const bool releases = order == Order::release || order == Order::acquire_release;
+  const uint64_t block = task.cluster << 8 | task.block->cluster_rank;
   const auto found = e.published.find(at);
   const bool chained = found != e.published.end() && access != Access::strong_write;
-  if (chained && (found->second.scope != Scope::block || found->second.block == &block_of(task)) &&
-      (scope != Scope::block || found->second.block == &block_of(task))) {
+  const bool narrow = chained && (scope == Scope::block || found->second.scope == Scope::block);
+  if (chained && (!narrow || found->second.block == block)) {
     if (acquires)
       acquire(task, found->second.clock);
     else
@@ -419,7 +420,7 @@ void synchronise(const void* p, Access access, Order order, Scope scope) {
   if (chained && mine)
     found->second.clock = merge(found->second.clock, mine);
   else if (mine)
-    e.published[at] = {mine, scope, &block_of(task)};
+    e.published[at] = {mine, scope, block};
   else if (!chained && found != e.published.end())
     e.published.erase(found);
 }

@@ -168,7 +168,7 @@ struct Cluster {
 struct Published {
   ClockRef clock;
   Scope scope;
-  const Block* block;  // for Scope::block
+  uint64_t block;  // its number, for Scope::block
 };
 
 // One launch at a time and process; see engine.cpp.

@@ -69,7 +69,7 @@ WEFT_KERNEL void ring_kernel(const float* x, float* y, int32_t N) {
   const auto next = [&] {
     if (++s == kRingStages) s = 0, phase ^= 1;
   };
-  if (warp() == 0) {
+  if (uniform(warp()) == 0) {
     for (int32_t n = 0; n < N; ++n, next()) {
       const Shared<float> row = smem.rows.from(s * 128, 128);
       mbarrier_wait(smem.empty.from(s), phase ^ 1);

@@ -111,6 +111,7 @@ enum class Mistake {
   early_start,
   no_fence_init,
   few_bytes,
+  narrow_scope,
 };
 
 // Neighbours in the block read what a thread wrote.
@@ -157,12 +158,30 @@ WEFT_KERNEL void flag_kernel(const float* x, float* between, uint32_t* flag, flo
     if (lane() == 0) {
       if constexpr (kMistake == Mistake::no_release)
         store_relaxed<Scope::gpu>(flag, 1u);
+      else if constexpr (kMistake == Mistake::narrow_scope)
+        store_release<Scope::block>(flag, 1u);
       else
         store_release<Scope::gpu>(flag, 1u);
     }
   } else {
     while (load_acquire<Scope::gpu>(flag) == 0) {
     }
+    store(y + lane(), load(between + lane()));
+  }
+}
+
+// The same by relaxed accesses and fences.
+template <Mistake kMistake>
+WEFT_KERNEL void fenced_flag_kernel(const float* x, float* between, uint32_t* flag, float* y) {
+  if (block().x == 0) {
+    store(between + lane(), load(x + lane()));
+    sync_warp();
+    if constexpr (kMistake != Mistake::no_fence) fence<Scope::gpu>();
+    if (lane() == 0) store_relaxed<Scope::gpu>(flag, 1u);
+  } else {
+    while (load_relaxed<Scope::gpu>(flag) == 0) {
+    }
+    if constexpr (kMistake != Mistake::no_wait) fence<Scope::gpu>();
     store(y + lane(), load(between + lane()));
   }
 }
@@ -292,6 +311,10 @@ void run_mutant(const Call& call, const std::string& kernel) {
   if (kernel == "flag")
     launch<flag_kernel<kMistake>>({.grid = {2}, .block = kWarp, .stream = call.stream}, x,
                                   call.outputs[1].as<float>(), call.inouts[0].as<uint32_t>(), y);
+  if (kernel == "fenced_flag")
+    launch<fenced_flag_kernel<kMistake>>({.grid = {2}, .block = kWarp, .stream = call.stream}, x,
+                                         call.outputs[1].as<float>(), call.inouts[0].as<uint32_t>(),
+                                         y);
   if (kernel == "unawaited_copy") launch<unawaited_copy_kernel<kMistake>>(one, x, y);
   if (kernel == "bulk_stage") launch<bulk_stage_kernel<kMistake>>(one, x, y);
   if (kernel == "bulk_store") launch<bulk_store_kernel<kMistake>>(one, x, y);
@@ -304,12 +327,12 @@ void run_mutant(const Call& call, const std::string& kernel) {
   }
 }
 
-// numbers: which of the kernels, in the order of the names; outputs are named by the kernel alone.
+// numbers: which of the kernels.
 template <Mistake kMistake>
 void mutant(const Call& call) {
   constexpr const char* kKernels[] = {
-      "neighbours", "reused_tile", "warp_tile",     "flag",         "unawaited_copy",
-      "bulk_stage", "bulk_store",  "cluster_visit", "cluster_exit", "dependent"};
+      "neighbours", "reused_tile",   "warp_tile",    "flag",      "unawaited_copy", "bulk_stage",
+      "bulk_store", "cluster_visit", "cluster_exit", "dependent", "fenced_flag"};
   run_mutant<kMistake>(call, kKernels[call.numbers[0]]);
 }
 const Register correct("correct", mutant<Mistake::none>);
@@ -323,5 +346,6 @@ const Register early_exit("early_exit", mutant<Mistake::early_exit>);
 const Register early_start("early_start", mutant<Mistake::early_start>);
 const Register no_fence_init("no_fence_init", mutant<Mistake::no_fence_init>);
 const Register few_bytes("few_bytes", mutant<Mistake::few_bytes>);
+const Register narrow_scope("narrow_scope", mutant<Mistake::narrow_scope>);
 
 }  // namespace weft::gpu::tests
