@@ -38,7 +38,10 @@ WEFT_DEVICE void fence_mbarrier_init();
 WEFT_DEVICE void mbarrier_invalidate(Shared<MBarrier> barrier);
 
 WEFT_DEVICE void mbarrier_arrive(Shared<MBarrier> barrier, uint32_t count = 1);
-// At the barrier of the same place in the block of that rank.
+// At the barrier of another block of the cluster. Scope::block orders what this thread has read: a
+// copy may then overwrite it. Scope::cluster, which takes longer, orders what it has written, too,
+// for those who wait with Scope::cluster.
+template <Scope kScope = Scope::block>
 WEFT_DEVICE void mbarrier_arrive(Remote<MBarrier> barrier);
 // `bytes` more are due in this phase; then arrives.
 WEFT_DEVICE void mbarrier_arrive_expect(Shared<MBarrier> barrier, uint32_t bytes);
@@ -47,8 +50,12 @@ WEFT_DEVICE void mbarrier_expect(Shared<MBarrier> barrier, uint32_t bytes);
 WEFT_DEVICE void copy_async_arrive(Shared<MBarrier> barrier);
 
 // Has the phase of that parity ended? A fresh barrier says yes for 1: the phase before the first.
+// What copies brought is then there, and what threads of the block did; Scope::cluster adds what
+// threads of other blocks did before they arrived with that scope.
+template <Scope kScope = Scope::block>
 WEFT_DEVICE bool mbarrier_try_wait(Shared<MBarrier> barrier, uint32_t parity);
 // Until it has.
+template <Scope kScope = Scope::block>
 WEFT_DEVICE void mbarrier_wait(Shared<MBarrier> barrier, uint32_t parity);
 
 // One element, into a block of the cluster, whose barrier at `barrier` then counts its bytes. 4, 8

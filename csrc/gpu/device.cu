@@ -1,8 +1,29 @@
 #include <cuda_runtime_api.h>
 
+#include "core/error.h"
 #include "gpu/device.h"
 
 namespace weft::gpu {
+
+namespace {
+
+int attribute(cudaDeviceAttr which, int device) {
+  int value = 0;
+  const cudaError_t status = cudaDeviceGetAttribute(&value, which, device);
+  check(status == cudaSuccess, "CUDA: cudaDeviceGetAttribute: ", cudaGetErrorString(status));
+  return value;
+}
+
+}  // namespace
+
+Limits limits() {
+  int device = 0;
+  const cudaError_t status = cudaGetDevice(&device);
+  check(status == cudaSuccess, "CUDA: cudaGetDevice: ", cudaGetErrorString(status));
+  return {static_cast<uint32_t>(attribute(cudaDevAttrMultiProcessorCount, device)),
+          static_cast<uint32_t>(attribute(cudaDevAttrMaxSharedMemoryPerBlockOptin, device)),
+          attribute(cudaDevAttrComputeCapabilityMajor, device) == 9};
+}
 
 int runtime_version() {
   int version = 0;

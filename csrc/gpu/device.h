@@ -1,8 +1,18 @@
 #pragma once
 
-// What the GPU build holds and what it finds; for `weft doctor`.
+// What the GPU build holds and what it finds; for `weft doctor` and for launch plans.
+
+#include <cstdint>
 
 namespace weft::gpu {
+
+// What launch plans depend on.
+struct Limits {
+  uint32_t multiprocessors = 1;
+  uint32_t shared_bytes = 48 << 10;  // that a block may have
+  bool clusters = false;             // sm_90: up to 16 blocks
+};
+Limits limits();  // of the current device
 
 // CUDA versions as the runtime counts them: 13000 is 13.0.
 int runtime_version();

@@ -15,8 +15,9 @@ enum class Cache {
   read_only,  // loads only, past L1: data that nobody writes while the kernel runs
 };
 
-// Whom an access synchronises with: threads of the block, of the GPU, of all GPUs and the CPU.
-enum class Scope { block, gpu, system };
+// Whom an access synchronises with: threads of the block, of the cluster (mbarriers only), of the GPU,
+// of all GPUs and the CPU.
+enum class Scope { block, cluster, gpu, system };
 
 template <int N, Cache kCache = Cache::normal, class T>
 WEFT_DEVICE Vec<T, N> load(const T* p);

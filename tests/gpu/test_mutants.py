@@ -92,6 +92,7 @@ KERNELS = [
     "cluster_exit",
     "dependent",
     "fenced_flag",
+    "cluster_message",
 ]
 
 
@@ -136,6 +137,7 @@ RACE = "race: .* not ordered with"
         ("early_exit", "bulk_store", "the block ends while a bulk_store"),
         ("early_start", "cluster_visit", "may not have begun"),
         ("no_barrier", "cluster_visit", f"{RACE}|not been written|the block ends while"),
+        ("narrow_scope", "cluster_message", RACE),
         ("early_exit", "cluster_exit", "the block ends while|which has ended"),
         ("no_wait", "dependent", "without wait_for_prerequisites"),
     ],

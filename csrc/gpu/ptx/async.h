@@ -62,11 +62,18 @@ WEFT_DEVICE void mbarrier_arrive(Shared<MBarrier> barrier, uint32_t count) {
   }
 #endif
 }
+// .release.cluster puts a fence of the whole GPU in front.
+template <Scope kScope>
 WEFT_DEVICE void mbarrier_arrive(Remote<MBarrier> barrier) {
+  static_assert(kScope == Scope::block || kScope == Scope::cluster);
   [[maybe_unused]] const uint32_t address =
       detail::remote_address(barrier.local().offset(), barrier.rank());
-  WEFT_PTX_SM90(asm volatile(
-      "mbarrier.arrive.release.cluster.shared::cluster.b64 _, [%0];" ::"r"(address) : "memory"));
+  if constexpr (kScope == Scope::cluster)
+    WEFT_PTX_SM90(asm volatile(
+        "mbarrier.arrive.release.cluster.shared::cluster.b64 _, [%0];" ::"r"(address) : "memory"));
+  else
+    WEFT_PTX_SM90(
+        asm volatile("mbarrier.arrive.shared::cluster.b64 _, [%0];" ::"r"(address) : "memory"));
 }
 WEFT_DEVICE void mbarrier_arrive_expect([[maybe_unused]] Shared<MBarrier> barrier,
                                         [[maybe_unused]] uint32_t bytes) {
@@ -87,29 +94,30 @@ WEFT_DEVICE void copy_async_arrive(Shared<MBarrier> barrier) {
 }
 
 // ---- PTX ISA: mbarrier.try_wait, which sleeps a while; sm_80 has test_wait alone.
+template <Scope kScope>
 WEFT_DEVICE bool mbarrier_try_wait(Shared<MBarrier> barrier, uint32_t parity) {
-  uint32_t done;
+  static_assert(kScope == Scope::block || kScope == Scope::cluster);
 #if !defined(__CUDA_ARCH__) || __CUDA_ARCH__ >= 900
-  asm volatile(
-      "{\n.reg .pred p;\n"
-      "mbarrier.try_wait.parity.shared.b64 p, [%1], %2;\n"
-      "selp.u32 %0, 1, 0, p;\n}"
-      : "=r"(done)
-      : "r"(barrier.address()), "r"(parity)
-      : "memory");
+#define WEFT_PTX_WAIT "mbarrier.try_wait.parity"
 #else
-  asm volatile(
-      "{\n.reg .pred p;\n"
-      "mbarrier.test_wait.parity.shared.b64 p, [%1], %2;\n"
-      "selp.u32 %0, 1, 0, p;\n}"
-      : "=r"(done)
-      : "r"(barrier.address()), "r"(parity)
-      : "memory");
+#define WEFT_PTX_WAIT "mbarrier.test_wait.parity"
 #endif
+#define WEFT_PTX_TEST(order) \
+  "{\n.reg .pred p;\n" WEFT_PTX_WAIT order ".shared.b64 p, [%1], %2;\nselp.u32 %0, 1, 0, p;\n}"
+  uint32_t done = 0;
+  if constexpr (kScope == Scope::cluster)
+    WEFT_PTX_SM90(
+        asm volatile(WEFT_PTX_TEST(".acquire.cluster") : "=r"(done) : "r"(barrier.address()),
+                     "r"(parity) : "memory"));
+  else
+    asm volatile(WEFT_PTX_TEST("") : "=r"(done) : "r"(barrier.address()), "r"(parity) : "memory");
+#undef WEFT_PTX_TEST
+#undef WEFT_PTX_WAIT
   return done != 0;
 }
+template <Scope kScope>
 WEFT_DEVICE void mbarrier_wait(Shared<MBarrier> barrier, uint32_t parity) {
-  while (!mbarrier_try_wait(barrier, parity)) {
+  while (!mbarrier_try_wait<kScope>(barrier, parity)) {
   }
 }
 

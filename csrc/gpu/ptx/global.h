@@ -134,6 +134,7 @@ namespace detail {
 
 template <Scope kScope, bool kAcquire, class T>
 WEFT_DEVICE T strong_load(const T* p) {
+  static_assert(kScope != Scope::cluster);
   static_assert(sizeof(T) == 4 || sizeof(T) == 8);
   uint32_t word = 0;
   uint64_t pair = 0;
@@ -160,6 +161,7 @@ WEFT_DEVICE T strong_load(const T* p) {
 
 template <Scope kScope, bool kRelease, class T>
 WEFT_DEVICE void strong_store(T* p, T v) {
+  static_assert(kScope != Scope::cluster);
   static_assert(sizeof(T) == 4 || sizeof(T) == 8);
   uint32_t word = 0;
   uint64_t pair = 0;
@@ -213,6 +215,7 @@ WEFT_DEVICE void store_volatile(T* p, T v) {
 
 template <Scope kScope>
 WEFT_DEVICE void fence() {
+  static_assert(kScope != Scope::cluster);
   if constexpr (kScope == Scope::block)
     asm volatile("fence.acq_rel.cta;" ::: "memory");
   else if constexpr (kScope == Scope::gpu)
@@ -227,6 +230,7 @@ namespace detail {
 // carries the order out, too.
 template <Scope kScope, Order kOrder, class F>
 WEFT_DEVICE auto ordered(const F& atomic) {
+  static_assert(kScope != Scope::cluster);
   if constexpr (kOrder == Order::release || kOrder == Order::acquire_release) fence<kScope>();
   const auto before = atomic();
   if constexpr (kOrder == Order::acquire || kOrder == Order::acquire_release) fence<kScope>();

@@ -39,6 +39,7 @@ void settle(MBarrierState& m) {
   ++m.phase;
   m.pending = m.arrivals;
   m.completed = m.join.take();
+  m.cluster_completed = m.cluster_join.take();
   for (Task* task : m.waiting) wake(*task);
   m.waiting.clear();
 }
@@ -221,11 +222,9 @@ void fence_mbarrier_init() {
     if (m.initialiser == self().id) m.fenced = true;
 }
 
-void mbarrier_arrive(uint32_t rank, uint32_t barrier, uint32_t arrivals, uint32_t bytes) {
-  WEFT_SIM_ENTER;
-  Task& task = self();
-  Block& block = block_of_rank(task, rank);
-  if (&block != &block_of(task)) note_visitor(task, block);
+namespace {
+
+MBarrierState& count_arrivals(Block& block, uint32_t barrier, uint32_t arrivals, uint32_t bytes) {
   MBarrierState& m = find_mbarrier(block, barrier, "mbarrier_arrive");
   note_mbarrier(block, barrier, Access::update);
   m.bytes += bytes;  // before the arrival, which might end the phase
@@ -234,11 +233,35 @@ void mbarrier_arrive(uint32_t rank, uint32_t barrier, uint32_t arrivals, uint32_
     error("mbarrier_arrive of " + std::to_string(arrivals) + " at an mbarrier that expects " +
           std::to_string(m.pending) + " more in this phase");
   m.pending -= arrivals;
+  return m;
+}
+
+}  // namespace
+
+void mbarrier_arrive(uint32_t barrier, uint32_t arrivals, uint32_t bytes) {
+  WEFT_SIM_ENTER;
+  Task& task = self();
+  MBarrierState& m = count_arrivals(block_of(task), barrier, arrivals, bytes);
   if (arrivals > 0 && engine().options.check_races) m.join.add(task);
   settle(m);
 }
 
-bool mbarrier_wait(uint32_t barrier, uint32_t parity, bool until_done) {
+void mbarrier_arrive_remote(uint32_t rank, uint32_t barrier, Scope scope) {
+  WEFT_SIM_ENTER;
+  Task& task = self();
+  Block& block = block_of_rank(task, rank);
+  const bool remote = &block != &block_of(task);
+  if (remote) note_visitor(task, block);
+  MBarrierState& m = count_arrivals(block, barrier, 1, 0);
+  if (engine().options.check_races) {
+    if (remote) m.join.add_reads(task);
+    if (remote && scope == Scope::cluster) m.cluster_join.add(task);
+    if (!remote) m.join.add(task);
+  }
+  settle(m);
+}
+
+bool mbarrier_wait(uint32_t barrier, uint32_t parity, Scope scope, bool until_done) {
   WEFT_SIM_ENTER;
   Task& task = self();
   Block& block = block_of(task);
@@ -256,6 +279,7 @@ bool mbarrier_wait(uint32_t barrier, uint32_t parity, bool until_done) {
   }
   if (!done()) return false;
   if (m->completed) acquire(task, m->completed);
+  if (m->cluster_completed && scope == Scope::cluster) acquire(task, m->cluster_completed);
   return true;
 }
 

@@ -48,25 +48,31 @@ WEFT_DEVICE void mbarrier_invalidate(Shared<MBarrier> barrier) {
   sim::mbarrier_invalidate(barrier.offset());
 }
 WEFT_DEVICE void mbarrier_arrive(Shared<MBarrier> barrier, uint32_t count) {
-  sim::mbarrier_arrive(sim::kThisBlock, barrier.offset(), count, 0);
+  sim::mbarrier_arrive(barrier.offset(), count, 0);
 }
+template <Scope kScope>
 WEFT_DEVICE void mbarrier_arrive(Remote<MBarrier> barrier) {
-  sim::mbarrier_arrive(barrier.rank(), barrier.local().offset(), 1, 0);
+  static_assert(kScope == Scope::block || kScope == Scope::cluster);
+  sim::mbarrier_arrive_remote(barrier.rank(), barrier.local().offset(), kScope);
 }
 WEFT_DEVICE void mbarrier_arrive_expect(Shared<MBarrier> barrier, uint32_t bytes) {
-  sim::mbarrier_arrive(sim::kThisBlock, barrier.offset(), 1, bytes);
+  sim::mbarrier_arrive(barrier.offset(), 1, bytes);
 }
 WEFT_DEVICE void mbarrier_expect(Shared<MBarrier> barrier, uint32_t bytes) {
-  sim::mbarrier_arrive(sim::kThisBlock, barrier.offset(), 0, bytes);
+  sim::mbarrier_arrive(barrier.offset(), 0, bytes);
 }
 WEFT_DEVICE void copy_async_arrive(Shared<MBarrier> barrier) {
   sim::copy_async_arrive(barrier.offset());
 }
+template <Scope kScope>
 WEFT_DEVICE bool mbarrier_try_wait(Shared<MBarrier> barrier, uint32_t parity) {
-  return sim::mbarrier_wait(barrier.offset(), parity, false);
+  static_assert(kScope == Scope::block || kScope == Scope::cluster);
+  return sim::mbarrier_wait(barrier.offset(), parity, kScope, false);
 }
+template <Scope kScope>
 WEFT_DEVICE void mbarrier_wait(Shared<MBarrier> barrier, uint32_t parity) {
-  sim::mbarrier_wait(barrier.offset(), parity, true);
+  static_assert(kScope == Scope::block || kScope == Scope::cluster);
+  sim::mbarrier_wait(barrier.offset(), parity, kScope, true);
 }
 
 template <class V, class T>

@@ -131,13 +131,12 @@ void wait_for_prerequisites();
 void set_registers(uint32_t count, bool increase);
 
 // ---- mbarriers and copies, by the offset of a barrier or of data in shared memory
-constexpr uint32_t kThisBlock = 0xFFFFFFFF;  // as a rank
-
 void mbarrier_init(uint32_t barrier, uint32_t arrivals);
 void mbarrier_invalidate(uint32_t barrier);
 void fence_mbarrier_init();
-void mbarrier_arrive(uint32_t rank, uint32_t barrier, uint32_t arrivals, uint32_t bytes);
-bool mbarrier_wait(uint32_t barrier, uint32_t parity, bool until_done);
+void mbarrier_arrive(uint32_t barrier, uint32_t arrivals, uint32_t bytes);
+void mbarrier_arrive_remote(uint32_t rank, uint32_t barrier, Scope scope);
+bool mbarrier_wait(uint32_t barrier, uint32_t parity, Scope scope, bool until_done);
 
 void copy_async(uint32_t to, const void* from, uint32_t valid_bytes, uint32_t bytes);
 void copy_async_commit();

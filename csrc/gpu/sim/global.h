@@ -44,6 +44,7 @@ namespace detail {
 
 template <Scope kScope, Order kOrder, class T>
 WEFT_DEVICE T strong_load(const T* p) {
+  static_assert(kScope != Scope::cluster);
   // Whoever writes meanwhile is let in before the value is taken.
   sim::synchronise(p, sim::Access::strong_read, kOrder, kScope);
   return *static_cast<const T*>(sim::global_access(p, sizeof(T), sim::Access::strong_read));
@@ -51,6 +52,7 @@ WEFT_DEVICE T strong_load(const T* p) {
 
 template <Scope kScope, Order kOrder, class T>
 WEFT_DEVICE void strong_store(T* p, T v) {
+  static_assert(kScope != Scope::cluster);
   auto* to = static_cast<T*>(sim::global_access(p, sizeof(T), sim::Access::strong_write));
   sim::synchronise(p, sim::Access::strong_write, kOrder, kScope);
   *to = v;
@@ -58,6 +60,7 @@ WEFT_DEVICE void strong_store(T* p, T v) {
 
 template <Scope kScope, Order kOrder, class T, class F>
 WEFT_DEVICE T update(T* p, const F& f) {
+  static_assert(kScope != Scope::cluster);
   auto* at = static_cast<T*>(sim::global_access(p, sizeof(T), sim::Access::update));
   sim::synchronise(p, sim::Access::update, kOrder, kScope);
   const T before = *at;
@@ -94,6 +97,7 @@ WEFT_DEVICE void store_volatile(T* p, T v) {
 
 template <Scope kScope>
 WEFT_DEVICE void fence() {
+  static_assert(kScope != Scope::cluster);
   sim::memory_fence(kScope);
 }
 

@@ -324,7 +324,7 @@ void* remote_access(uint32_t rank, uint32_t offset, uint32_t bytes, Access acces
 
 Block& block_of_rank(Task& task, uint32_t rank) {
   Block& own = block_of(task);
-  if (rank == kThisBlock || rank == own.facts.cluster_rank) return own;
+  if (rank == own.facts.cluster_rank) return own;
   Cluster& cluster = *own.cluster;
   if (rank >= cluster.blocks.size())
     error("access to the shared memory of block " + std::to_string(rank) + " of a cluster of " +

@@ -24,6 +24,7 @@ void raise(std::vector<uint32_t>& to, uint32_t actor, uint32_t epoch) {
 ClockRef copy_of(const Clock& clock) {
   ClockRef copy = new_clock(clock.cluster);
   copy->seen = clock.seen;
+  copy->read = clock.read;
   copy->fenced = clock.fenced;
   copy->foreign = clock.foreign;
   copy->prerequisites = clock.prerequisites;
@@ -37,6 +38,7 @@ void join_into(Clock& to, const ClockRef& from) {
   to.prerequisites |= from->prerequisites;
   if (from->cluster == to.cluster) {
     raise(to.seen, from->seen);
+    raise(to.read, from->read);
     raise(to.fenced, from->fenced);
   } else {
     learn_foreign(to, from->cluster, from);
@@ -76,6 +78,7 @@ bool known(const Stamp& stamp, const Actor& actor) {
   // A write by a thread reaches the asynchronous proxy through a fence.
   const bool needs_fence = actor.async && !stamp.async && stamp.write;
   uint32_t until = needs_fence ? clock.fenced_of(stamp.actor) : clock.seen_of(stamp.actor);
+  if (!stamp.write) until = std::max(until, clock.read_of(stamp.actor));
   for (const Own& own : actor.own)
     if (own.actor == stamp.actor) until = std::max(until, needs_fence ? own.fenced : own.known);
   return stamp.epoch <= until;
@@ -209,6 +212,7 @@ ClockRef new_clock(uint64_t cluster) {
     clock = spare.back();
     spare.pop_back();
     clock->seen.clear();
+    clock->read.clear();
     clock->fenced.clear();
     clock->prerequisites = false;
   }
@@ -242,6 +246,15 @@ void Join::add(Actor& actor) {
       if (own.actor != kNoActor) raise(mine->seen, own.actor, own.known);
     learn_foreign(sum, actor.cluster, mine);
   }
+  actor.advance();
+}
+
+void Join::add_reads(Actor& actor) {
+  Clock& sum = mutable_sum(actor.cluster);
+  raise(sum.read, actor.clock->seen);
+  raise(sum.read, actor.clock->read);
+  for (const Own& own : actor.own)
+    if (own.actor != kNoActor && own.known) raise(sum.read, own.actor, own.known);
   actor.advance();
 }
 
@@ -285,7 +298,7 @@ void fence_for_async(Actor& actor) {
 }
 
 bool seen(const Actor& actor, uint32_t other, uint32_t epoch) {
-  uint32_t until = actor.clock->seen_of(other);
+  uint32_t until = std::max(actor.clock->seen_of(other), actor.clock->read_of(other));
   for (const Own& own : actor.own)
     if (own.actor == other) until = std::max(until, own.known);
   return epoch <= until;

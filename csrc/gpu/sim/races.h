@@ -49,10 +49,12 @@ struct Clock {
   uint32_t references = 0;
   uint64_t cluster = 0;          // whose actors `seen` counts
   std::vector<uint32_t> seen;    // epochs, by actor; those missing are 0
+  std::vector<uint32_t> read;    // of which the reads are known, if not all
   std::vector<uint32_t> fenced;  // of which the writes can be seen by asynchronous copies, too
   std::vector<std::pair<uint64_t, ClockRef>> foreign;  // of other clusters
   bool prerequisites = false;                          // wait_for_prerequisites has been passed
 
+  uint32_t read_of(uint32_t actor) const { return actor < read.size() ? read[actor] : 0; }
   uint32_t seen_of(uint32_t actor) const { return actor < seen.size() ? seen[actor] : 0; }
   uint32_t fenced_of(uint32_t actor) const { return actor < fenced.size() ? fenced[actor] : 0; }
 };
@@ -86,7 +88,8 @@ struct Actor {
 // Clocks that come together at a barrier.
 class Join {
  public:
-  void add(Actor& actor);  // publishes all that the actor knows; its next epoch begins
+  void add(Actor& actor);        // publishes all that the actor knows; its next epoch begins
+  void add_reads(Actor& actor);  // the same, but of its reads alone
   void add(uint64_t cluster, const Own& own);  // of one engine alone
   ClockRef take();                             // the sum, and begins anew
   ClockRef sum();                              // the sum so far, which further ones do not change

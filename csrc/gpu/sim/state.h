@@ -110,8 +110,9 @@ struct MBarrierState {
   uint32_t phase = 0;
   uint32_t initialiser = 0;  // actor
   bool fenced = false;       // seen by copies and by the cluster
-  Join join;
-  ClockRef completed;  // the last phase
+  // What arrivals have published: for all, and for those who wait with Scope::cluster.
+  Join join, cluster_join;
+  ClockRef completed, cluster_completed;  // the last phase
   std::vector<Task*> waiting;
 };
 

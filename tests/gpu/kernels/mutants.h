@@ -265,6 +265,28 @@ WEFT_KERNEL void cluster_exit_kernel(float* y) {
   if constexpr (kMistake != Mistake::early_exit) sync_cluster();
 }
 
+// A block writes into another, and tells it by an mbarrier instead of a cluster barrier.
+template <Mistake kMistake>
+WEFT_KERNEL void cluster_message_kernel(float* y) {
+  constexpr Scope kScope = kMistake == Mistake::narrow_scope ? Scope::block : Scope::cluster;
+  SharedLayout layout;
+  const Shared<float> word = layout.take<float>(kWarp);
+  const Shared<MBarrier> full = layout.take<MBarrier>(1);
+  if (thread() == 0) {
+    mbarrier_init(full, kWarp);
+    fence_mbarrier_init();
+  }
+  sync_cluster();
+  if (cluster_rank() == 0) {
+    word.in_block(1).store(lane(), 1.0f);
+    mbarrier_arrive<kScope>(full.in_block(1));
+  } else {
+    mbarrier_wait<Scope::cluster>(full, 0);
+    store<Cache::normal, float>(y + lane(), word[lane() ^ 1]);
+  }
+  sync_cluster();
+}
+
 // Two kernels, the second of which may start before the first has ended.
 template <Mistake kMistake>
 WEFT_KERNEL void dependent_kernel(const float* x, float* y) {
@@ -320,6 +342,7 @@ void run_mutant(const Call& call, const std::string& kernel) {
   if (kernel == "bulk_store") launch<bulk_store_kernel<kMistake>>(one, x, y);
   if (kernel == "cluster_visit") launch<cluster_visit_kernel<kMistake>>(pair, y);
   if (kernel == "cluster_exit") launch<cluster_exit_kernel<kMistake>>(pair, y);
+  if (kernel == "cluster_message") launch<cluster_message_kernel<kMistake>>(pair, y);
   if (kernel == "dependent") {
     launch<dependent_kernel<kMistake>>(one, x, y);
     launch<dependent_kernel<kMistake>>({.block = kWarp, .stream = call.stream, .dependent = true},
@@ -330,9 +353,10 @@ void run_mutant(const Call& call, const std::string& kernel) {
 // numbers: which of the kernels.
 template <Mistake kMistake>
 void mutant(const Call& call) {
-  constexpr const char* kKernels[] = {
-      "neighbours", "reused_tile",   "warp_tile",    "flag",      "unawaited_copy", "bulk_stage",
-      "bulk_store", "cluster_visit", "cluster_exit", "dependent", "fenced_flag"};
+  constexpr const char* kKernels[] = {"neighbours", "reused_tile",    "warp_tile",
+                                      "flag",       "unawaited_copy", "bulk_stage",
+                                      "bulk_store", "cluster_visit",  "cluster_exit",
+                                      "dependent",  "fenced_flag",    "cluster_message"};
   run_mutant<kMistake>(call, kKernels[call.numbers[0]]);
 }
 const Register correct("correct", mutant<Mistake::none>);
