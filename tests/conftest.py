@@ -47,13 +47,29 @@ def pytest_addoption(parser: pytest.Parser) -> None:
         metavar="N",
         help="run every Nth test only: for runs under sanitizers or in a second environment",
     )
+    parser.addoption(
+        "--backend",
+        metavar="NAME",
+        help="run the tests of kernels alone, on the backends whose names begin so: cpu, cuda, …",
+    )
 
 
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
+    wanted = config.getoption("--backend")
+    if wanted:
+        others = [x for x in items if not _backend_of(x).startswith(wanted)]
+        config.hook.pytest_deselected(items=others)
+        items[:] = [x for x in items if _backend_of(x).startswith(wanted)]
     every = config.getoption("--sample")
     if every > 1:
         config.hook.pytest_deselected(items=[x for i, x in enumerate(items) if i % every])
         items[:] = items[::every]
+
+
+def _backend_of(item: pytest.Item) -> str:
+    """The name of the backend that a test runs on; empty if it is no test of a kernel."""
+    backend = getattr(item, "callspec", None) and item.callspec.params.get("backend")
+    return backend.name if backend else ""
 
 
 def pytest_configure(config: pytest.Config) -> None:
