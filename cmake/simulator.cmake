@@ -10,7 +10,7 @@ add_library(weft_simulator STATIC
             csrc/gpu/sim/tensor.cpp
             csrc/gpu/tensor_map.cpp)
 # Line numbers, for the simulator's messages.
-target_compile_options(weft_simulator PUBLIC -O2 -g1)
+target_compile_options(weft_simulator PUBLIC -O2 -g1 -Wno-psabi)
 target_link_libraries(weft_simulator PUBLIC ${CMAKE_DL_LIBS})
 
 # The kernels of tests/gpu, in namespace weft_gpu_tests.

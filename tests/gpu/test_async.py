@@ -10,7 +10,7 @@ import torch
 
 from .kernel import run
 
-pytestmark = pytest.mark.usefixtures("simulated")
+pytestmark = pytest.mark.usefixtures("everywhere")
 
 
 @pytest.mark.parametrize("stages", [2, 4])

@@ -7,7 +7,7 @@ import torch
 
 from .kernel import run
 
-pytestmark = pytest.mark.usefixtures("simulated")
+pytestmark = pytest.mark.usefixtures("everywhere")
 
 
 def test_row_sum():

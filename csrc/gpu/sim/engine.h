@@ -112,6 +112,9 @@ void group_add(std::function<void()> work);
 void group_commit();
 void group_wait(uint32_t pending);
 
+// The lane that elect() chooses: the hardware promises no particular one.
+uint32_t elected_lane();
+
 // The collective in the caller's terms: body(A* const* lanes, uint32_t mask), a lambda that captures
 // nothing.
 template <class A, class Body>

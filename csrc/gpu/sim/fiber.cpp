@@ -25,7 +25,7 @@ constexpr size_t kStackBytes = 128 << 10;
 
 }  // namespace
 
-#if defined(__x86_64__)
+#if defined(WEFT_SIM_OWN_SWITCH)
 // void weft_sim_switch(void** save, void* load): pushes what a callee must keep, swaps stacks, pops.
 asm(R"(
 .text
@@ -77,7 +77,7 @@ void Fiber::start(void (*entry)()) {
   // The functions that the last run was left in have never returned.
   __asan_unpoison_memory_region(stack_, kStackBytes);
 #endif
-#if defined(__x86_64__)
+#if defined(WEFT_SIM_OWN_SWITCH)
   // Six registers, the address that `ret` takes, and the return address of an entry, which has none:
   // at a function's first instruction the stack pointer is 8 off a multiple of 16.
   auto* top = reinterpret_cast<uint64_t*>(static_cast<char*>(stack_) + kStackBytes) - 8;
@@ -97,7 +97,7 @@ void Fiber::switch_to(Fiber& other) {
 #if defined(__SANITIZE_ADDRESS__)
   __sanitizer_start_switch_fiber(&sanitizer_stack_, other.bottom_, other.size_);
 #endif
-#if defined(__x86_64__)
+#if defined(WEFT_SIM_OWN_SWITCH)
   weft_sim_switch(&stack_pointer_, other.stack_pointer_);
 #else
   swapcontext(&context_, &other.context_);

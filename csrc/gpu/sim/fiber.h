@@ -1,11 +1,14 @@
 // Stacks, and the switch between them. A fiber runs until it calls switch_fiber; the callee-saved
 // registers of the x86-64 System V ABI are then on its stack, and its stack pointer is all that is
-// kept of it. Other architectures go through ucontext, some twenty times slower.
+// kept of it. Other architectures go through ucontext, some twenty times slower; WEFT_SIM_UCONTEXT
+// asks for that.
 #pragma once
 
 #include <cstddef>
 
-#if !defined(__x86_64__)
+#if defined(__x86_64__) && !defined(WEFT_SIM_UCONTEXT)
+#define WEFT_SIM_OWN_SWITCH
+#else
 #include <ucontext.h>
 #endif
 
@@ -30,7 +33,7 @@ class Fiber {
   void entered(Fiber& host);
 
  private:
-#if defined(__x86_64__)
+#if defined(WEFT_SIM_OWN_SWITCH)
   void* stack_pointer_ = nullptr;
 #else
   ucontext_t context_;

@@ -120,6 +120,8 @@ void group_meet(const char* name, void* arguments, GroupBody body) {
     if (i != task.index) wake(*block.tasks[i]);
 }
 
+uint32_t elected_lane() { return static_cast<uint32_t>(engine().options.seed % kWarp); }
+
 void sync_warp(uint32_t mask) {
   WEFT_SIM_ENTER;
   meet("sync_warp", mask, &self(), [](void* const* lanes, uint32_t m) {

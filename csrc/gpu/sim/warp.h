@@ -70,7 +70,7 @@ WEFT_DEVICE uint32_t shuffle_up_word(uint32_t word, uint32_t by, uint32_t width)
 
 WEFT_DEVICE bool elect() {
   detail::vote("elect", true, kAllLanes);
-  return lane() == 0;
+  return lane() == sim::elected_lane();
 }
 
 }  // namespace weft::gpu

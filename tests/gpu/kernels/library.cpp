@@ -32,7 +32,9 @@ void configure(int64_t seed, bool late_completion, bool check_races) {
 }  // namespace weft::gpu::tests
 
 STABLE_TORCH_LIBRARY(weft_gpu_tests, m) {
-  m.def(WEFT_GPU_TESTS_RUN);
+  m.def(
+      "run(str name, Tensor[] inputs, Tensor(a!)[] inouts, Tensor(b!)[] outputs, int[] numbers) -> "
+      "()");
   m.def("configure(int seed, bool late_completion, bool check_races) -> ()");
 }
 

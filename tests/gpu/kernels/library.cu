@@ -1,4 +1,4 @@
-// The test kernels on CUDA.
+// The test kernels on CUDA. Loaded after library.cpp's, which declares the op.
 #include "library.h"
 
 namespace weft::gpu::tests {
@@ -14,8 +14,6 @@ void run(std::string name, std::vector<Tensor> inputs, std::vector<Tensor> inout
 
 }  // namespace
 }  // namespace weft::gpu::tests
-
-STABLE_TORCH_LIBRARY_FRAGMENT(weft_gpu_tests, m) { m.def(WEFT_GPU_TESTS_RUN); }
 
 STABLE_TORCH_LIBRARY_IMPL(weft_gpu_tests, CUDA, m) {
   m.impl("run", TORCH_BOX(&weft::gpu::tests::run));

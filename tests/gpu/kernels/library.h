@@ -39,6 +39,3 @@ inline const Case& find_case(const std::string& name) {
 }
 
 }  // namespace weft::gpu::tests
-
-#define WEFT_GPU_TESTS_RUN \
-  "run(str name, Tensor[] inputs, Tensor(a!)[] inouts, Tensor(b!)[] outputs, int[] numbers) -> ()"
