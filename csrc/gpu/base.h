@@ -8,6 +8,7 @@
 //   WEFT_KERNEL_BOUNDS(n, m)         a kernel of at most n threads a block, at least m blocks an SM
 //   WEFT_DEVICE                      a function that kernels call: always inlined
 //   WEFT_GRID_CONSTANT               before a kernel's parameter that is used by address (TensorMap)
+//   WEFT_UNROLL                      before a loop whose index counts registers
 #pragma once
 
 #include <cstddef>
@@ -20,11 +21,13 @@
 #define WEFT_KERNEL_BOUNDS(threads, min_blocks) __global__ __launch_bounds__(threads, min_blocks)
 #define WEFT_DEVICE __device__ __forceinline__
 #define WEFT_GRID_CONSTANT __grid_constant__
+#define WEFT_UNROLL _Pragma("unroll")
 #else
 #define WEFT_KERNEL
 #define WEFT_KERNEL_BOUNDS(threads, min_blocks)
 #define WEFT_DEVICE [[gnu::always_inline]] inline
 #define WEFT_GRID_CONSTANT
+#define WEFT_UNROLL
 #endif
 
 namespace weft::gpu {

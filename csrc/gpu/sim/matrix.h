@@ -5,8 +5,10 @@
 
 #include <bit>
 #include <cstdint>
+#include <type_traits>
 
 #include "gpu/layouts.h"
+#include "gpu/sim/convert.h"
 
 namespace weft::gpu::sim {
 
@@ -28,7 +30,7 @@ void multiply_add(T* d, const T* a, const T* b, uint32_t M, uint32_t N, uint32_t
       T* sum = d + m * N;
       for (uint32_t n = 0; n < N; n += 8)
         for (uint32_t i = 0; i < 8; ++i) {
-          if constexpr (sizeof(row[0] * 1.0f) && std::is_same_v<T, int32_t>)
+          if constexpr (std::is_same_v<T, int32_t>)
             sum[n + i] = static_cast<int32_t>(static_cast<uint32_t>(sum[n + i]) +
                                               static_cast<uint32_t>(factor * row[n + i]));
           else

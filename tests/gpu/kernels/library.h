@@ -15,6 +15,8 @@
 #include "case.h"
 #include "cluster.h"
 #include "convert.h"
+#include "mma.h"
+#include "mma_mutants.h"
 #include "mutants.h"
 #include "row_sum.h"
 #include "tensor.h"
