@@ -102,10 +102,15 @@ sanitize: $(VENV)/.weft
 test-package: $(VENV)/.weft
 	$(BIN)/python $(PYTEST) -m '' tests/package
 
-# The CUDA library, on every machine with nvcc: no GPU and no CUDA build of torch is needed.
+# The CUDA library, on every machine with nvcc: no GPU and no CUDA build of torch is needed. Then what can be said of it
+# without a GPU: the oldest torch that it loads into, registers, spills, instructions.
 cuda: $(VENV)/.weft
 	$(call configure,cuda) -DWEFT_CUDA=on
 	$(BIN)/cmake --build build/cuda --target weft_cuda weft_gpu_tests_cuda
+	$(BIN)/python $(PIP) install -r requirements/cuda.txt
+	rm -rf build/cuda/audit && mkdir build/cuda/audit && cp build/cuda/libweft_cuda.so build/cuda/audit
+	$(BIN)/torch-abi-audit --check torch build/cuda/audit
+	$(BIN)/python tools/check_cuda.py build/cuda/libweft_cuda.so
 
 # The libraries that were built against the pinned torch, in the newest one (a CUDA build: some 6 GB).
 test-newest-torch: $(VENV)/.weft

@@ -68,8 +68,10 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
 
 def _backend_of(item: pytest.Item) -> str:
     """The name of the backend that a test runs on; empty if it is no test of a kernel."""
-    backend = getattr(item, "callspec", None) and item.callspec.params.get("backend")
-    return backend.name if backend else ""
+    parameters = item.callspec.params if hasattr(item, "callspec") else {}
+    if "everywhere" in parameters:  # tests/gpu: the GPU, or a mode of the simulator
+        return "cuda" if parameters["everywhere"] == "cuda" else "simulator"
+    return parameters["backend"].name if "backend" in parameters else ""
 
 
 def pytest_configure(config: pytest.Config) -> None:

@@ -18,8 +18,8 @@ LEDGER = Path(__file__).with_name("ledger.json")
 
 # Of csrc: what the CUDA library is compiled from is all but this.
 NOT_CUDA = (
-    "gpu/sim/", "cpu/", "python/", "torch/threads.cpp", "torch/libtorch_cuda_stub.cpp", "library.cpp",
-    "library_simulator.cpp",
+    "gpu/sim/", "cpu/", "python/", "torch/threads.cpp", "torch/libtorch_cuda_stub.cpp",
+    "library.cpp", "library_simulator.cpp",
 )  # fmt: skip
 SUFFIXES = (".h", ".cuh", ".cu", ".cpp")
 

@@ -1,0 +1,178 @@
+"""Checks what the CUDA compiler made of the kernels, on machines without a GPU.
+
+    python tools/check_cuda.py build/cuda/libweft_cuda.so
+
+reads registers, stack and machine code (SASS) of every kernel and architecture out of the library,
+prints them as a table and fails where a kernel spills or uses local memory, or breaks a line of
+EXPECTED: a memory-bound kernel that does not move 16 bytes a thread, a matrix kernel without its
+matrix instructions. cuobjdump comes with the CUDA toolkit or from PyPI (nvidia-cuda-cuobjdump).
+"""
+
+from __future__ import annotations
+
+import argparse
+import importlib.util
+import re
+import shutil
+import subprocess
+import sys
+from collections import Counter
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+
+ARCHITECTURES = ("sm_80", "sm_90a")
+
+
+@dataclass(frozen=True)
+class Expected:
+    """What the machine code of the kernels whose names match has to hold.
+
+    An instruction is written as its opcode and the modifiers that matter: "LDG.128" is any load
+    from global memory of 16 bytes.
+    """
+
+    kernels: str
+    holds: dict[str, int] = field(default_factory=dict)
+    """Instructions, and how many of each at least."""
+    lacks: tuple[str, ...] = ()
+    architectures: tuple[str, ...] = ARCHITECTURES
+
+
+EXPECTED: tuple[Expected, ...] = ()
+
+
+@dataclass
+class Kernel:
+    """One kernel on one architecture."""
+
+    name: str
+    architecture: str
+    registers: int = 0
+    stack: int = 0
+    local: int = 0
+    shared: int = 0
+    instructions: Counter[str] = field(default_factory=Counter)
+    """By opcode with all modifiers, as in LDG.E.128.CONSTANT."""
+
+    def count(self, instruction: str) -> int:
+        """How many instructions have this opcode and at least these modifiers."""
+        opcode, *modifiers = instruction.split(".")
+        return sum(
+            n
+            for text, n in self.instructions.items()
+            if (parts := text.split("."))[0] == opcode and set(modifiers) <= set(parts[1:])
+        )
+
+
+def tool(name: str) -> str:
+    """cuobjdump or nvdisasm: on PATH, beside nvcc, or the one that PyPI's package brings."""
+    nvidia = importlib.util.find_spec("nvidia")
+    places = (
+        [Path(p) / "cu13/bin" for p in (nvidia.submodule_search_locations or [])] if nvidia else []
+    )
+    nvcc = shutil.which("nvcc")
+    if nvcc:
+        places.append(Path(nvcc).resolve().parent)
+    for place in (None, *places):
+        if found := shutil.which(name, path=place):
+            return found
+    raise SystemExit(f"{name} was not found: pip install nvidia-cuda-{name}")
+
+
+def dump(library: Path, option: str) -> str:
+    return subprocess.check_output([tool("cuobjdump"), option, str(library)], text=True)
+
+
+ARCHITECTURE = re.compile(r"^arch = (\w+)$")
+FUNCTION = re.compile(r"^\s*Function\s*:?\s+(\w+):?\s*$")
+RESOURCES = re.compile(r"REG:(\d+) STACK:(\d+) SHARED:(\d+) LOCAL:(\d+)")
+INSTRUCTION = re.compile(r"^\s+/\*[0-9a-f]{4,}\*/\s+(?:@!?U?P[T\d]+ )?([A-Z][A-Z0-9_.]*)")
+
+
+def parse(resources: str, sass: str) -> list[Kernel]:
+    """The kernels of cuobjdump's two listings, by mangled name."""
+    kernels: dict[tuple[str, str], Kernel] = {}
+    for kernel, line in _by_kernel(resources, kernels):
+        if found := RESOURCES.search(line):
+            kernel.registers, kernel.stack, kernel.shared, kernel.local = map(int, found.groups())
+    for kernel, line in _by_kernel(sass, kernels):
+        if found := INSTRUCTION.match(line):
+            kernel.instructions[found[1]] += 1
+    return list(kernels.values())
+
+
+def _by_kernel(text: str, kernels: dict[tuple[str, str], Kernel]) -> Iterator[tuple[Kernel, str]]:
+    """Each line with the kernel that it is about."""
+    architecture, kernel = "", None
+    for line in text.splitlines():
+        if found := ARCHITECTURE.match(line):
+            architecture, kernel = found[1], None
+        elif found := FUNCTION.match(line):
+            key = architecture, found[1]
+            kernel = kernels.setdefault(key, Kernel(found[1], architecture))
+        elif kernel is not None:
+            yield kernel, line
+
+
+def demangle(kernels: Iterable[Kernel]) -> None:
+    """Names as C++ has them, without return type, anonymous namespaces and parameters."""
+    kernels = list(kernels)
+    names = "\n".join(kernel.name for kernel in kernels)
+    plain = subprocess.check_output(["c++filt"], input=names, text=True).splitlines()
+    for kernel, name in zip(kernels, plain, strict=True):
+        name = re.sub(r"\(anonymous namespace\)::|_GLOBAL__N__\w+::", "", name)
+        kernel.name = re.sub(r"^void ", "", name)
+        if (end := kernel.name.rfind("(")) > 0:
+            kernel.name = kernel.name[:end]
+
+
+def violations(kernels: Iterable[Kernel], expected: Iterable[Expected]) -> Iterator[str]:
+    kernels = list(kernels)
+    for kernel in kernels:
+        if kernel.stack or kernel.local:
+            yield (
+                f"{kernel.architecture} {kernel.name}: {kernel.stack} bytes of stack and "
+                f"{kernel.local} of local memory, expected none"
+            )
+    for rule in expected:
+        for architecture in rule.architectures:
+            meant = [
+                k for k in kernels
+                if k.architecture == architecture and re.search(rule.kernels, k.name)
+            ]  # fmt: skip
+            if not meant:
+                yield f"{architecture}: no kernel is called {rule.kernels}"
+            for kernel in meant:
+                for instruction, least in rule.holds.items():
+                    if (n := kernel.count(instruction)) < least:
+                        yield (
+                            f"{architecture} {kernel.name}: {n} of {instruction}, expected at "
+                            f"least {least}"
+                        )
+                for instruction in rule.lacks:
+                    if n := kernel.count(instruction):
+                        yield f"{architecture} {kernel.name}: {n} of {instruction}, expected none"
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
+    parser.add_argument("library", type=Path)
+    library = parser.parse_args().library
+    kernels = parse(dump(library, "--dump-resource-usage"), dump(library, "-sass"))
+    demangle(kernels)
+    print(f"{'registers':>9} {'shared':>6} {'SASS':>6} {'LDG.128':>7} {'STG.128':>7}  kernel")
+    for kernel in sorted(kernels, key=lambda k: (k.architecture, k.name)):
+        total, wide = kernel.instructions.total(), [kernel.count(i) for i in ("LDG.128", "STG.128")]
+        print(
+            f"{kernel.registers:9} {kernel.shared:6} {total:6} {wide[0]:7} {wide[1]:7}  "
+            f"{kernel.architecture} {kernel.name}"
+        )
+    found = list(violations(kernels, EXPECTED))
+    print(*found, sep="\n", file=sys.stderr)
+    print(f"{len(kernels)} kernels, {len(found)} violations")
+    return 1 if found else 0
+
+
+if __name__ == "__main__":
+    raise SystemExit(main())
