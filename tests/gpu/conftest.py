@@ -3,17 +3,24 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from pathlib import Path
 
 import pytest
+import torch
 
-MODES = [(0, False), (1, False), (2, True), (3, True)]
+BUILD = Path(__file__).resolve().parents[2] / "build"
+CUDA_LIBRARY = BUILD / "cuda/libweft_gpu_tests_cuda.so"
+HAS_GPU = torch.cuda.is_available() and CUDA_LIBRARY.exists()
+
+MODES = [(0, False), (1, False), (2, True), (3, True)]  # seed, late completion
+PLACES = [*MODES, *(["cuda"] if HAS_GPU else [])]
 
 
-def mode_name(mode: tuple[int, bool]) -> str:
-    return f"seed{mode[0]}-{'late' if mode[1] else 'early'}"
+def name_of(place: tuple[int, bool] | str) -> str:
+    return place if isinstance(place, str) else f"seed{place[0]}-{'late' if place[1] else 'early'}"
 
 
-@pytest.fixture(params=MODES, ids=mode_name)
+@pytest.fixture(params=MODES, ids=name_of)
 def simulated(request: pytest.FixtureRequest) -> Iterator[None]:
     """For kernels that the simulator alone can run, or must refuse."""
     from .kernel import simulator
@@ -22,14 +29,12 @@ def simulated(request: pytest.FixtureRequest) -> Iterator[None]:
         yield
 
 
-@pytest.fixture(params=[*MODES, "cuda"], ids=lambda p: p if p == "cuda" else mode_name(p))
+@pytest.fixture(params=PLACES, ids=name_of)
 def everywhere(request: pytest.FixtureRequest) -> Iterator[None]:
     """For correct kernels."""
-    from .kernel import HAS_GPU, gpu, simulator
+    from .kernel import gpu, simulator
 
     if request.param == "cuda":
-        if not HAS_GPU:
-            pytest.skip("no GPU here, or its test library is not built: make cuda")
         with gpu():
             yield
     else:

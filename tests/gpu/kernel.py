@@ -10,16 +10,14 @@ from pathlib import Path
 import pytest
 import torch
 
-BUILD = Path(__file__).resolve().parents[2] / "build"
-SIMULATOR = Path(os.environ.get("WEFT_SIMULATOR_DIR", BUILD / "simulator"))
-LIBRARY = SIMULATOR / "libweft_gpu_tests.so"
-CUDA_LIBRARY = BUILD / "cuda/libweft_gpu_tests_cuda.so"
+from .conftest import BUILD, CUDA_LIBRARY, HAS_GPU
+
+LIBRARY = Path(os.environ.get("WEFT_SIMULATOR_DIR", BUILD / "simulator")) / "libweft_gpu_tests.so"
 
 if not LIBRARY.exists():
     pytest.skip("the simulator is not built: make build/simulator/.built", allow_module_level=True)
 torch.ops.load_library(LIBRARY)
 
-HAS_GPU = torch.cuda.is_available() and CUDA_LIBRARY.exists()
 if HAS_GPU:
     torch.ops.load_library(CUDA_LIBRARY)
 
@@ -32,11 +30,13 @@ def run(
     outputs: Sequence[torch.Tensor] = (),
     inouts: Sequence[torch.Tensor] = (),
     numbers: Sequence[int] = (),
+    partly: bool = False,
 ) -> None:
-    """Inputs may only be read; outputs must be written before they are read. Tensors are the CPU's;
-    for the GPU they are copied there, and what is written back again."""
+    """Inputs may only be read; outputs must be written before they are read, and in full, unless
+    `partly`. Tensors are the CPU's; for the GPU they are copied there, and what is written back."""
     there = [[t.to(_device) for t in tensors] for tensors in (inputs, inouts, outputs)]
-    torch.ops.weft_gpu_tests.run(name, *there, list(numbers))
+    written = torch.ops.weft_gpu_tests.run(name, *there, list(numbers))
+    assert partly or written == len(outputs), "an output has not been written in full"
     for here, device in zip([*inouts, *outputs], [*there[1], *there[2]], strict=True):
         if here is not device:
             here.copy_(device)

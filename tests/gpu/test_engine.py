@@ -57,7 +57,18 @@ def test_unchecked_races():
     """Without check_races a race passes, and what it read may be right."""
     x, y = torch.randn(256), torch.empty(256)
     with simulator(races=False):
-        run("early_reuse", [x], [y, y.clone()], [torch.zeros(1, dtype=torch.int32)], [1])
+        flag = torch.zeros(1, dtype=torch.int32)
+        run("early_reuse", [x], [y, y.clone()], [flag], [1], partly=True)
+
+
+def test_memory_that_is_input_and_output():
+    """Of tensors that share memory, one may say that it is initialised, another allow writing."""
+    x = torch.randn(4100)
+    before = x.clone()
+    run("copy_f32_8", [x[:4096]], [x[:4096]])
+    assert torch.equal(x, before)
+    with pytest.raises(RuntimeError, match="race"):
+        run("copy_f32_8", [x[:4096]], [x[4:]])  # a thread writes what another reads
 
 
 def test_an_error_leaves_nothing_behind():

@@ -1,5 +1,7 @@
-// The test kernels on the simulator.
+// The test kernels on the simulator. run gives back how many outputs have been written in full.
 #include "library.h"
+
+#include <algorithm>
 
 #include "engine.h"
 #include "gpu/sim/simulator.h"
@@ -9,8 +11,8 @@ namespace {
 
 using sim::Allocation;
 
-void run(std::string name, std::vector<Tensor> inputs, std::vector<Tensor> inouts,
-         std::vector<Tensor> outputs, std::vector<int64_t> numbers) {
+int64_t run(std::string name, std::vector<Tensor> inputs, std::vector<Tensor> inouts,
+            std::vector<Tensor> outputs, std::vector<int64_t> numbers) {
   std::vector<Allocation> allocations;
   const auto allow = [&](const std::vector<Tensor>& tensors, Allocation::Rights rights,
                          Allocation::Contents contents) {
@@ -22,6 +24,8 @@ void run(std::string name, std::vector<Tensor> inputs, std::vector<Tensor> inout
   allow(outputs, Allocation::Rights::read_write, Allocation::Contents::poison);
   find_case(name)(
       {arrays_of(inputs), arrays_of(inouts), arrays_of(outputs), std::move(numbers), nullptr});
+  return std::count_if(allocations.end() - static_cast<std::ptrdiff_t>(outputs.size()),
+                       allocations.end(), [](const Allocation& a) { return a.written(); });
 }
 
 void configure(int64_t seed, bool late_completion, bool check_races) {
@@ -34,7 +38,7 @@ void configure(int64_t seed, bool late_completion, bool check_races) {
 STABLE_TORCH_LIBRARY(weft_gpu_tests, m) {
   m.def(
       "run(str name, Tensor[] inputs, Tensor(a!)[] inouts, Tensor(b!)[] outputs, int[] numbers) -> "
-      "()");
+      "int written");
   m.def("configure(int seed, bool late_completion, bool check_races) -> ()");
 }
 
