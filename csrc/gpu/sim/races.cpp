@@ -267,8 +267,6 @@ ClockRef Join::take() {
   return std::move(sum_);
 }
 
-ClockRef Join::sum() { return sum_; }
-
 ClockRef merge(const ClockRef& a, const ClockRef& b) {
   if (!b || a.get() == b.get()) return a;
   // A whole warp acquires the same clock, each lane from the same one.

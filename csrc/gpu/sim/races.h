@@ -92,7 +92,6 @@ class Join {
   void add_reads(Actor& actor);  // the same, but of its reads alone
   void add(uint64_t cluster, const Own& own);  // of one engine alone
   ClockRef take();                             // the sum, and begins anew
-  ClockRef sum();                              // the sum so far, which further ones do not change
 
  private:
   Clock& mutable_sum(uint64_t cluster);
