@@ -112,6 +112,23 @@ cuda: $(VENV)/.weft
 	$(BIN)/torch-abi-audit --check torch build/cuda/audit
 	$(BIN)/python tools/check_cuda.py build/cuda/libweft_cuda.so
 
+# On a machine with a GPU. PYTHON has a CUDA build of torch, and what requirements/build.txt and the extras test and bench
+# name; nothing is installed. INSTALLED=1 takes weft as PYTHON has it, from a wheel, instead of building it here.
+gpu_weft := $(if $(INSTALLED),,PYTHONPATH=python)
+.PHONY: gpu-build gpu-test gpu-bench
+gpu-build:
+ifndef INSTALLED
+	WEFT_CUDA=on WEFT_BUILD_DIR=build/cuda CMAKE_ARGS='-DWEFT_SIMULATOR=on -DWEFT_GPU_TESTS=on' $(PYTHON) setup.py --quiet build_ext --inplace
+endif
+
+# The whole suite on the GPU; if it passes, the ledger says so.
+gpu-test: gpu-build
+	$(gpu_weft) WEFT_SIMULATOR_DIR=build/cuda $(PYTHON) -m tests.hardware record
+
+# Into bench/results/<gpu>/.
+gpu-bench: gpu-build
+	$(gpu_weft) $(PYTHON) -m bench --device cuda --save
+
 # The libraries that were built against the pinned torch, in the newest one (a CUDA build: some 6 GB).
 test-newest-torch: $(VENV)/.weft
 	$(PYTHON) -m venv .venv-newest

@@ -1,6 +1,6 @@
 """Builds weft's native libraries with CMake and ninja, and puts them into the package.
 
-Read from the environment: WEFT_CUDA (auto, on, off), WEFT_SANITIZE, WEFT_BUILD_DIR,
+Read from the environment: WEFT_CUDA (auto, on, off), WEFT_SANITIZE, WEFT_BUILD_DIR, CMAKE_ARGS,
 CMAKE_BUILD_TYPE, CMAKE_BUILD_PARALLEL_LEVEL; and what CMake itself reads: CXX, CXXFLAGS, CUDACXX…
 """
 
@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import importlib
 import os
+import shlex
 import shutil
 import subprocess
 import sys
@@ -66,6 +67,7 @@ class CMakeBuild(build_ext):
             "WEFT_SANITIZE": os.environ.get("WEFT_SANITIZE", ""),
         }
         settings = [f"-D{name}={value}" for name, value in options.items()]
+        settings += shlex.split(os.environ.get("CMAKE_ARGS", ""))
 
         cmake("-S", ROOT, "-B", tree, "-G", "Ninja", *settings)
         cmake("--build", tree, "--parallel", jobs)

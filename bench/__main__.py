@@ -21,10 +21,10 @@ except ImportError:
 
 from bench import machine, report, runner
 from bench.case import Family
-from bench.limits import Limits, measure_limits
+from bench.device import DEVICES
+from bench.limits import Limits
 from bench.memory import MemoryModeUnavailable, Mode, can_give_back
 from bench.result import Result
-from bench.rotation import last_level_cache
 
 FAMILIES = ("norm",)
 MODES: dict[str, tuple[Mode, ...]] = {
@@ -63,16 +63,20 @@ def render(arguments: Sequence[str]) -> int:
 def bench(name: str, options: argparse.Namespace, console: Console) -> int:
     """Runs one family and reports. 1 if weft is missing from a row, else 0."""
     family = cast(Family, importlib.import_module(f"bench.{name}"))
-    cases = [c for c in family.cases() if fnmatch.fnmatch(c.name, options.case)]
+    if options.device == "cuda" and not torch.cuda.is_available():
+        console.print("There is no GPU here.")
+        return 1
+    cases = [c for c in family.cases(options.device) if fnmatch.fnmatch(c.name, options.case)]
     if options.quick:
         cases = list({c.name: c for c in map(family.shrink, cases)}.values())
     if not cases:
         console.print(f"No case of {name} matches {options.case!r}.")
         return 1
     settings = _settings(options)
-    about = machine.describe(settings.threads)
+    about = machine.describe(settings.threads, settings.device)
     before = _limits(settings, console)
-    console.print(f"[bold]{about.cpu}[/], {settings.threads} threads: {report.limits_line(before)}")
+    where = about.gpu or f"{about.cpu}, {settings.threads} threads"
+    console.print(f"[bold]{where}[/]: {report.limits_line(before)}")
     if "fresh" in settings.modes and not can_give_back():
         console.print("This C library has no malloc_trim: `fresh` is as the allocator has it.")
 
@@ -129,19 +133,20 @@ def _run(
 
 def _limits(settings: runner.Settings, console: Console) -> Limits:
     with console.status("Measuring the limits of this machine …"):
-        return measure_limits(settings.threads, (16 << 20) if settings.quick else (256 << 20))
+        return DEVICES[settings.device].limits(settings.threads, settings.quick)
 
 
 def _settings(options: argparse.Namespace) -> runner.Settings:
-    quick = options.quick
+    quick, device = options.quick, DEVICES[options.device]
     return runner.Settings(
         rounds=options.rounds or (3 if quick else 15),
         threads=options.threads or torch.get_num_threads(),
-        modes=MODES[options.memory],
-        rest=0.0 if quick else 0.09,
+        modes=tuple(m for m in MODES[options.memory] if m in device.modes) or device.modes,
+        rest=0.0 if quick else device.rest,
         sample=1e-4 if quick else 1e-2,
-        cache=0 if quick else last_level_cache(),
+        cache=0 if quick else device.cache(),
         quick=quick,
+        device=device.name,
     )
 
 
@@ -161,6 +166,7 @@ def _parser() -> argparse.ArgumentParser:
     )  # fmt: skip
     parser.add_argument("--rounds", type=int, help="samples per contender; default 15")
     parser.add_argument("--memory", choices=MODES, default="both", help="default: both")
+    parser.add_argument("--device", choices=DEVICES, default="cpu", help="default: cpu")
     parser.add_argument("--threads", type=int, help="default: torch's")
     parser.add_argument("--quick", action="store_true", help="tiny shapes: shows only that it runs")
     return parser

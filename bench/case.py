@@ -49,6 +49,8 @@ class Case:
     output: Output = "fresh"
     cold: bool = True
     goals: tuple[Goal, ...] = ()
+    device: str = "cpu"
+    """`cpu` or `cuda`."""
 
     @property
     def name(self) -> str:
@@ -100,7 +102,8 @@ class Offer:
 class Family(Protocol):
     """A family of operations: what ``bench/<family>/__init__.py`` provides."""
 
-    def cases(self) -> Sequence[Case]: ...
+    def cases(self, device: str) -> Sequence[Case]:
+        """What is measured on the device, `cpu` or `cuda`."""
 
     def shrink(self, case: Any) -> Case:
         """The case at a size for a smoke test: it shows that all runs, not how fast."""

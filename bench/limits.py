@@ -10,13 +10,13 @@ out of cache is also set beside a copy of as many bytes, timed in turn with its 
 
 from __future__ import annotations
 
-import time
 from collections.abc import Callable
 from dataclasses import asdict, dataclass
 
 import torch
 
 from bench.case import Memory, Traffic
+from bench.timing import Stopwatch
 from weft import _C
 
 ATTEMPTS = 12
@@ -69,8 +69,8 @@ def measure_limits(threads: int, buffer_bytes: int = 256 << 20) -> Limits:
     source = torch.ones(buffer_bytes // 4)
     target = torch.zeros_like(source)
     return Limits(
-        copy=max(memory["copy"], _best_rate(2 * buffer_bytes, lambda: target.copy_(source))),
-        read=max(memory["read"], _best_rate(buffer_bytes, source.sum)),
+        copy=max(memory["copy"], best_rate(2 * buffer_bytes, lambda: target.copy_(source))),
+        read=max(memory["read"], best_rate(buffer_bytes, source.sum)),
         new_huge_pages=memory["touch_huge_pages"],
         new_small_pages=memory["touch_small_pages"],
         **peaks,
@@ -97,11 +97,14 @@ def _copy(size: int, threads: int) -> Callable[[], None]:
     return run
 
 
-def _best_rate(bytes_moved: int, action: Callable[[], object]) -> float:
+def best_rate(
+    bytes_moved: int, action: Callable[[], object], watch: Stopwatch | None = None
+) -> float:
     """Bytes per second in the fastest of several attempts."""
+    watch = watch or Stopwatch()
     best = float("inf")
     for _ in range(ATTEMPTS):
-        start = time.perf_counter()
+        start = watch.now()
         action()
-        best = min(best, time.perf_counter() - start)
+        best = min(best, watch.now() - start)
     return bytes_moved / best

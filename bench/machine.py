@@ -35,18 +35,25 @@ class Machine:
     threads: int
     commit: str
     date: str
+    gpu: str = ""
+    """Of a result that was measured on one."""
+    driver: str = ""
+    cuda: str = ""
 
     def to_json(self) -> dict[str, object]:
         return asdict(self)
 
     @property
     def slug(self) -> str:
-        """The folder that results of this kind of machine live in: CPU, family, model, cores."""
-        return re.sub(r"[^a-z0-9]+", "-", f"{self.cpu} {self.cores}c".lower()).strip("-")
+        """The folder that results of this kind of machine live in: the GPU, or CPU, family, model,
+        cores."""
+        kind = self.gpu or f"{self.cpu} {self.cores}c"
+        return re.sub(r"[^a-z0-9]+", "-", kind.lower()).strip("-")
 
 
-def describe(threads: int) -> Machine:
+def describe(threads: int, device: str = "cpu") -> Machine:
     return Machine(
+        **(_gpu() if device == "cuda" else {}),
         cpu=_cpu_name(),
         cores=len(os.sched_getaffinity(0))
         if hasattr(os, "sched_getaffinity")
@@ -63,6 +70,17 @@ def describe(threads: int) -> Machine:
         commit=_commit(),
         date=datetime.now(timezone.utc).isoformat(timespec="seconds"),
     )
+
+
+def _gpu() -> dict[str, str]:
+    query = ["nvidia-smi", "--query-gpu=driver_version", "--format=csv,noheader"]
+    try:
+        driver = subprocess.run(query, check=True, capture_output=True, text=True).stdout.split()[0]
+    except (OSError, subprocess.CalledProcessError, IndexError):
+        driver = "unknown"
+    return {
+        "gpu": torch.cuda.get_device_name(0), "driver": driver, "cuda": torch.version.cuda or "",
+    }  # fmt: skip
 
 
 def _cpu_name() -> str:

@@ -52,8 +52,12 @@ def bars(result: Result) -> Figure:
     axes.margins(y=0.01)
     axes.set_xlabel("speed relative to the fastest peer")
     axes.legend(loc="upper left", bbox_to_anchor=(1.01, 1), fontsize=8)
-    axes.set_title(f"{result.family} on {result.machine['cpu']}", fontsize=9)
+    axes.set_title(f"{result.family} on {device_of(result)}", fontsize=9)
     return figure
+
+
+def device_of(result: Result) -> str:
+    return str(result.machine.get("gpu") or result.machine["cpu"])
 
 
 def roofline(result: Result) -> Figure:
@@ -94,5 +98,5 @@ def roofline(result: Result) -> Figure:
     axes.set_xlabel("operations per byte that must move")
     axes.set_ylabel("Gop/s")
     axes.legend(fontsize=8)
-    axes.set_title(f"{result.family} on {result.machine['cpu']}", fontsize=9)
+    axes.set_title(f"{result.family} on {device_of(result)}", fontsize=9)
     return figure

@@ -95,11 +95,14 @@ def score(rows: Iterable[Row]) -> str:
 
 
 def limits_line(limits: Limits) -> str:
-    line = (
-        f"copy {rate(limits.copy)} GB/s, read {rate(limits.read)} GB/s, "
-        f"new pages {rate(limits.new_small_pages)} GB/s (4 KiB) and "
-        f"{rate(limits.new_huge_pages)} GB/s (huge)"
-    )
+    line = f"copy {rate(limits.copy)} GB/s"
+    if limits.read:
+        line += f", read {rate(limits.read)} GB/s"
+    if limits.new_small_pages:
+        line += (
+            f", new pages {rate(limits.new_small_pages)} GB/s (4 KiB) and "
+            f"{rate(limits.new_huge_pages)} GB/s (huge)"
+        )
     peaks = {"fp32": limits.fp32, "bf16 dot": limits.bf16, "int8": limits.int8}
     known = [f"{name} {peak / 1e9:.0f} Gop/s" for name, peak in peaks.items() if peak]
     return "; ".join([line, ", ".join(known)]) if known else line
@@ -172,7 +175,9 @@ def about(result: Result) -> str:
     """Machine, software and limits."""
     m = result.machine
     packages = ", ".join(f"{name} {version}" for name, version in m["packages"].items())
+    gpu = [f"{m['gpu']}, driver {m['driver']}, CUDA {m['cuda']}."] if m.get("gpu") else []
     lines = [
+        *gpu,
         f"{m['cpu']}, {m['cores']} cores ({m['threads']} threads used), {m['memory_gib']} GiB, "
         f"weft level {m['isa']}, torch level {m['torch_isa']}.",
         f"Python {m['python']}, {packages}; {m['kernel']}, huge pages {m['huge_pages']}.",

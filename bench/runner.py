@@ -11,7 +11,8 @@ from typing import Any
 import torch
 
 from bench.case import Bound, Case, Family, Inputs, Memory, Offer
-from bench.limits import Limits, copies
+from bench.device import DEVICES, Device
+from bench.limits import Limits
 from bench.memory import Mode, memory_mode
 from bench.peers import fresh_compiler
 from bench.result import Row, Timed
@@ -34,9 +35,11 @@ class Settings:
     cache: int
     """Bytes that the sets of a cold case must exceed, ``rotation.MARGIN`` times."""
     quick: bool
+    device: str = "cpu"
 
     def plan(self, case: Case, before_call: Callable[[], object]) -> Plan:
-        return Plan(self.rounds, self.rest, self.sample, not case.cold, before_call)
+        batched = not case.cold or DEVICES[self.device].asynchronous
+        return Plan(self.rounds, self.rest, self.sample, batched, before_call)
 
 
 @dataclass(frozen=True)
@@ -95,13 +98,16 @@ def run(
 ) -> Iterator[Measurement]:
     """Yields a measurement for every job. ``announce`` is told which job begins."""
     torch.set_num_threads(settings.threads)
+    device = DEVICES[settings.device]
+    watch = watch or device.watch()
     for mode in dict.fromkeys(job.mode for job in jobs):
         with memory_mode(mode) as before_call:
             for job in (j for j in jobs if j.mode == mode):
                 announce(job)
                 with fresh_compiler(), _grad_mode(job.case):
                     plan = settings.plan(job.case, before_call)
-                    yield Measurement(job, *_measure_case(family, job.case, settings, plan, watch))
+                    measured = _measure_case(family, job.case, device, settings, plan, watch)
+                    yield Measurement(job, *measured)
 
 
 def _grad_mode(case: Case) -> contextlib.AbstractContextManager[Any]:
@@ -109,7 +115,7 @@ def _grad_mode(case: Case) -> contextlib.AbstractContextManager[Any]:
 
 
 def _measure_case(
-    family: Family, case: Case, settings: Settings, plan: Plan, watch: Stopwatch | None
+    family: Family, case: Case, device: Device, settings: Settings, plan: Plan, watch: Stopwatch
 ) -> tuple[dict[str, Timed], dict[str, str], float | None]:
     sets = sets_of_inputs(case, settings.cache)
     tensors = [family.inputs(case, seed) for seed in range(sets)]
@@ -134,7 +140,7 @@ def _measure_case(
     chosen = {peer: _best(variants, plan, watch) for peer, variants in bound.items()}
     contenders = [replace(c, name=peer) for peer, (_, c) in chosen.items()]
     if case.cold:
-        contenders.append(Contender(COPY, copies(case.traffic, sets, settings.threads)))
+        contenders.append(Contender(COPY, device.copies(case.traffic, sets, settings.threads)))
     samples = measure(contenders, plan, watch)
     copy = case.traffic.total / statistics.median(samples[COPY]) if case.cold else None
     times = {

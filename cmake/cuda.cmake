@@ -58,8 +58,12 @@ install(TARGETS weft_cuda LIBRARY DESTINATION .)
 
 # The kernels of tests/gpu, which a source distribution lacks. Not installed, and built on request only.
 if(EXISTS ${PROJECT_SOURCE_DIR}/tests/gpu)
+  option(WEFT_GPU_TESTS "Build the test kernels for the GPU" OFF)
   add_library(weft_gpu_tests_cuda MODULE EXCLUDE_FROM_ALL tests/gpu/kernels/library.cu csrc/gpu/ptx/tensor_map.cu
                                                           csrc/gpu/tensor_map.cpp)
   target_compile_definitions(weft_gpu_tests_cuda PRIVATE USE_CUDA)
   target_link_libraries(weft_gpu_tests_cuda PRIVATE torch_stable ${torch_cuda})
+  if(WEFT_GPU_TESTS)
+    set_target_properties(weft_gpu_tests_cuda PROPERTIES EXCLUDE_FROM_ALL OFF)
+  endif()
 endif()

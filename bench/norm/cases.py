@@ -16,12 +16,14 @@ from bench.goals import AtMost, AtMostTimes, FasterThanBestPeer, Goal, ShareOfCo
 from bench.peers import EAGER
 
 Norm = Literal["layer_norm", "rms_norm"]
-Recipe = Literal["norm", "add", "post", "int8", "train"]
+Recipe = Literal["norm", "add", "post", "int8", "add_int8", "train", "backward"]
 """norm   y = norm(x)
 add    r = x + residual, y = norm(r); gives y and r (pre-norm blocks)
 post   y = norm(x + residual) (post-norm blocks: BERT)
 int8   q, scale = norm(x), quantised symmetrically per row with scale = absmax / 127
+add_int8   r = x + residual, then q, scale from r; gives q, scale and r
 train  y = norm(x), then dx and the gradients of the parameters from dy
+backward   the gradients alone, of a y that is there
 """
 
 EPS = 1e-5
@@ -38,7 +40,7 @@ class NormCase(Case):
 
     @property
     def trains(self) -> bool:
-        return self.recipe == "train"
+        return self.recipe in ("train", "backward")
 
     @property
     def rows(self) -> int:
@@ -63,12 +65,17 @@ class NormCase(Case):
         size = self.dtype.itemsize
         tensor = self.rows * self.channels * size
         parameters = self.parameters * size
-        read = {"norm": 1, "add": 2, "post": 2, "int8": 1, "train": 3}[self.recipe] * tensor
-        write = {"norm": 1, "add": 2, "post": 1, "int8": 0, "train": 2}[self.recipe] * tensor
-        if self.recipe == "int8":
-            write = self.rows * self.channels + 4 * self.rows  # values and scales
+        read, write = {
+            "norm": (1, 1), "add": (2, 2), "post": (2, 1), "int8": (1, 0), "add_int8": (2, 1),
+            "train": (3, 2), "backward": (2, 1),
+        }[self.recipe]  # fmt: skip
+        read, write = read * tensor, write * tensor
+        if self.recipe in ("int8", "add_int8"):
+            write += self.rows * self.channels + 4 * self.rows  # values and scales
         if self.recipe == "train":
             return Traffic(read + 2 * parameters, write + parameters)
+        if self.recipe == "backward":
+            return Traffic(read + parameters, write + parameters)
         return Traffic(read + parameters, write)
 
     @property
@@ -76,10 +83,11 @@ class NormCase(Case):
         """Additions and multiplications per element, as the textbook formulas have them: LayerNorm
         8 (mean 1, variance 3, normalise 2, affine 2), RMSNorm 4; their backward 13 and 9."""
         layer = self.norm == "layer_norm"
-        each = 8 if layer else 4
-        each += {"norm": 0, "add": 1, "post": 1, "int8": 3, "train": 13 if layer else 9}[
-            self.recipe
-        ]
+        forward, backward = (8, 13) if layer else (4, 9)
+        each = {
+            "norm": forward, "add": forward + 1, "post": forward + 1, "int8": forward + 3,
+            "add_int8": forward + 4, "train": forward + backward, "backward": backward,
+        }[self.recipe]  # fmt: skip
         return each * self.rows * self.channels
 
 
@@ -92,7 +100,8 @@ def _case(
     else:
         op = {
             "norm": norm, "add": f"add_{norm}", "post": f"post_{norm}",
-            "int8": f"{norm}_int8", "train": f"{norm}_train",
+            "int8": f"{norm}_int8", "add_int8": f"add_{norm}_int8", "train": f"{norm}_train",
+            "backward": f"{norm}_backward",
         }[recipe]  # fmt: skip
     return NormCase(
         op=op, norm=norm, recipe=recipe, shape=shape, dtype=dtype, output=output,
@@ -100,9 +109,35 @@ def _case(
     )  # fmt: skip
 
 
-def cases() -> list[NormCase]:
+def cases(device: str) -> list[NormCase]:
     """Large activations with goals first, then decode sizes, then other types and widths."""
+    if device == "cuda":
+        return [replace(case, device=device) for case in (*_gpu(), *_decode())]
     return [*_large(), *_decode(), *_types(), *_widths(), *_bert()]
+
+
+GPU_ELEMENTS = 1 << 27
+"""A tensor of 256 MiB in bf16, five times the L2 cache of an H100."""
+
+
+def _gpu() -> list[NormCase]:
+    """Widths from 1024 to 262144 of as many elements, held against copy bandwidth."""
+    found: list[NormCase] = []
+    for norm in ("layer_norm", "rms_norm"):
+        for width in (1 << n for n in range(10, 19)):
+            shape = GPU_ELEMENTS // width, width
+            goals = [ShareOfCopy(0.92 if width >= 4096 else 0.8)] if width <= 131072 else []
+            found.append(_case(norm, "norm", shape, bf16, "out", *goals))
+            if width <= 65536:
+                found.append(_case(norm, "backward", shape, bf16, "fresh", ShareOfCopy(0.85)))
+        shape = GPU_ELEMENTS // 4096, 4096
+        found += [
+            _case(norm, "norm", shape, fp32, "out", ShareOfCopy(0.92)),
+            _case(norm, "norm", shape, fp16, "out", ShareOfCopy(0.92)),
+            _case(norm, "add", shape, bf16, "out", ShareOfCopy(0.92)),
+            _case(norm, "add_int8", shape, bf16, "fresh", ShareOfCopy(0.9)),
+        ]
+    return found
 
 
 def _large() -> list[NormCase]:
@@ -171,27 +206,30 @@ def shrink(case: NormCase) -> NormCase:
 
 def inputs(case: NormCase, seed: int) -> Inputs:
     """One set of tensors: what the recipe reads, and what it writes where that is the caller's."""
-    generator = torch.Generator().manual_seed(seed)
+    generator = torch.Generator(case.device).manual_seed(seed)
 
     def normal(*shape: int) -> torch.Tensor:
-        return torch.randn(shape, generator=generator).to(case.dtype)
+        return torch.randn(shape, generator=generator, device=case.device).to(case.dtype)
+
+    def zeros(*shape: int, dtype: torch.dtype) -> torch.Tensor:
+        return torch.zeros(shape, dtype=dtype, device=case.device)
 
     c = case.channels
     tensors = {"x": normal(*case.shape), "weight": 1 + 0.1 * normal(c)}
     if case.norm == "layer_norm":
         tensors["bias"] = 0.1 * normal(c)
-    if case.recipe in ("add", "post"):
+    if case.recipe in ("add", "post", "add_int8"):
         tensors["residual"] = normal(*case.shape)
-    if case.recipe == "train":
+    if case.trains:
         tensors["dy"] = normal(*case.shape)
         for name in ("x", "weight", "bias"):
             if name in tensors:
                 tensors[name].requires_grad_()
     if case.output == "out":
         values = torch.int8 if case.recipe == "int8" else case.dtype
-        tensors["out"] = torch.zeros(case.shape, dtype=values)
+        tensors["out"] = zeros(*case.shape, dtype=values)
         if case.recipe == "add":
-            tensors["residual_out"] = torch.zeros(case.shape, dtype=case.dtype)
+            tensors["residual_out"] = zeros(*case.shape, dtype=case.dtype)
         if case.recipe == "int8":
-            tensors["scale_out"] = torch.zeros(*case.shape[:-1], 1)
+            tensors["scale_out"] = zeros(*case.shape[:-1], 1, dtype=torch.float32)
     return tensors

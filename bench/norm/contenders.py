@@ -35,12 +35,18 @@ def offers(case: NormCase, threads: int) -> list[Offer]:
 
 
 def _bind_eager(case: NormCase, tensors: Inputs) -> Bound:
+    if case.recipe == "backward":
+        return Bound(plain.backward(plain.normaliser(case), **tensors), as_tuple)
     if case.recipe == "norm" and case.output == "fresh":
         return Bound(plain.bare(case, tensors), as_tuple)
     return Bound(partial(plain.recipe(case), **tensors), as_tuple)
 
 
 def _compiled(case: NormCase) -> Callable[[Inputs], Bound]:
+    if case.recipe == "backward":
+        torch._functorch.config.donated_buffer = False  # or no graph could be walked twice
+        normalise = compiled(plain.normaliser(case))
+        return lambda tensors: Bound(plain.backward(normalise, **tensors), as_tuple)
     if case.recipe == "train":  # compile the norm: autograd is outside, as in a training loop
         function = plain.recipe(case, compiled(plain.normaliser(case)))
     else:
@@ -62,7 +68,9 @@ def _bind_weft(case: NormCase, tensors: Inputs) -> Bound:
         "add": _weft_add,
         "post": _weft_add,
         "int8": _weft_int8,
+        "add_int8": _weft_add_int8,
         "train": _weft_train,
+        "backward": _weft_backward,
     }
     return Bound(recipes[case.recipe](case, tensors), as_tuple)
 
@@ -92,12 +100,32 @@ def _weft_int8(case: NormCase, tensors: Inputs) -> Call:
     )  # fmt: skip
 
 
+def _weft_add_int8(case: NormCase, tensors: Inputs) -> Call:
+    function = weft.rms_norm_int8 if case.norm == "rms_norm" else weft.layer_norm_int8
+
+    def run() -> tuple[Tensor, Tensor, Tensor]:
+        result = function(
+            tensors["x"], tensors["weight"], tensors.get("bias"), EPS,
+            residual=tensors["residual"], prenorm=True,
+        )  # fmt: skip
+        return result.values, result.scale, result.residual
+
+    return run
+
+
 def _weft_train(case: NormCase, tensors: Inputs) -> Call:
+    return partial(plain.recipe(case, _weft_normaliser(case)), **tensors)
+
+
+def _weft_backward(case: NormCase, tensors: Inputs) -> Call:
+    return plain.backward(_weft_normaliser(case), **tensors)
+
+
+def _weft_normaliser(case: NormCase) -> plain.Normalise:
     def layer_norm(x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
         return weft.layer_norm(x, weight.shape, weight, bias, EPS)
 
     def rms_norm(x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
         return weft.rms_norm(x, weight.shape, weight, EPS)
 
-    normalise = layer_norm if case.norm == "layer_norm" else rms_norm
-    return partial(plain.recipe(case, normalise), **tensors)
+    return layer_norm if case.norm == "layer_norm" else rms_norm

@@ -20,9 +20,11 @@ from bench.peers import ONNX, onnx_bound, onnx_model, onnx_session
 
 
 def why_not(case: NormCase) -> str:
-    if case.recipe == "train":
+    if case.device != "cpu":
+        return "its CPU provider alone is offered here"
+    if case.trains:
         return "inference only"
-    if case.recipe == "int8":
+    if case.recipe in ("int8", "add_int8"):
         return "no operator quantises per row with a scale found at run time"
     if case.output == "inplace":
         return "no in-place form"

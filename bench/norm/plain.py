@@ -72,6 +72,22 @@ def int8(
     return values, _store(scale, scale_out)
 
 
+def add_int8(
+    normalise: Normalise, x: Tensor, weight: Tensor, residual: Tensor, bias: Tensor | None = None
+) -> tuple[Tensor, Tensor, Tensor]:
+    total = x + residual
+    return *int8(normalise, total, weight, bias), total
+
+
+def backward(
+    normalise: Normalise, x: Tensor, weight: Tensor, dy: Tensor, bias: Tensor | None = None
+) -> Callable[[], tuple[Tensor, ...]]:
+    """Computes y now; what it returns computes the gradients, again at every call."""
+    y = normalise(x, weight, bias)
+    wrt = [t for t in (x, weight, bias) if t is not None]
+    return partial(torch.autograd.grad, y, wrt, dy, retain_graph=True)
+
+
 def train(
     normalise: Normalise, x: Tensor, weight: Tensor, dy: Tensor, bias: Tensor | None = None
 ) -> tuple[Tensor, ...]:
@@ -87,7 +103,8 @@ def normaliser(case: NormCase) -> Normalise:
 def recipe(case: NormCase, normalise: Normalise | None = None) -> Callable[..., Any]:
     """The case's function; it takes the tensors of a set as keywords."""
     functions: dict[str, Callable[..., Any]] = {
-        "norm": norm, "add": add, "post": post, "int8": int8, "train": train,
+        "norm": norm, "add": add, "post": post, "int8": int8, "add_int8": add_int8, "train": train,
+        "backward": lambda *given, **tensors: backward(*given, **tensors)(),
     }  # fmt: skip
     function = add_inplace if case.output == "inplace" else functions[case.recipe]
     return partial(function, normalise or normaliser(case))

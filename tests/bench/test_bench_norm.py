@@ -16,12 +16,16 @@ from bench.rotation import MARGIN, last_level_cache, sets_of_inputs
 
 from bench import norm, runner
 
-CASES = {c.name: c for c in norm.cases()}
+CASES = {c.name: c for c in norm.cases("cpu")}
+# What is measured on a GPU, to be run on the CPU.
+GPU_CASES = {c.name: replace(c, device="cpu") for c in norm.cases("cuda")}
 MIB = 1 << 20
 
 
 def test_names_are_unique() -> None:
-    assert len(CASES) == len(norm.cases())
+    assert len(CASES) == len(norm.cases("cpu"))
+    assert len(GPU_CASES) == len(norm.cases("cuda"))
+    assert all(c.device == "cuda" for c in norm.cases("cuda"))
 
 
 @pytest.mark.parametrize(
@@ -103,7 +107,7 @@ def test_compare_accepts_rounding_and_refuses_more() -> None:
     assert "has shape" in norm.compare(case, (values[1:], scale), truth)
 
 
-@pytest.mark.parametrize("case", CASES.values(), ids=CASES)
+@pytest.mark.parametrize("case", [*CASES.values(), *GPU_CASES.values()], ids=[*CASES, *GPU_CASES])
 def test_weft_is_right_on_every_case(case: NormCase) -> None:
     small = norm.shrink(case)
     truth = norm.truth(small, norm.inputs(small, 0))
@@ -149,3 +153,10 @@ def settings() -> runner.Settings:
     return runner.Settings(
         rounds=2, threads=1, modes=("fresh",), rest=0.0, sample=0.0, cache=0, quick=True
     )
+
+
+def test_what_a_gpu_does_is_timed_as_a_whole() -> None:
+    """Its calls return before they are done."""
+    cold = CASES["rms_norm/4096x4096/bf16/out"]
+    assert not settings().plan(cold, lambda: None).batched
+    assert replace(settings(), device="cuda").plan(cold, lambda: None).batched

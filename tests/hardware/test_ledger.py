@@ -68,3 +68,16 @@ def test_nothing_is_recorded_without_a_gpu(
     assert command.main(["record"]) == 1
     assert "no GPU here" in capsys.readouterr().out
     assert (LEDGER.read_bytes() if LEDGER.exists() else None) == before
+
+
+def test_every_part_of_the_suite_must_pass(tmp_path: Path) -> None:
+    report = tmp_path / "report.xml"
+    report.write_text(
+        """<testsuites><testsuite>
+        <testcase classname="tests.norm.test_forward" name="a[cuda]"/>
+        <testcase classname="norm.test_forward" name="b[cuda]"/>
+        <testcase classname="tests.norm.test_int8" name="c[cuda]"><skipped/></testcase>
+        <testcase classname="tests.gpu.test_async" name="d[cuda]"><failure/></testcase>
+        </testsuite></testsuites>"""
+    )
+    assert command.count(report) == ({"tests/norm": 2}, {"skipped": 1, "failure": 1})
