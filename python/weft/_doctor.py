@@ -57,10 +57,15 @@ def kernels(why_no_cpu: str | None, why_no_cuda: str | None) -> dict[str, dict[s
         row = table[op.removeprefix("weft::")] = {}
         for backend, why_no_backend in (("CPU", why_no_cpu), ("CUDA", why_no_cuda)):
             why_not = why_no_backend
-            if why_not is None and not has_kernel(op, backend):
+            if not has_kernel(op, backend) and _registered(backend):
                 why_not = f"weft has no {backend} kernel for it"
             row[backend] = {"available": why_not is None, "why_not": why_not}
     return table
+
+
+def _registered(backend: str) -> bool:
+    """Whether the backend's library is loaded. Without it no op has a kernel there."""
+    return backend == "CPU" or _library.why_no_cuda is None
 
 
 def _cpu() -> Report:
