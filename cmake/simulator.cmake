@@ -8,6 +8,7 @@ add_library(weft_simulator STATIC
             csrc/gpu/sim/report.cpp
             csrc/gpu/sim/sync.cpp
             csrc/gpu/sim/tensor.cpp
+            csrc/gpu/sim/wgmma.cpp
             csrc/gpu/tensor_map.cpp)
 # Line numbers, for the simulator's messages.
 target_compile_options(weft_simulator PUBLIC -O2 -g1 -Wno-psabi)

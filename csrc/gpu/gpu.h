@@ -22,6 +22,7 @@
 #include "gpu/tma.h"
 #include "gpu/vec.h"
 #include "gpu/warp.h"
+#include "gpu/wgmma.h"
 
 #ifdef __CUDACC__
 #include "gpu/ptx/async.h"
@@ -36,6 +37,7 @@
 #include "gpu/ptx/sync.h"
 #include "gpu/ptx/tma.h"
 #include "gpu/ptx/warp.h"
+#include "gpu/ptx/wgmma.h"
 #else
 #include "gpu/sim/async.h"
 #include "gpu/sim/base.h"
@@ -49,4 +51,5 @@
 #include "gpu/sim/sync.h"
 #include "gpu/sim/tma.h"
 #include "gpu/sim/warp.h"
+#include "gpu/sim/wgmma.h"
 #endif

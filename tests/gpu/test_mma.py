@@ -7,7 +7,7 @@ import torch
 
 from .kernel import run
 
-pytestmark = pytest.mark.usefixtures("simulated")
+pytestmark = pytest.mark.usefixtures("everywhere")
 
 # By the name of the kernel: element type of A and B, that of D, K of one instruction.
 MMA = {

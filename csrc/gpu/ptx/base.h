@@ -11,6 +11,12 @@
 #else
 #define WEFT_PTX_SM90(...) __trap()
 #endif
+// The same for those of sm_90a, which are no part of other GPUs.
+#if !defined(__CUDA_ARCH__) || defined(__CUDA_ARCH_FEAT_SM90_ALL)
+#define WEFT_PTX_SM90A(...) __VA_ARGS__
+#else
+#define WEFT_PTX_SM90A(...) __trap()
+#endif
 
 namespace weft::gpu {
 

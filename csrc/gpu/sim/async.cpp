@@ -177,14 +177,18 @@ void group_commit() {
   group_meet("group_commit", nullptr, [](void* const*) { group_of(self()).queue.commit(); });
 }
 
+void finish_groups(uint32_t pending) {
+  Task& task = self();
+  GroupRendezvous& group = group_of(task);
+  group.queue.wait(pending);
+  for (uint32_t i = 0; i < kWarpgroup; ++i)
+    group_thread(task, i).own[kGroup] = {group.engine, group.queue.done(), 0};
+}
+
 void group_wait(uint32_t pending) {
   WEFT_SIM_ENTER;
   group_meet("group_wait", &pending, [](void* const* threads) {
-    Task& task = self();
-    GroupRendezvous& group = group_of(task);
-    group.queue.wait(*static_cast<const uint32_t*>(threads[0]));
-    for (uint32_t i = 0; i < kWarpgroup; ++i)
-      group_thread(task, i).own[kGroup] = {group.engine, group.queue.done(), 0};
+    finish_groups(*static_cast<const uint32_t*>(threads[0]));
   });
 }
 

@@ -6,6 +6,7 @@
 //   memory.cpp   accesses to global and shared memory, and what is wrong with them
 //   async.cpp    copies that go on by themselves, mbarriers
 //   tensor.cpp   boxes of tensors
+//   wgmma.cpp    products of a warpgroup
 //   races.cpp    which accesses are ordered
 //   report.cpp   what is said when something is wrong
 //   fiber.h      a stack per simulated thread, and the switch between them

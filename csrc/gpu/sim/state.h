@@ -20,6 +20,7 @@ namespace weft::gpu::sim {
 struct Block;
 struct Cluster;
 struct Warp;
+struct WgmmaState;
 
 // A piece of asynchronous work, done on behalf of a thread.
 using Work = std::function<void()>;
@@ -94,6 +95,7 @@ struct GroupRendezvous {
   void* arguments[kWarpgroup];
   Queue queue;
   uint32_t engine = kNoActor;
+  std::shared_ptr<WgmmaState> wgmma;  // once there is one
 };
 
 struct Barrier {
@@ -222,6 +224,8 @@ void check_exit(Task& task);
 
 // group_collective, from within the engine.
 void group_meet(const char* name, void* arguments, GroupBody body);
+// In its body: waits for all but so many of the groups of the warpgroup's work.
+void finish_groups(uint32_t pending);
 
 // ---- actors
 // Asynchronous work of a thread: what it knows now, under the name of one of its engines.

@@ -16,12 +16,12 @@
 #include "cluster.h"
 #include "convert.h"
 #include "mma.h"
-#include "mma_mutants.h"
 #include "mutants.h"
 #include "row_sum.h"
 #include "tensor.h"
 #include "vectors.h"
 #include "warp.h"
+#include "wgmma.h"
 
 namespace weft::gpu::tests {
 
