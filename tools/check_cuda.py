@@ -87,7 +87,7 @@ def dump(library: Path, option: str) -> str:
 ARCHITECTURE = re.compile(r"^arch = (\w+)$")
 FUNCTION = re.compile(r"^\s*Function\s*:?\s+(\w+):?\s*$")
 RESOURCES = re.compile(r"REG:(\d+) STACK:(\d+) SHARED:(\d+) LOCAL:(\d+)")
-INSTRUCTION = re.compile(r"^\s+/\*[0-9a-f]{4,}\*/\s+(?:@!?U?P[T\d]+ )?([A-Z][A-Z0-9_.]*)")
+INSTRUCTION = re.compile(r"^\s+/\*[0-9a-f]{4,}\*/\s+(?:@!?U?P[T\d]+ )?([A-Z][A-Za-z0-9_.]*)")
 
 
 def parse(resources: str, sass: str) -> list[Kernel]:

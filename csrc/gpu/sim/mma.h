@@ -121,9 +121,9 @@ WEFT_DEVICE void mma(FragmentC<D>& c, const FragmentA<T>& a, const FragmentB<T>&
     FragmentB<T> b;
   } mine{&c, a, b};
   sim::warp_collective("mma", kAllLanes, mine, [](Mine* const* lanes, uint32_t) {
-    using E = sim::Decoded<T>;
     constexpr uint32_t M = 16, N = 8, K = FragmentA<T>::kColumns;
-    E A[M * K], B[K * N], C[M * N];
+    float A[M * K], B[K * N];
+    std::conditional_t<std::is_same_v<D, f16>, float, D> C[M * N];
     for (uint32_t l = 0; l < kWarp; ++l) {
       const auto of_a = std::bit_cast<std::array<T, FragmentA<T>::kSize>>(lanes[l]->a.words);
       const auto of_b = std::bit_cast<std::array<T, FragmentB<T>::kSize>>(lanes[l]->b.words);

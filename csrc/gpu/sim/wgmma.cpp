@@ -189,16 +189,15 @@ struct Operand {
 template <class T>
 struct Product {
   using D = std::conditional_t<std::is_same_v<T, int8_t>, int32_t, float>;
-  using E = Decoded<T>;
   static constexpr uint32_t kK = 32 / sizeof(T), kUnit = 16 / sizeof(T);
 
   WgmmaCall call;
   GroupEngine engine;
-  std::vector<E> a;  // from registers: [64, K]
+  std::vector<float> a;  // from registers: [64, K]
 
   // [MN, K] at `to`, an element (mn, k) at mn · mn_step + k · k_step. warp_of(row) reads it.
   template <class WarpOf>
-  void read(uint64_t descriptor, Major major, uint32_t mn_size, E* to, uint32_t mn_step,
+  void read(uint64_t descriptor, Major major, uint32_t mn_size, float* to, uint32_t mn_step,
             uint32_t k_step, const WarpOf& warp_of) const {
     const Operand operand(descriptor);
     const uint32_t mn_unit = major == Major::mn ? kUnit : 1, k_unit = major == Major::k ? kUnit : 1;
@@ -208,7 +207,7 @@ struct Product {
         std::memcpy(elements,
                     engine.shared(warp_of(mn), operand.at(major, mn, k, kUnit), 16, Access::read),
                     16);
-        E* first = to + mn * mn_step + k * k_step;
+        float* first = to + mn * mn_step + k * k_step;
         for (uint32_t i = 0; i < kUnit; ++i)
           first[i * (major == Major::k ? k_step : mn_step)] = decoded(elements[i]);
       }
@@ -219,14 +218,14 @@ struct Product {
       a.resize(kM * kK);
       read(call.desc_a, call.major_a, kM, a.data(), kK, 1, [](uint32_t m) { return m / 16; });
     }
-    std::vector<E> b(kK * call.n);
+    std::vector<float> b(kK * call.n);
     // All warps read all of B; each is asked for its share.
     read(call.desc_b, call.major_b, call.n, b.data(), 1, call.n,
          [](uint32_t n) { return n / 8 % 4; });
     auto& sums = std::get<std::vector<D>>(f.sums);
     if (!call.accumulate) std::fill(sums.begin(), sums.end(), D{});
     if (call.minus)
-      for (E& x : a) x = -x;
+      for (float& x : a) x = -x;
     multiply_add(sums.data(), a.data(), b.data(), kM, call.n, kK);
     if (--f.products == 0) land<D>(f);
   }

@@ -5,6 +5,7 @@
 
 #include "engine.h"
 #include "gpu/sim/simulator.h"
+#include "layouts.h"
 #include "mma_mutants.h"
 
 namespace weft::gpu::tests {
