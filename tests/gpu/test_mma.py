@@ -93,3 +93,16 @@ def test_movmatrix():
     y = torch.empty(32, dtype=torch.int32)
     run("movmatrix", [x.view(-1).view(torch.int32)], [y])
     assert torch.equal(y.view(torch.int16).view(8, 8), x.t())
+
+
+def test_to_tf32():
+    x = torch.randn(64) * 10.0 ** torch.randint(-30, 30, (64,))
+    halfway = (x.view(torch.int32) & ~0x1FFF | 0x1000).view(torch.float32)
+    x = torch.cat([x, halfway, torch.tensor([0.0, -0.0, torch.inf, -torch.inf] * 16)])
+    bits = torch.empty(x.shape, dtype=torch.int32)
+    run("to_tf32", [x], [bits])
+    y = (bits & ~0x1FFF).view(torch.float32)
+    # Halfway goes away from zero: the magnitude as an integer, rounded to a multiple of 2^13.
+    magnitude = (x.view(torch.int32) & 0x7FFFFFFF) + 0x1000 & ~0x1FFF
+    assert torch.equal(y.abs().view(torch.int32), magnitude)
+    assert torch.equal(y.signbit(), x.signbit())

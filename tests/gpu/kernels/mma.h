@@ -206,4 +206,14 @@ const Register movmatrix_case("movmatrix", [](const Call& call) {
                            call.outputs[0].as<uint32_t>());
 });
 
+WEFT_KERNEL void to_tf32_kernel(const float* x, uint32_t* y) {
+  const uint32_t i = block().x * threads() + thread();
+  store(y + i, to_tf32(load(x + i)).bits);
+}
+const Register to_tf32_case("to_tf32", [](const Call& call) {
+  const auto count = static_cast<uint32_t>(call.inputs[0].count);
+  launch<to_tf32_kernel>({.grid = {count / 64}, .block = 64, .stream = call.stream},
+                         call.inputs[0].as<float>(), call.outputs[0].as<uint32_t>());
+});
+
 }  // namespace weft::gpu::tests
