@@ -66,10 +66,18 @@ def test_slips_that_show_in_the_numbers(slip: str):
 
 
 def test_missing_wait():
-    """A read in a register is no access that anybody sees: it gives NaN where products come late,
-    and the kernel ends with them."""
     with pytest.raises(RuntimeError, match="ends before the asynchronous work"):
         stages("missing_wait")
+
+
+def test_early_read(request: pytest.FixtureRequest):
+    """Nobody sees that a register is read: it holds NaN where products come late."""
+    _, late = request.node.callspec.params["simulated"]
+    out, want = stages("early_read")
+    if late:
+        assert out.isnan().all()
+    else:
+        assert torch.equal(out, want)
 
 
 def test_ring():

@@ -102,3 +102,11 @@ def test_a_result_as_the_next_operand():
     run("wgmma_chain", [a, b.t().contiguous(), c], [e])
     between = (a.float() @ b.float()).to(BF16)
     assert torch.equal(e, between.float() @ c.float())
+
+
+@pytest.mark.parametrize("m, n, k", [(128, 128, 64), (128, 256, 448), (256, 128, 192)])
+def test_a_whole_kernel(m: int, n: int, k: int):
+    a, b = (torch.randint(-3, 4, shape).to(BF16) for shape in ((m, k), (n, k)))
+    d = torch.empty(m, n)
+    run("wgmma_gemm", [a, b], [d], numbers=[m, n, k])
+    assert torch.equal(d, a.float() @ b.float().t())

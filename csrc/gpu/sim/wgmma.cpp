@@ -52,9 +52,10 @@ struct WgmmaState {
   std::vector<Named> named[kWarpgroup];
   std::vector<std::shared_ptr<Flight>> flights;
 
-  Flight* flight(uint32_t thread, const void* d) const {
+  // That of the thread's accumulator; null if it has no products under way.
+  std::shared_ptr<Flight> flight(uint32_t thread, const void* d) const {
     for (const auto& f : flights)
-      if (f->d[thread].at == d) return f.get();
+      if (f->d[thread].at == d) return f;
     return nullptr;
   }
   void name(uint32_t thread, const Registers& r) {
@@ -249,14 +250,14 @@ void hand_over(const WgmmaCall* const* calls) {
   using P = Product<T>;
   const WgmmaCall& first = *calls[0];
   WgmmaState& s = state();
-  Flight* flight = s.flight(0, first.d.at);
+  std::shared_ptr<Flight> flight = s.flight(0, first.d.at);
   if (!flight) {
     for (uint32_t t = 0; t < kWarpgroup; ++t) {
       s.expect_fenced(t, calls[t]->d, "accumulator");
       s.forget(t, calls[t]->d);
     }
-    s.flights.push_back(take_off<typename P::D>(calls));
-    flight = s.flights.back().get();
+    flight = take_off<typename P::D>(calls);
+    s.flights.push_back(flight);
   } else {
     if (flight->n != first.n || flight->integer != std::is_same_v<T, int8_t>)
       error("wgmma into an accumulator that a wgmma of another shape has under way");
@@ -276,16 +277,13 @@ void hand_over(const WgmmaCall* const* calls) {
       }
     }
   } else {
-    Operand{first.desc_a};
+    Operand{first.desc_a};  // what is wrong with it is said here
   }
   Operand{first.desc_b};
   product->engine = group_engine("wgmma");
   flight->group = group().queue.open();
   ++flight->products;
-  const auto keep =
-      *std::find_if(s.flights.begin(), s.flights.end(),
-                    [&](const std::shared_ptr<Flight>& f) { return f.get() == flight; });
-  group_add([product, keep] { product->make(*keep); });
+  group_add([product, flight] { product->make(*flight); });
 }
 
 struct Wait {
@@ -344,7 +342,7 @@ void wgmma_fence(const Registers* registers, size_t count) {
     error("wgmma_fence in a warpgroup that is not whole");
   WgmmaState& s = state();
   for (size_t i = 0; i < count; ++i) {
-    if (Flight* flight = s.flight(thread, registers[i].at))
+    if (const auto flight = s.flight(thread, registers[i].at))
       expect_untouched(*flight, thread, 1);
     else
       s.name(thread, registers[i]);

@@ -36,7 +36,8 @@ const Register early_ldmatrix("early_ldmatrix", [](const Call& call) {
 // The second stage is stored where the first one was. A Slip makes one mistake.
 enum class Slip {
   none,
-  missing_wait,         // the accumulator is stored while the products are under way
+  early_read,           // the accumulator is stored before it is waited for
+  missing_wait,         // no wait in the last stage
   short_wait,           // a wait that leaves the last group pending
   touched,              // the accumulator is scaled while the products are under way
   missing_fence,        // no wgmma_fence
@@ -84,7 +85,7 @@ WEFT_KERNEL void wgmma_stages_kernel(const bf16* a, const bf16* b, float* out) {
     }
     if constexpr (kSlip == Slip::short_wait) {
       wgmma_wait<1>(d);
-    } else if constexpr (kSlip == Slip::missing_wait) {
+    } else if constexpr (kSlip == Slip::missing_wait || kSlip == Slip::early_read) {
       if (stage == 0) wgmma_wait<0>(d);
     } else {
       wgmma_wait<0>(d);
@@ -95,6 +96,7 @@ WEFT_KERNEL void wgmma_stages_kernel(const bf16* a, const bf16* b, float* out) {
     const Place at = d.place(thread(), i);
     store(out + at.row * 64 + at.column, d[i]);
   }
+  if constexpr (kSlip == Slip::early_read) wgmma_wait<0>();
 }
 template <Slip kSlip>
 void wgmma_stages(const Call& call) {
@@ -106,6 +108,7 @@ void wgmma_stages(const Call& call) {
 }
 const Register slips[] = {
     {"wgmma_none", wgmma_stages<Slip::none>},
+    {"wgmma_early_read", wgmma_stages<Slip::early_read>},
     {"wgmma_missing_wait", wgmma_stages<Slip::missing_wait>},
     {"wgmma_short_wait", wgmma_stages<Slip::short_wait>},
     {"wgmma_touched", wgmma_stages<Slip::touched>},

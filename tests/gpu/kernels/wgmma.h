@@ -265,4 +265,102 @@ const Register wgmma_chain("wgmma_chain", [](const Call& call) {
                              call.inputs[2].as<bf16>(), call.outputs[0].as<float>());
 });
 
+// ---- D[M, N] = A[M, K] · B[N, K]ᵀ with all that a fast kernel has: a block makes 128 × 128 of it. A
+// warpgroup gives its registers away and fills a ring of stages with tensor copies; two others
+// multiply 64 rows each, a stage behind the copies, and give a stage back when the products of the
+// next are under way.
+struct GemmTiles {
+  static constexpr uint32_t kStages = 3, kK = 64;
+  using Tile = MatrixTile<bf16, Major::k, Swizzle::bytes128, 128, kK>;
+
+  SharedLayout layout;
+  Shared<bf16> a = layout.take<bf16>(kStages * Tile::kSize, kSharedAlignment);
+  Shared<bf16> b = layout.take<bf16>(kStages * Tile::kSize, kSharedAlignment);
+  Shared<MBarrier> full = layout.take<MBarrier>(kStages), empty = layout.take<MBarrier>(kStages);
+};
+
+// The stage whose turn it is, and the parity of its phase.
+struct GemmTurn {
+  uint32_t stage = 0, parity = 0;
+  WEFT_DEVICE void next() {
+    if (++stage < GemmTiles::kStages) return;
+    stage = 0;
+    parity ^= 1;
+  }
+};
+
+WEFT_KERNEL_BOUNDS(3 * kWarpgroup, 1)
+void wgmma_gemm_kernel(WEFT_GRID_CONSTANT const TensorMap map_a,
+                       WEFT_GRID_CONSTANT const TensorMap map_b, float* d, uint32_t N, uint32_t K) {
+  using Tile = GemmTiles::Tile;
+  constexpr uint32_t kStages = GemmTiles::kStages, kK = GemmTiles::kK;
+  const GemmTiles smem;
+  const uint32_t row = block().y * 128, column = block().x * 128;
+
+  if (thread() == 0) {
+    for (uint32_t s = 0; s < kStages; ++s) {
+      mbarrier_init(smem.full.from(s), 1);
+      mbarrier_init(smem.empty.from(s), 2);
+    }
+    fence_mbarrier_init();
+  }
+  sync_block();
+
+  const uint32_t warpgroup = warp() / 4;
+  if (warpgroup == 0) {
+    decrease_registers<40>();
+    if (thread() > 0) return;
+    GemmTurn turn;
+    for (uint32_t k = 0; k < K; k += kK, turn.next()) {
+      const uint32_t s = turn.stage;
+      const Shared<MBarrier> full = smem.full.from(s);
+      mbarrier_wait(smem.empty.from(s), turn.parity ^ 1);
+      mbarrier_arrive_expect(full, 2 * Tile::kSize * sizeof(bf16));
+      const auto from = static_cast<int32_t>(k);
+      tensor_load(smem.a.from(s * Tile::kSize), map_a, {from, static_cast<int32_t>(row)}, full);
+      tensor_load(smem.b.from(s * Tile::kSize), map_b, {from, static_cast<int32_t>(column)}, full);
+    }
+    return;
+  }
+
+  increase_registers<232>();
+  const uint32_t first = (warpgroup - 1) * 64;  // row of the tile
+  WgmmaAccumulator<float, 128> sums;
+  wgmma_fence(sums);
+  GemmTurn turn;
+  uint32_t before = 0;  // the stage whose products wgmma_wait<1> covers
+  for (uint32_t k = 0; k < K; k += kK, turn.next()) {
+    const uint32_t s = turn.stage;
+    mbarrier_wait(smem.full.from(s), turn.parity);
+    wgmma_fence();
+    WEFT_UNROLL
+    for (uint32_t i = 0; i < kK; i += 16)
+      wgmma(sums, Tile::descriptor(smem.a.from(s * Tile::kSize), first, i),
+            Tile::descriptor(smem.b.from(s * Tile::kSize), 0, i), k + i > 0);
+    wgmma_commit();
+    wgmma_wait<1>();
+    if (k > 0 && thread() % kWarpgroup == 0) mbarrier_arrive(smem.empty.from(before));
+    before = s;
+  }
+  wgmma_wait<0>(sums);
+  for (uint32_t i = 0; i < sums.kSize; ++i) {
+    const Place at = sums.place(thread() % kWarpgroup, i);
+    store(d + (row + first + at.row) * N + column + at.column, sums[i]);
+  }
+}
+// numbers: M, N, K, multiples of 128, 128, 64.
+const Register wgmma_gemm("wgmma_gemm", [](const Call& call) {
+  using Tile = GemmTiles::Tile;
+  const auto M = static_cast<uint32_t>(call.numbers[0]);
+  const auto N = static_cast<uint32_t>(call.numbers[1]);
+  const auto K = static_cast<uint32_t>(call.numbers[2]);
+  launch<wgmma_gemm_kernel>({.grid = {N / 128, M / 128},
+                             .block = 3 * kWarpgroup,
+                             .shared_bytes = GemmTiles{}.layout.bytes(),
+                             .stream = call.stream},
+                            map_of<Tile, bf16>(call.inputs[0].data, M, K, Swizzle::bytes128),
+                            map_of<Tile, bf16>(call.inputs[1].data, N, K, Swizzle::bytes128),
+                            call.outputs[0].as<float>(), N, K);
+});
+
 }  // namespace weft::gpu::tests
