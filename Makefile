@@ -60,7 +60,7 @@ clean:
 build/simulator/.built: $(VENV)/.requirements $(native) $(kernels)
 	@echo "Building the simulator"
 	@$(call configure,simulator) -DWEFT_SIMULATOR=on
-	@$(BIN)/cmake --build build/simulator --target weft_gpu_tests
+	@$(BIN)/cmake --build build/simulator --target weft_gpu_tests weft_simulated_ops
 	@touch $@
 
 # ---------------------------------------------------------------------------------------------------- for developers

@@ -1,5 +1,6 @@
 // libweft_cuda.so: the CUDA side of the ops that csrc/library.cpp declares.
 
+#include <torch/csrc/stable/accelerator.h>
 #include <torch/csrc/stable/library.h>
 
 #include <cstdint>
@@ -7,19 +8,61 @@
 #include <tuple>
 
 #include "gpu/device.h"
+#include "library_norm.h"
+#include "norm/cuda/norm.h"
 
+namespace weft {
 namespace {
 
+struct CudaNorm {
+  static constexpr const char* name = "CUDA";
+  static constexpr const char* dtypes = "float32, bfloat16 or float16 (on CUDA)";
+  static bool has(const Tensor& t) { return t.is_cuda(); }
+  static bool has(const Tensor& t, const Tensor& x) {
+    return t.is_cuda() && t.get_device_index() == x.get_device_index();
+  }
+  static bool takes(DType dtype) { return is_float(dtype) && dtype != DType::f64; }
+  struct Guard {
+    torch::stable::accelerator::DeviceGuard guard;
+    explicit Guard(const Tensor& x) : guard(x.get_device_index()) {}
+  };
+  static void prepare(void*, int64_t) {}
+
+  // The current device, and torch's current stream on it.
+  static norm::cuda::Device device() {
+    void* stream = nullptr;
+    check(aoti_torch_get_current_cuda_stream(-1, &stream) == 0, "weft: no current CUDA stream");
+    return {gpu::limits(), stream};
+  }
+  static int64_t workspace_bytes(const norm::Forward&) { return 0; }
+  static int64_t workspace_bytes(const norm::Backward& p) {
+    return norm::cuda::workspace_bytes(p, gpu::limits());
+  }
+  static void forward(const norm::Forward& p) { norm::cuda::forward(p, device()); }
+  static void backward(const norm::Backward& p) { norm::cuda::backward(p, device()); }
+  static void dropout_mask(const norm::Dropout& dropout, int64_t count, int stream, bool* mask) {
+    norm::cuda::dropout_mask(dropout, count, stream, mask, device());
+  }
+  static std::pair<int64_t, int64_t> read_rng_state(const Tensor& t) {
+    check(t.is_cpu(), "weft: rng_state is not on the CPU");
+    const auto* state = static_cast<const int64_t*>(t.const_data_ptr());
+    return {state[0], state[1]};
+  }
+};
+
 std::tuple<int64_t, int64_t, std::string> cuda_build_info() {
-  return {weft::gpu::runtime_version(), weft::gpu::driver_version(), weft::gpu::architectures()};
+  return {gpu::runtime_version(), gpu::driver_version(), gpu::architectures()};
 }
 
 }  // namespace
+}  // namespace weft
 
 STABLE_TORCH_LIBRARY_FRAGMENT(weft, m) {
   m.def("cuda_build_info() -> (int runtime_version, int driver_version, str architectures)");
 }
 
 STABLE_TORCH_LIBRARY_IMPL(weft, CompositeImplicitAutograd, m) {
-  m.impl("cuda_build_info", TORCH_BOX(&cuda_build_info));
+  m.impl("cuda_build_info", TORCH_BOX(&weft::cuda_build_info));
 }
+
+STABLE_TORCH_LIBRARY_IMPL(weft, CUDA, m) { weft::norm::implement_ops<weft::CudaNorm>(m); }

@@ -2,13 +2,24 @@
 
 from __future__ import annotations
 
+import os
+import warnings
+import zlib
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, ClassVar
 
+import pytest
 import torch
 
 from weft import _C
+
+_BUILD = Path(__file__).resolve().parents[1] / "build"
+SIMULATED_OPS = (
+    Path(os.environ.get("WEFT_SIMULATOR_DIR", _BUILD / "simulator")) / "libweft_simulated_ops.so"
+)
 
 
 @dataclass(frozen=True)
@@ -18,6 +29,11 @@ class Backend:
     name: str
     device: str = "cpu"
     isa: str | None = None
+    float64: bool = True  # as the CPU has it, for checking gradients
+
+    def runs(self, file: str, test: str, parameters: dict[str, Any]) -> bool:
+        """Whether a test is worth its time here."""
+        return True
 
     @contextmanager
     def active(self) -> Iterator[None]:
@@ -36,7 +52,79 @@ def cpu_levels() -> list[Backend]:
 
 def cuda() -> list[Backend]:
     built = torch._C._dispatch_has_kernel_for_dispatch_key("weft::norm_forward", "CUDA")
-    return [Backend("cuda", "cuda")] if built and torch.cuda.is_available() else []
+    return [Backend("cuda", "cuda", float64=False)] if built and torch.cuda.is_available() else []
 
 
-BACKENDS = [*cpu_levels(), *cuda()]  # a new backend adds itself to this line
+@dataclass(frozen=True)
+class Simulator(Backend):
+    """CUDA kernels on CPU tensors: `torch.ops.weft.*` goes to the simulator while it is active.
+
+    Each test has an order of threads of its own, and early or late completion, drawn from its name.
+    """
+
+    FILES: ClassVar = (
+        "test_forward",
+        "test_backward",
+        "test_fused",
+        "test_int8",
+        "test_determinism",
+    )
+    clusters: bool = True  # as sm_90 has them
+
+    def runs(self, file: str, test: str, parameters: dict[str, Any]) -> bool:
+        """Half of the kernels' own tests: each with two of four pairs of norm and dtype.
+
+        Where clusters would share long rows, the other half runs without them: nothing else is
+        different there.
+        """
+        shape = parameters.get("shape", ())
+        long = "wide" in test or max(shape, default=0) > 16384
+        if file not in self.FILES or torch.Size(shape).numel() > 2**17:
+            return False
+        if not long and not self.clusters:
+            return False
+        if "norm" not in parameters or "dtype" not in parameters:
+            return True
+        is_layer_norm = str(parameters["norm"]) == "layer_norm"
+        is_half = parameters["dtype"] != torch.float32
+        first = zlib.crc32(test.encode()) % 2 == 0
+        return self.clusters == ((is_layer_norm == is_half) == first)
+
+    @contextmanager
+    def active(self) -> Iterator[None]:
+        if not SIMULATED_OPS.exists():
+            pytest.skip("the simulator is not built: make build/simulator/.built")
+        torch.ops.load_library(SIMULATED_OPS)
+        draw = zlib.crc32(os.environ["PYTEST_CURRENT_TEST"].encode())
+        torch.ops.weft_simulator.configure(draw >> 1, bool(draw & 1), self.clusters)
+        library = torch.library.Library("weft", "IMPL")
+        with warnings.catch_warnings():  # torch's, that these had kernels
+            warnings.simplefilter("ignore")
+            for op in _ops_of("weft_simulator"):
+                library.impl(op.partition("::")[2], _op(op), "CPU")
+        try:
+            yield
+        finally:
+            library._destroy()
+
+
+def _ops_of(namespace: str) -> list[str]:
+    """The names of all that stands behind weft's own ops: "weft_simulator::layer_norm.out"."""
+    names = torch._C._dispatch_get_all_op_names()
+    return [n for n in names if n.startswith(f"{namespace}::") and not n.endswith("configure")]
+
+
+def _op(name: str) -> torch._ops.OpOverload:
+    namespace, _, rest = name.partition("::")
+    packet, _, overload = rest.partition(".")
+    return getattr(getattr(getattr(torch.ops, namespace), packet), overload or "default")
+
+
+def simulators() -> list[Backend]:
+    return [
+        Simulator("simulator-sm90", float64=False),
+        Simulator("simulator-sm80", float64=False, clusters=False),
+    ]
+
+
+BACKENDS = [*cpu_levels(), *cuda(), *simulators()]  # a new backend adds itself to this line

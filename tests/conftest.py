@@ -60,6 +60,9 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
         others = [x for x in items if not _backend_of(x).startswith(wanted)]
         config.hook.pytest_deselected(items=others)
         items[:] = [x for x in items if _backend_of(x).startswith(wanted)]
+    beyond = [x for x in items if _is_beyond_backend(x)]
+    config.hook.pytest_deselected(items=beyond)
+    items[:] = [x for x in items if x not in set(beyond)]
     every = config.getoption("--sample")
     if every > 1:
         config.hook.pytest_deselected(items=[x for i, x in enumerate(items) if i % every])
@@ -72,6 +75,17 @@ def _backend_of(item: pytest.Item) -> str:
     if "everywhere" in parameters:  # tests/gpu: the GPU, or a mode of the simulator
         return "cuda" if parameters["everywhere"] == "cuda" else "simulator"
     return parameters["backend"].name if "backend" in parameters else ""
+
+
+def _is_beyond_backend(item: pytest.Item) -> bool:
+    """What a backend has no kernels for, and what the simulator would repeat for too long."""
+    parameters = item.callspec.params if hasattr(item, "callspec") else {}
+    backend = parameters.get("backend")
+    if backend is None:
+        return False
+    name, file = item.originalname, item.path.stem
+    doubles = torch.float64 in parameters.values() or "gradcheck" in name
+    return (doubles and not backend.float64) or not backend.runs(file, name, parameters)
 
 
 def pytest_configure(config: pytest.Config) -> None:

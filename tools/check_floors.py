@@ -66,8 +66,8 @@ def roles(path: Path) -> set[str]:
 def allowed_rooms(path: Path, families: set[str]) -> set[str]:
     """The folders of csrc that `path`, relative to csrc, may include from."""
     room = path.parts[0]
-    if len(path.parts) == 1:  # library.cpp, library_cuda.cpp: where all comes together
-        return set(ROOMS) | families
+    if len(path.parts) == 1:  # library.cpp, library_norm.h, …: where all comes together
+        return set(ROOMS) | families | {"library_norm.h"}
     if room in ROOMS:
         return ROOMS[room] | {room}
     if path.name == "ops.h":

@@ -9,6 +9,7 @@
 //   WEFT_DEVICE                      a function that kernels call: always inlined
 //   WEFT_GRID_CONSTANT               before a kernel's parameter that is used by address (TensorMap)
 //   WEFT_UNROLL                      before a loop whose index counts registers
+//   WEFT_NO_UNROLL                   before a loop whose body is long enough
 #pragma once
 
 #include <cstddef>
@@ -22,12 +23,14 @@
 #define WEFT_DEVICE __device__ __forceinline__
 #define WEFT_GRID_CONSTANT __grid_constant__
 #define WEFT_UNROLL _Pragma("unroll")
+#define WEFT_NO_UNROLL _Pragma("unroll 1")
 #else
 #define WEFT_KERNEL
 #define WEFT_KERNEL_BOUNDS(threads, min_blocks)
 #define WEFT_DEVICE [[gnu::always_inline]] inline
 #define WEFT_GRID_CONSTANT
 #define WEFT_UNROLL
+#define WEFT_NO_UNROLL
 #endif
 
 namespace weft::gpu {

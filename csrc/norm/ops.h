@@ -2,7 +2,11 @@
 // supplies
 //
 //   static constexpr const char* name;                  "cpu"
-//   static bool has(const Tensor&);                     is it on this backend's device?
+//   static bool has(const Tensor&);                     is it on a device of this backend's?
+//   static bool has(const Tensor& t, const Tensor& x);  is t on the device of x, which has passed?
+//   static bool takes(DType);                           a floating dtype that there are kernels for
+//   static constexpr const char* dtypes;                "float32 or float64", for messages
+//   using Guard;                                        Guard(x) makes x's device the current one
 //   static void prepare(void* data, int64_t bytes);     a fresh output, before its first touch
 //   static int64_t workspace_bytes(const Forward& | const Backward&);
 //   static void forward(const Forward&), backward(const Backward&);
@@ -13,6 +17,7 @@
 #pragma once
 
 #include <forward_list>
+#include <optional>
 #include <tuple>
 #include <utility>
 
@@ -324,8 +329,9 @@ class Ops {
           x_(x) {
       const int64_t dims = sizes.size();
       check(Backend::has(x), "weft.", op, ": ", name, " is not on a ", Backend::name, " device");
-      check(is_float(x_dtype), "weft.", op, ": ", name, " has dtype ", name_of(x_dtype),
-            ", expected float32, bfloat16, float16 or float64");
+      check(Backend::takes(x_dtype), "weft.", op, ": ", name, " has dtype ", name_of(x_dtype),
+            ", expected ", Backend::dtypes);
+      guard_.emplace(x);
       check(ndim >= 1 && ndim <= dims, "weft.", op, ": normalized_ndim is ", ndim,
             ", expected 1 to ", dims, " (the dimensions of ", name, ")");
       channel_sizes = Sizes(sizes.end() - ndim, sizes.end());
@@ -390,7 +396,7 @@ class Ops {
       p.int8.smooth = channels(smooth, "smooth", 1);
       p.int8.symmetric = symmetric;
       if (scale) {
-        check(dtype_of(*scale) == DType::f32 && scale->numel() == 1 && Backend::has(*scale),
+        check(dtype_of(*scale) == DType::f32 && scale->numel() == 1 && Backend::has(*scale, x_),
               "weft.", op, ": scale is ", name_of(dtype_of(*scale)), " ",
               to_string(sizes_of(*scale)), ", expected one float32 on the device of x");
         check(zero_point >= -128 && zero_point <= 127, "weft.", op, ": zero_point is ", zero_point,
@@ -415,9 +421,8 @@ class Ops {
     Rows input(const OptionalTensor& t, const char* name, std::optional<DType> dtype = {}) {
       if (!t) return {};
       const DType type = check_rows(*t, name);
-      check(dtype ? type == *dtype : is_float(type), "weft.", op, ": ", name, " has dtype ",
-            name_of(type), ", expected ",
-            dtype ? name_of(*dtype) : "float32, bfloat16, float16 or float64");
+      check(dtype ? type == *dtype : Backend::takes(type), "weft.", op, ": ", name, " has dtype ",
+            name_of(type), ", expected ", dtype ? name_of(*dtype) : Backend::dtypes);
       Rows rows;
       if (view(*t, rows)) return rows;
       keep_.push_front(torch::stable::contiguous(*t));
@@ -430,9 +435,9 @@ class Ops {
     Channels channels(const OptionalTensor& t, const char* name, int64_t most_heads = INT64_MAX) {
       if (!t) return {};
       const DType type = dtype_of(*t);
-      check(Backend::has(*t), "weft.", op, ": ", name, " is not on the device of ", first_name);
-      check(is_float(type), "weft.", op, ": ", name, " has dtype ", name_of(type),
-            ", expected float32, bfloat16, float16 or float64");
+      check(Backend::has(*t, x_), "weft.", op, ": ", name, " is not on the device of ", first_name);
+      check(Backend::takes(type), "weft.", op, ": ", name, " has dtype ", name_of(type),
+            ", expected ", Backend::dtypes);
       const Sizes shape = sizes_of(*t);
       const bool per_head = most_heads > 1 && ndim == 1 && sizes.size() >= 2 &&
                             shape == Sizes(sizes.end() - 2, sizes.end());
@@ -457,9 +462,9 @@ class Ops {
     PerRow per_row(const OptionalTensor& t, const char* name) {
       if (!t) return {};
       const DType type = dtype_of(*t);
-      check(Backend::has(*t), "weft.", op, ": ", name, " is not on the device of ", first_name);
-      check(is_float(type), "weft.", op, ": ", name, " has dtype ", name_of(type),
-            ", expected float32, bfloat16, float16 or float64");
+      check(Backend::has(*t, x_), "weft.", op, ": ", name, " is not on the device of ", first_name);
+      check(Backend::takes(type), "weft.", op, ": ", name, " has dtype ", name_of(type),
+            ", expected ", Backend::dtypes);
       check(sizes_of(*t) == per_row_sizes(false), "weft.", op, ": ", name, " has shape ",
             to_string(sizes_of(*t)), ", expected ", to_string(per_row_sizes(false)),
             " (the leading dimensions of ", first_name, ")");
@@ -473,7 +478,8 @@ class Ops {
 
     // mean and rstd as forward returned them.
     PerRow statistics(const Tensor& t, const char* name, DType dtype) {
-      check(Backend::has(t) && dtype_of(t) == acc_of(dtype) && t.numel() == N && t.is_contiguous(),
+      check(Backend::has(t, x_) && dtype_of(t) == acc_of(dtype) && t.numel() == N &&
+                t.is_contiguous(),
             "weft.", op, ": ", name, " is ", name_of(dtype_of(t)), " ", to_string(sizes_of(t)),
             ", expected contiguous ", name_of(acc_of(dtype)), " ", to_string(per_row_sizes(false)));
       return {const_cast<void*>(t.const_data_ptr()), acc_of(dtype)};
@@ -488,9 +494,8 @@ class Ops {
     // Rows to be written. What is not contiguous within its rows is written to a copy first.
     Rows output(const Tensor& t, const char* name, std::optional<DType> dtype = {}) {
       const DType type = check_rows(t, name);
-      check(dtype ? type == *dtype : is_float(type), "weft.", op, ": ", name, " has dtype ",
-            name_of(type), ", expected ",
-            dtype ? name_of(*dtype) : "float32, bfloat16, float16 or float64");
+      check(dtype ? type == *dtype : Backend::takes(type), "weft.", op, ": ", name, " has dtype ",
+            name_of(type), ", expected ", dtype ? name_of(*dtype) : Backend::dtypes);
       const auto strides = t.strides();
       for (int d = 0; d < sizes.size(); ++d)
         check(strides[d] != 0 || sizes[d] <= 1, "weft.", op, ": ", name,
@@ -544,8 +549,8 @@ class Ops {
     DType float_dtype(std::optional<ScalarType> wanted, DType otherwise, const char* name) const {
       if (!wanted) return otherwise;
       const DType type = dtype_of(*wanted);
-      check(is_float(type), "weft.", op, ": ", name, " is ", name_of(type),
-            ", expected float32, bfloat16, float16 or float64");
+      check(Backend::takes(type), "weft.", op, ": ", name, " is ", name_of(type), ", expected ",
+            Backend::dtypes);
       return type;
     }
     DType residual_dtype(std::optional<ScalarType> wanted, const OptionalTensor& residual) const {
@@ -560,15 +565,15 @@ class Ops {
 
    private:
     DType check_rows(const Tensor& t, const char* name) const {
-      check(Backend::has(t), "weft.", op, ": ", name, " is not on the device of ", first_name);
+      check(Backend::has(t, x_), "weft.", op, ": ", name, " is not on the device of ", first_name);
       check(sizes_of(t) == sizes, "weft.", op, ": ", name, " has shape ", to_string(sizes_of(t)),
             ", expected ", to_string(sizes), " (that of ", first_name, ")");
       return dtype_of(t);
     }
 
     void* per_row_output(const Tensor& t, const char* name, DType dtype) const {
-      check(Backend::has(t) && dtype_of(t) == dtype && t.numel() == N && t.is_contiguous(), "weft.",
-            op, ": ", name, " is ", name_of(dtype_of(t)), " ", to_string(sizes_of(t)),
+      check(Backend::has(t, x_) && dtype_of(t) == dtype && t.numel() == N && t.is_contiguous(),
+            "weft.", op, ": ", name, " is ", name_of(dtype_of(t)), " ", to_string(sizes_of(t)),
             ", expected contiguous ", name_of(dtype), " ", to_string(per_row_sizes(true)));
       return t.mutable_data_ptr();
     }
@@ -638,6 +643,7 @@ class Ops {
     }
 
     const Tensor& x_;
+    std::optional<typename Backend::Guard> guard_;
     bool headed_ = false;
     std::forward_list<Tensor> keep_;
     std::forward_list<std::pair<Tensor, Tensor>> copies_;
