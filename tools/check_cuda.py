@@ -39,7 +39,14 @@ class Expected:
     architectures: tuple[str, ...] = ARCHITECTURES
 
 
-EXPECTED: tuple[Expected, ...] = ()
+# Kernels that memory bounds move 16 bytes a thread, rows in and out alike. `true`: of whole chunks.
+WIDE = {"LDG.128": 8, "STG.128": 1}
+EXPECTED = (
+    Expected("norm::cuda::forward_usual_kernel", WIDE),
+    Expected("norm::cuda::forward_any_kernel<.*, true>", WIDE),
+    Expected("norm::cuda::backward_usual_kernel", WIDE),
+    Expected("norm::cuda::backward_(rows|columns)_kernel<.*, true>", WIDE),
+)
 
 
 @dataclass
