@@ -2,11 +2,13 @@
 
 #include <torch/csrc/stable/library.h>
 
+#include <tuple>
 #include <vector>
 
 #include "gpu/sim/simulator.h"
 #include "library_norm.h"
 #include "norm/cuda/norm.h"
+#include "norm/cuda/plan.h"
 
 namespace weft {
 namespace {
@@ -136,12 +138,20 @@ void configure(int64_t seed, bool late_completion, bool clusters) {
   limits() = clusters ? gpu::Limits{4, 227 << 10, true} : gpu::Limits{4, 163 << 10, false};
 }
 
+// Who works on rows of a width, with up to `most` columns a thread in registers.
+std::tuple<int64_t, int64_t, int64_t, int64_t, int64_t> geometry(int64_t C, int64_t most) {
+  const norm::cuda::Geometry g = norm::cuda::geometry(C, static_cast<int>(most), limits());
+  return {g.lanes, g.threads, g.rows, g.split, g.span};
+}
+
 }  // namespace
 }  // namespace weft
 
 STABLE_TORCH_LIBRARY(weft_simulator, m) {
   weft::norm::define_ops(m);
   m.def("configure(int seed, bool late_completion, bool clusters) -> ()");
+  m.def(
+      "geometry(int columns, int most) -> (int lanes, int threads, int rows, int split, int span)");
 }
 
 STABLE_TORCH_LIBRARY_IMPL(weft_simulator, CPU, m) {
@@ -150,4 +160,5 @@ STABLE_TORCH_LIBRARY_IMPL(weft_simulator, CPU, m) {
 
 STABLE_TORCH_LIBRARY_IMPL(weft_simulator, CompositeExplicitAutograd, m) {
   m.impl("configure", TORCH_BOX(&weft::configure));
+  m.impl("geometry", TORCH_BOX(&weft::geometry));
 }

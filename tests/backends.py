@@ -110,8 +110,9 @@ class Simulator(Backend):
 
 def _ops_of(namespace: str) -> list[str]:
     """The names of all that stands behind weft's own ops: "weft_simulator::layer_norm.out"."""
-    names = torch._C._dispatch_get_all_op_names()
-    return [n for n in names if n.startswith(f"{namespace}::") and not n.endswith("configure")]
+    names = set(torch._C._dispatch_get_all_op_names())
+    own = [n for n in names if n.startswith(f"{namespace}::")]
+    return sorted(n for n in own if n.replace(namespace, "weft", 1) in names)
 
 
 def _op(name: str) -> torch._ops.OpOverload:
