@@ -104,13 +104,14 @@ test-package: $(VENV)/.weft
 
 # The CUDA library, on every machine with nvcc: no GPU and no CUDA build of torch is needed. Then what can be said of it
 # without a GPU: the oldest torch that it loads into, registers, spills, instructions.
-cuda: $(VENV)/.weft
+cuda: $(VENV)/.weft build/simulator/.built
 	$(call configure,cuda) -DWEFT_CUDA=on
 	$(BIN)/cmake --build build/cuda --target weft_cuda weft_gpu_tests_cuda
 	$(BIN)/python $(PIP) install -r requirements/cuda.txt
 	rm -rf build/cuda/audit && mkdir build/cuda/audit && cp build/cuda/libweft_cuda.so build/cuda/audit
 	$(BIN)/torch-abi-audit --check torch build/cuda/audit
 	$(BIN)/python tools/check_cuda.py build/cuda/libweft_cuda.so
+	$(BIN)/python $(PYTEST) -q tests/gpu/test_machine_code.py
 
 # On a machine with a GPU. PYTHON has a CUDA build of torch, and what requirements/build.txt and the extras test and bench
 # name; nothing is installed. INSTALLED=1 takes weft as PYTHON has it, from a wheel, instead of building it here.
