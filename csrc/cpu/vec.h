@@ -304,6 +304,75 @@ inline Pair<float> load_natural<float, f16>(const f16* p) {
 }
 #endif
 
+// One vector of consecutive elements, widened or narrowed.
+using HalfLanes = VecOf<uint16_t, kVecBytes / 2>::type;  // one 16-bit value per 32-bit lane
+using QuarterLanes = VecOf<uint8_t, kVecBytes / 4>::type;
+
+template <class A, class U>
+inline Vec<A> load_lanes(const U* p) {
+  if constexpr (std::is_same_v<A, U>) {
+    return load_vec<A>(p);
+  } else if constexpr (std::is_same_v<A, float> && std::is_same_v<U, bf16>) {
+    HalfLanes half;
+    std::memcpy(&half, p, sizeof half);
+    return as_float(__builtin_convertvector(half, Vec<uint32_t>) << 16);
+  } else if constexpr (std::is_same_v<A, float> && std::is_same_v<U, int8_t>) {
+    typename VecOf<int8_t, kVecBytes / 4>::type quarter;
+    std::memcpy(&quarter, p, sizeof quarter);
+    return __builtin_convertvector(__builtin_convertvector(quarter, Vec<int32_t>), Vec<float>);
+#if defined(__AVX512F__)
+  } else if constexpr (std::is_same_v<A, float> && std::is_same_v<U, f16>) {
+    return _mm512_cvtph_ps(_mm256_loadu_si256(reinterpret_cast<const __m256i*>(p)));
+#elif defined(__F16C__)
+  } else if constexpr (std::is_same_v<A, float> && std::is_same_v<U, f16>) {
+    return _mm256_cvtph_ps(_mm_loadu_si128(reinterpret_cast<const __m128i*>(p)));
+#endif
+  } else {
+    Vec<A> v;
+    for (int i = 0; i < kLanes<A>; ++i) v[i] = static_cast<A>(widen(p[i]));
+    return v;
+  }
+}
+template <class A, class U>
+inline void store_lanes(U* p, Vec<A> v) {
+  if constexpr (std::is_same_v<A, U>) {
+    store_vec<A>(p, v);
+  } else if constexpr (std::is_same_v<A, float> && std::is_same_v<U, bf16>) {
+    const HalfLanes half = __builtin_convertvector(round_to_bf16(v) >> 16, HalfLanes);
+    std::memcpy(p, &half, sizeof half);
+#if defined(__AVX512F__)
+  } else if constexpr (std::is_same_v<A, float> && std::is_same_v<U, f16>) {
+    _mm256_storeu_si256(reinterpret_cast<__m256i*>(p),
+                        _mm512_cvtps_ph(v, _MM_FROUND_TO_NEAREST_INT | _MM_FROUND_NO_EXC));
+#elif defined(__F16C__)
+  } else if constexpr (std::is_same_v<A, float> && std::is_same_v<U, f16>) {
+    _mm_storeu_si128(reinterpret_cast<__m128i*>(p),
+                     _mm256_cvtps_ph(v, _MM_FROUND_TO_NEAREST_INT | _MM_FROUND_NO_EXC));
+#endif
+  } else {
+    for (int i = 0; i < kLanes<A>; ++i) narrow(v[i], p[i]);
+  }
+}
+
+// Two vectors of consecutive floats as one of bf16, in order; and two of bf16, a and b, as a0 b0 a1 …
+#if defined(__AVX512BF16__)
+inline Raw to_bf16(Vec<float> first, Vec<float> second) {
+  return (Raw)_mm512_cvtne2ps_pbh(second, first);
+}
+template <int... I>
+inline void zip_bf16(Vec<float>& first, Vec<float>& second, std::integer_sequence<int, I...>) {
+  constexpr int n = sizeof...(I);
+  const auto a = reinterpret_cast<Vec<uint16_t>>(first),
+             b = reinterpret_cast<Vec<uint16_t>>(second);
+  first = reinterpret_cast<Vec<float>>(__builtin_shufflevector(a, b, (I / 2 + (I % 2) * n)...));
+  second =
+      reinterpret_cast<Vec<float>>(__builtin_shufflevector(a, b, ((I + n) / 2 + (I % 2) * n)...));
+}
+inline void zip_bf16(Vec<float>& first, Vec<float>& second) {
+  zip_bf16(first, second, std::make_integer_sequence<int, kLanes<uint16_t>>{});
+}
+#endif
+
 // One vector of bits to memory, past the caches where asked: p is aligned to kVecBytes then.
 inline void write(void* p, Vec<uint32_t> v, bool stream) {
 #if defined(__AVX512F__)
@@ -360,8 +429,6 @@ inline Pair<float> merge_even_odd(Pair<float> p, std::integer_sequence<int, I...
           __builtin_shufflevector(p.lo, p.hi, ((I + n) / 2 + (I % 2) * n)...)};
 }
 using FloatLanes = std::make_integer_sequence<int, kLanes<float>>;
-using HalfLanes = VecOf<uint16_t, kVecBytes / 2>::type;  // one 16-bit value per 32-bit lane
-using QuarterLanes = VecOf<uint8_t, kVecBytes / 4>::type;
 
 // Access to tensors of type U by the lanes of rows of type X.
 template <class X>
