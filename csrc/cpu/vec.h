@@ -224,6 +224,7 @@ inline float widen(f16 v) {
 }
 inline float widen(float v) { return v; }
 inline double widen(double v) { return v; }
+inline float widen(int8_t v) { return v; }
 
 inline void narrow(float v, float& out) { out = v; }
 inline void narrow(double v, float& out) { out = static_cast<float>(v); }
