@@ -1,10 +1,10 @@
 // 2^x on vectors, for softmax: the scale by log2(e) is the caller's, folded into what it multiplies
 // with anyway.
 //
-//   2^x = 2^n · 2^r,  n = round(x),  r = x - n in [-1/2, 1/2]
+//   2^x = 2^n · 2^r,  n = floor(x),  r = x - n in [0, 1]
 //
-// 2^r by a polynomial (minimax in relative error, Remez), 2^n by the exponent. -inf gives 0, +inf
-// inf, NaN NaN. Cost on AVX-512: kDegree + 2 instructions for 16 values.
+// 2^r by a polynomial (minimax in relative error, by Remez' exchange, exact at 0), 2^n by the
+// exponent. -inf gives 0, +inf inf, NaN NaN. Cost on AVX-512: degree + 2 instructions for 16 values.
 #pragma once
 
 #include "cpu/vec.h"
@@ -13,14 +13,14 @@ namespace weft::cpu::WEFT_CPU_LEVEL {
 
 // How exact: the relative error of the polynomial.
 enum class Exp2 {
-  half,  // 4e-6: for results that bf16 or fp16 will hold
-  full,  // 7e-9: one last place of float
+  half,  // 3e-6: for results that a 16-bit float will hold
+  full,  // 8e-8: about a last place of float
 };
 
 namespace exp2_coefficients {
-constexpr float half[] = {1.0000026f, 0.69314696f, 0.24022242f, 0.05592078f, 0.0096715968f};
-constexpr float full[] = {1.0f,           0.69314718f,    0.24022651f,   0.055503588f,
-                          0.00961817801f, 0.00133948653f, 0.00015468479f};
+constexpr float half[] = {1, 0.693044845f, 0.241280205f, 0.0522424742f, 0.0134266843f};
+constexpr float full[] = {
+    1, 0.693151312f, 0.24016445f, 0.0557999131f, 0.00901703032f, 0.00186713007f};
 }  // namespace exp2_coefficients
 
 template <Exp2 kExact>
@@ -41,17 +41,17 @@ inline Vec<float> exp2_poly(Vec<float> r) {
 template <Exp2 kExact>
 inline Vec<float> exp2(Vec<float> x) {
 #if defined(__AVX512DQ__)
-  constexpr int kNearest = _MM_FROUND_TO_NEAREST_INT | _MM_FROUND_NO_EXC;
-  return _mm512_scalef_ps(exp2_poly<kExact>(_mm512_reduce_ps(x, kNearest)), x);
+  constexpr int kDown = _MM_FROUND_TO_NEG_INF | _MM_FROUND_NO_EXC;  // scalef's own floor
+  return _mm512_scalef_ps(exp2_poly<kExact>(_mm512_reduce_ps(x, kDown)), x);
 #else
-  // Out of [-126, 128] the exponent's bits would run over: below all is 0, above inf.
-  const Vec<float> near = vmin(vmax(x, broadcast(-127.0f)), broadcast(128.0f));
-  const Vec<float> shifted = near + 0x1.8p23f;  // n stands in the low bits
+  // Beyond these the exponent's bits would run over: below all is 0, above inf.
+  const Vec<float> near = vmin(vmax(x, broadcast(-126.0f)), broadcast(127.5f));
+  const Vec<float> shifted = (near - 0.5f) + 0x1.8p23f;  // n stands in the low bits
   const Vec<float> r = near - (shifted - 0x1.8p23f);
-  const Vec<uint32_t> bits = as_bits(exp2_poly<kExact>(r)) + (as_bits(shifted) << 23);
-  const Vec<float> y = x > broadcast(-126.5f) ? as_float(bits) : Vec<float>{};
-  const Vec<float> most = x < broadcast(128.0f) ? y : broadcast(__builtin_inff());
-  return x == x ? most : x;
+  const Vec<float> y = as_float(as_bits(exp2_poly<kExact>(r)) + (as_bits(shifted) << 23));
+  const Vec<float> low = x < broadcast(-126.0f) ? Vec<float>{} : y;
+  const Vec<float> high = x < broadcast(128.0f) ? low : broadcast(__builtin_inff());
+  return x == x ? high : x;
 #endif
 }
 

@@ -94,28 +94,62 @@ template <class In, int kRows = Panel<In>::kTileRows>
 inline void panel_rows(int64_t rows, int64_t steps, const In* a, int64_t lda, const In* panel,
                        acc_t<In>* c, int64_t ldc, const acc_t<In>* alpha) {
   if (rows == kRows) return panel_tile<In, kRows>(steps, a, lda, panel, c, ldc, alpha);
-  if constexpr (kRows > 1)
-    panel_rows<In, kRows - 1>(rows, steps, a, lda, panel, c, ldc, alpha);
+  if constexpr (kRows > 1) panel_rows<In, kRows - 1>(rows, steps, a, lda, panel, c, ldc, alpha);
 }
 
 // ---- packing
 
-// Of every 2 · kDistance lanes, a keeps the first half and takes b's first; b takes a's second.
-template <class A, int kDistance, int... I>
-inline void exchange(Vec<A>& a, Vec<A>& b, std::integer_sequence<int, I...>) {
-  constexpr int n = sizeof...(I);
-  const Vec<A> first = __builtin_shufflevector(a, b, ((I & kDistance) ? I - kDistance + n : I)...);
-  b = __builtin_shufflevector(a, b, ((I & kDistance) ? I + n : I + kDistance)...);
-  a = first;
+template <class A, int... I, class Half>
+inline auto concatenate(Half a, Half b, std::integer_sequence<int, I...>) {
+  return __builtin_shufflevector(a, b, I...);
 }
-// As many vectors as lanes, transposed.
-template <class A, int kDistance = kLanes<A> / 2>
-inline void transpose(Vec<A> (&v)[kLanes<A>]) {
-#pragma GCC unroll 16
-  for (int i = 0; i < kLanes<A>; ++i)
-    if (!(i & kDistance))
-      exchange<A, kDistance>(v[i], v[i + kDistance], std::make_integer_sequence<int, kLanes<A>>{});
-  if constexpr (kDistance > 1) transpose<A, kDistance / 2>(v);
+// A vector put together from 16 bytes of every `step`-th row, `at` elements into it.
+template <class A, int kStep, int kBytes = kVecBytes>
+inline typename VecOf<A, kBytes>::type gather_pieces(const A* const* rows, int64_t at) {
+  if constexpr (kBytes == 16) {
+    typename VecOf<A, 16>::type piece;
+    std::memcpy(&piece, *rows + at, 16);
+    return piece;
+  } else {
+    constexpr int half = kBytes / 2;
+    return concatenate<A>(gather_pieces<A, kStep, half>(rows, at),
+                          gather_pieces<A, kStep, half>(rows + half / 16 * kStep, at),
+                          std::make_integer_sequence<int, kBytes / static_cast<int>(sizeof(A))>{});
+  }
+}
+// Of every 16 bytes, the first halves of a and b interleaved by kSize elements, or the second halves.
+template <class A, int kSize, bool kSecond, int... I>
+inline Vec<A> interleave(Vec<A> a, Vec<A> b, std::integer_sequence<int, I...>) {
+  constexpr int n = sizeof...(I), piece = 16 / sizeof(A);
+  return __builtin_shufflevector(
+      a, b,
+      (I / piece * piece + (kSecond ? piece / 2 : 0) + I % piece / (2 * kSize) * kSize + I % kSize +
+       (I / kSize % 2) * n)...);
+}
+template <class A, int kSize, bool kSecond>
+inline Vec<A> interleave(Vec<A> a, Vec<A> b) {
+  return interleave<A, kSize, kSecond>(a, b, std::make_integer_sequence<int, kLanes<A>>{});
+}
+
+// Transposes 16 bytes of as many rows as a vector has lanes: f(i, v) gets column i. The pieces are put
+// in place as they are loaded, which leaves shuffles within 16 bytes.
+template <class A, class F>
+inline void transpose_pieces(const A* const* rows, int64_t at, F&& f) {
+  constexpr int piece = 16 / sizeof(A);
+  Vec<A> v[piece];
+#pragma GCC unroll 4
+  for (int i = 0; i < piece; ++i) v[i] = gather_pieces<A, piece>(rows + i, at);
+  if constexpr (piece == 2) {
+    f(0, interleave<A, 1, false>(v[0], v[1]));
+    f(1, interleave<A, 1, true>(v[0], v[1]));
+  } else {
+    const Vec<A> a = interleave<A, 1, false>(v[0], v[1]), b = interleave<A, 1, true>(v[0], v[1]),
+                 c = interleave<A, 1, false>(v[2], v[3]), d = interleave<A, 1, true>(v[2], v[3]);
+    f(0, interleave<A, 2, false>(a, c));
+    f(1, interleave<A, 2, true>(a, c));
+    f(2, interleave<A, 2, false>(b, d));
+    f(3, interleave<A, 2, true>(b, d));
+  }
 }
 
 // kWide elements of a row of T as a vector of In, zeros behind the first n. `scale` is that of int8.
@@ -136,8 +170,8 @@ struct Packed {
     if constexpr (std::is_same_v<T, In>) {
       return load_vec<A>(p);
     } else if constexpr (std::is_same_v<In, bf16>) {
-      return reinterpret_cast<Vec<A>>(
-          to_bf16(load_lanes<A>(p) * broadcast(scale), load_lanes<A>(p + kLanes<A>) * broadcast(scale)));
+      return reinterpret_cast<Vec<A>>(to_bf16(load_lanes<A>(p) * broadcast(scale),
+                                              load_lanes<A>(p + kLanes<A>) * broadcast(scale)));
     } else if constexpr (std::is_same_v<T, int8_t>) {
       return load_lanes<A>(p) * broadcast(static_cast<A>(scale));
     } else {
@@ -159,25 +193,30 @@ inline void pack_columns(int64_t count, int64_t depth, In* panel, const Row& row
   using P = Panel<In>;
   using A = acc_t<In>;
   using Load = Packed<In, T>;
+  constexpr int piece = 16 / sizeof(A);
   for (int n = 0; n < P::kPanel; n += P::kLane) {
     const int64_t rows = count - n < P::kLane ? count - n : P::kLane;
     PackRow<T> source[P::kLane];
     for (int64_t i = 0; i < rows; ++i) source[i] = row(n + i);
     for (int64_t k = 0; k < depth; k += Load::kWide) {
-      Vec<A> v[P::kLane] = {};
-      if (rows == P::kLane) {
-#pragma GCC unroll 16
-        for (int i = 0; i < P::kLane; ++i)
-          v[i] = Load::load(source[i].data + k, depth - k, source[i].scale);
+      const A* at[P::kLane];
+      A block[P::kLane * P::kLane];
+      if (std::is_same_v<T, In> && rows == P::kLane && k + Load::kWide <= depth) {
+        for (int i = 0; i < P::kLane; ++i) at[i] = reinterpret_cast<const A*>(source[i].data + k);
       } else {
-        for (int64_t i = 0; i < rows; ++i)
-          v[i] = Load::load(source[i].data + k, depth - k, source[i].scale);
+        for (int i = 0; i < P::kLane; ++i) {
+          at[i] = block + i * P::kLane;
+          store_vec<A>(
+              block + i * P::kLane,
+              i < rows ? Load::load(source[i].data + k, depth - k, source[i].scale) : Vec<A>{});
+        }
       }
-      transpose<A>(v);
       const int64_t first = k / P::kStep, steps = P::steps(depth) - first;
-#pragma GCC unroll 16
-      for (int i = 0; i < P::kLane; ++i)
-        if (i < steps) store_vec<A>(panel + ((first + i) * P::kPanel + n) * P::kStep, v[i]);
+#pragma GCC unroll 8
+      for (int j = 0; j < P::kLane; j += piece)
+        transpose_pieces<A>(at, j, [&](int i, Vec<A> v) {
+          if (j + i < steps) store_vec<A>(panel + ((first + j + i) * P::kPanel + n) * P::kStep, v);
+        });
     }
   }
 }
