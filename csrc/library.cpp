@@ -2,14 +2,16 @@
 
 #include <torch/csrc/stable/library.h>
 
+#include "attention/cpu/attention.h"
 #include "cpu/memory.h"
+#include "library_attention.h"
 #include "library_norm.h"
 #include "norm/cpu/norm.h"
 
 namespace weft {
 namespace {
 
-struct CpuNorm {
+struct Cpu {
   static constexpr const char* name = "cpu";
   static constexpr const char* dtypes = "float32, bfloat16, float16 or float64";
   static bool has(const Tensor& t) { return t.is_cpu(); }
@@ -21,23 +23,40 @@ struct CpuNorm {
   static void prepare(void* data, int64_t bytes) {
     cpu::advise_huge_pages(data, static_cast<size_t>(bytes));
   }
+};
+
+struct CpuNorm : Cpu {
   static int64_t workspace_bytes(const norm::Forward& p) { return norm::cpu::workspace_bytes(p); }
   static int64_t workspace_bytes(const norm::Backward& p) { return norm::cpu::workspace_bytes(p); }
   static void forward(const norm::Forward& p) { norm::cpu::forward(p); }
   static void backward(const norm::Backward& p) { norm::cpu::backward(p); }
-  static void dropout_mask(const norm::Dropout& dropout, int64_t count, int stream, bool* mask) {
+  static void dropout_mask(const Dropout& dropout, int64_t count, int stream, bool* mask) {
     norm::cpu::dropout_mask(dropout, count, stream, mask);
   }
-  static std::pair<int64_t, int64_t> read_rng_state(const Tensor& t) {
-    check(t.is_cpu(), "weft: rng_state is not on the CPU");
-    const auto* state = static_cast<const int64_t*>(t.const_data_ptr());
-    return {state[0], state[1]};
+};
+
+struct CpuAttention : Cpu {
+  static constexpr bool reads_indices = true;
+  template <class Params>
+  static int64_t workspace_bytes(const Params& p) {
+    return attention::cpu::workspace_bytes(p);
   }
+  static void forward(const attention::Forward& p) { attention::cpu::forward(p); }
+  static void backward(const attention::Backward& p) { attention::cpu::backward(p); }
+  static void append(const attention::Append& p) { attention::cpu::append(p); }
+  static void rotary(const attention::Rotary& p) { attention::cpu::rotary(p); }
+  static void merge(const attention::Merge& p) { attention::cpu::merge(p); }
 };
 
 }  // namespace
 }  // namespace weft
 
-STABLE_TORCH_LIBRARY(weft, m) { weft::norm::define_ops(m); }
+STABLE_TORCH_LIBRARY(weft, m) {
+  weft::norm::define_ops(m);
+  weft::attention::define_ops(m);
+}
 
-STABLE_TORCH_LIBRARY_IMPL(weft, CPU, m) { weft::norm::implement_ops<weft::CpuNorm>(m); }
+STABLE_TORCH_LIBRARY_IMPL(weft, CPU, m) {
+  weft::norm::implement_ops<weft::CpuNorm>(m);
+  weft::attention::implement_ops<weft::CpuAttention>(m);
+}

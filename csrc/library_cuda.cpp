@@ -40,13 +40,8 @@ struct CudaNorm {
   }
   static void forward(const norm::Forward& p) { norm::cuda::forward(p, device()); }
   static void backward(const norm::Backward& p) { norm::cuda::backward(p, device()); }
-  static void dropout_mask(const norm::Dropout& dropout, int64_t count, int stream, bool* mask) {
+  static void dropout_mask(const Dropout& dropout, int64_t count, int stream, bool* mask) {
     norm::cuda::dropout_mask(dropout, count, stream, mask, device());
-  }
-  static std::pair<int64_t, int64_t> read_rng_state(const Tensor& t) {
-    check(t.is_cpu(), "weft: rng_state is not on the CPU");
-    const auto* state = static_cast<const int64_t*>(t.const_data_ptr());
-    return {state[0], state[1]};
   }
 };
 

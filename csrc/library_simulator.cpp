@@ -120,16 +120,11 @@ struct SimulatorNorm {
     memory.check_written();
   }
 
-  static void dropout_mask(const norm::Dropout& dropout, int64_t count, int stream, bool* mask) {
+  static void dropout_mask(const Dropout& dropout, int64_t count, int stream, bool* mask) {
     Memory memory(1, count);
     memory.output(mask, DType::boolean, count);
     norm::cuda::dropout_mask(dropout, count, stream, mask, {limits()});
     memory.check_written();
-  }
-
-  static std::pair<int64_t, int64_t> read_rng_state(const Tensor& t) {
-    const auto* state = static_cast<const int64_t*>(t.const_data_ptr());
-    return {state[0], state[1]};
   }
 };
 

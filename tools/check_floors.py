@@ -67,7 +67,7 @@ def allowed_rooms(path: Path, families: set[str]) -> set[str]:
     """The folders of csrc that `path`, relative to csrc, may include from."""
     room = path.parts[0]
     if len(path.parts) == 1:  # library.cpp, library_norm.h, …: where all comes together
-        return set(ROOMS) | families | {"library_norm.h"}
+        return set(ROOMS) | families | {f"library_{family}.h" for family in families}
     if room in ROOMS:
         return ROOMS[room] | {room}
     if path.name == "ops.h":

@@ -45,35 +45,30 @@ struct Scores {
   WEFT_INLINE explicit operator bool() const { return data != nullptr; }
 
   WEFT_INLINE char* at(int64_t b, int64_t h, int64_t s, int64_t t) const {
-    return static_cast<char*>(data) + (b * batch + h * head + s * row + t * column) *
-                                          static_cast<int64_t>(size_of(dtype));
+    return static_cast<char*>(data) +
+           (b * batch + h * head + s * row + t * column) * static_cast<int64_t>(size_of(dtype));
   }
 };
 
 // Float32 by head and, unless the stride is 0, by batch or row: slopes, sinks, scales.
 struct Vectors {
-  const float* data = nullptr;
+  float* data = nullptr;
   int64_t batch = 0, row = 0, head = 0;
 
   WEFT_INLINE explicit operator bool() const { return data != nullptr; }
-  WEFT_INLINE float at(int64_t b, int64_t r, int64_t h) const {
+  WEFT_INLINE float& at(int64_t b, int64_t r, int64_t h) const {
     return data[b * batch + r * row + h * head];
   }
 };
 
-struct Dropout {
-  double p = 0;
-  PhiloxKey key = {0, 0};  // element ((b · H + h) · max_S + s) · max_T + t of the mask
-};
-
 // Where the sequences of a batch lie. int32, all but the first two optional.
 struct Sequences {
-  const int32_t* cu_q = nullptr;      // [B + 1]: packed queries
-  const int32_t* cu_k = nullptr;      // [B + 1]: packed keys
-  const int32_t* used_q = nullptr;    // [B]: how many queries count; the rest give 0 and -inf
-  const int32_t* used_k = nullptr;    // [B]: how many keys count, those before leftpad included
-  const int32_t* leftpad = nullptr;   // [B]: keys before these do not exist
-  const int32_t* cache_row = nullptr;  // [B]: which row of k and v, instead of b
+  const int32_t* cu_q = nullptr;         // [B + 1]: packed queries
+  const int32_t* cu_k = nullptr;         // [B + 1]: packed keys
+  const int32_t* used_q = nullptr;       // [B]: how many queries count; the rest give 0 and -inf
+  const int32_t* used_k = nullptr;       // [B]: how many keys count, those before leftpad included
+  const int32_t* leftpad = nullptr;      // [B]: keys before these do not exist
+  const int32_t* cache_row = nullptr;    // [B]: which row of k and v, instead of b
   const int32_t* block_table = nullptr;  // [B, table_stride]: key t of b lies in page
   int64_t table_stride = 0, page_size = 0;  // block_table[b][t / page_size], row t % page_size
 };
@@ -90,7 +85,7 @@ struct Problem {
   bool top_left = false;
   Scores bias, mask;
   Vectors alibi, sinks;
-  Dropout dropout;
+  Dropout dropout;  // score (b, h, s, t) is element ((b · H + h) · S + s) · T + t of the mask
 
   // One sequence: where its rows begin and how many there are.
   struct Extent {
@@ -130,34 +125,35 @@ struct Backward : Problem {
   Heads q, k, v, out, dout;
   const void *lse = nullptr, *dlse = nullptr;  // as Forward's
   Heads dq, dk, dv;
-  Scores dbias;            // [B, H, S, T], no stride 0
-  float* dsinks = nullptr;  // [H]; double where q is
+  Scores dbias;             // [B, H, S, T], no stride 0
+  float* dsinks = nullptr;  // [H]
 
   void* workspace = nullptr;
 };
 
 // New keys and values into a cache, behind those that are there:
-//   row used[b] + j of sequence b takes new row j, rotated where cos is given.
+//   row used_k[b] + j of sequence b takes new row j
+//   scale = max |x| / 127 over a row's elements, or given; x8 = clamp(rne(x / scale))   int8 caches
 struct Append {
-  int64_t B = 0, S = 0, K = 0, D = 0, Dv = 0;  // S new rows, or cu_new's
-  Sequences sequences;         // used_k: how many rows are there already
+  int64_t B = 0, S = 0, T = 0, K = 0, D = 0, Dv = 0;  // S new rows, or cu_new's; T rows of cache
+  Sequences sequences;                                // used_k: how many rows are there already
   const int32_t* cu_new = nullptr;
-  Heads k, v;                  // the new rows
+  Heads k, v;  // the new rows
   Heads k_cache, v_cache;
-  float *k_scale = nullptr, *v_scale = nullptr;  // int8 caches: [K], or written by row
-  int64_t scale_batch = 0, scale_row = 0, scale_head = 0;  // row stride 0: given, by head
+  Vectors k_scale, v_scale;  // of int8 caches: written by row, or given where the row stride is 0
 };
 
 // RoPE, arXiv 2104.09864: pairs (x[i], x[i + R/2]), or (x[2i], x[2i + 1]) where interleaved, turn by
 // the angle whose cos and sin stand at row position + s; elements from R on stay.
 struct Rotary {
   int64_t B = 0, S = 0, H = 0, D = 0, R = 0;
-  Heads x, out;                 // may be the same
+  Heads x, out;                               // may be the same
   const void *cos = nullptr, *sin = nullptr;  // [rows, R / 2], contiguous
   DType table_dtype = DType::f32;
   int64_t rows = 0;
-  const int32_t* cu_seqlens = nullptr;  // packed x
-  const int32_t* offsets = nullptr;     // [B], else offset
+  const int32_t* cu_seqlens = nullptr;  // packed x, of `total` rows
+  int64_t total = 0;
+  const int32_t* offsets = nullptr;  // [B], else offset
   int64_t offset = 0;
   bool interleaved = false, conjugate = false;  // conjugate: turn back
 };
@@ -165,12 +161,12 @@ struct Rotary {
 // o = Σ exp(lse_p - lse) · o_p,  lse = log Σ exp(lse_p)        over P parts of the keys
 struct Merge {
   int64_t P = 0, B = 0, S = 0, H = 0, Dv = 0;
-  Heads parts;  // batch stride of one part
-  int64_t part = 0;  // stride from part to part
-  const float* lse = nullptr;  // [P, B, H, S] by strides
+  Heads parts;                // batch stride of one part
+  int64_t part = 0;           // stride from part to part
+  const void* lse = nullptr;  // [P, B, H, S] by strides; in the accumulator's type
   int64_t lse_part = 0, lse_batch = 0, lse_head = 0, lse_row = 0;
   Heads out;
-  float* lse_out = nullptr;  // [B, H, S]
+  void* lse_out = nullptr;  // [B, H, S]
 };
 
 }  // namespace weft::attention

@@ -19,6 +19,11 @@ struct PhiloxKey {
   uint64_t offset;
 };
 
+struct Dropout {
+  double p = 0;
+  PhiloxKey key = {0, 0};
+};
+
 // Blocks between the streams of one (seed, offset).
 constexpr uint64_t kPhiloxStream = uint64_t{1} << 40;
 

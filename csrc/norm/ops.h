@@ -11,7 +11,6 @@
 //   static int64_t workspace_bytes(const Forward& | const Backward&);
 //   static void forward(const Forward&), backward(const Backward&);
 //   static void dropout_mask(const Dropout&, int64_t count, int stream, bool* mask);
-//   static std::pair<int64_t, int64_t> read_rng_state(const Tensor&);
 //
 // All that is refused is refused here, so that a direct call of torch.ops.weft.* is memory-safe.
 #pragma once
@@ -22,6 +21,7 @@
 #include <utility>
 
 #include "norm/params.h"
+#include "torch/dropout.h"
 #include "torch/tensor.h"
 
 namespace weft::norm {
@@ -298,19 +298,6 @@ class Ops {
   }
 
  private:
-  static Dropout read_dropout(const char* op, double p, const OptionalTensor& rng_state) {
-    check(p >= 0 && p <= 1, "weft.", op, ": dropout_p is ", p,
-          ", expected a probability from 0 to 1");
-    if (p == 0) return {};
-    check(rng_state.has_value(), "weft.", op, ": dropout needs rng_state");
-    check(dtype_of(*rng_state) == DType::i64 && sizes_of(*rng_state) == Sizes{2} &&
-              rng_state->is_contiguous(),
-          "weft.", op, ": rng_state is ", name_of(dtype_of(*rng_state)), " ",
-          to_string(sizes_of(*rng_state)), ", expected contiguous int64 [2] (seed, offset)");
-    const auto [seed, offset] = Backend::read_rng_state(*rng_state);
-    return {p, {static_cast<uint64_t>(seed), static_cast<uint64_t>(offset)}};
-  }
-
   // One call: its geometry, and the tensors that must live until it has run.
   class Call {
    public:

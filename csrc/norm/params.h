@@ -64,11 +64,6 @@ struct PerRow {
   WEFT_INLINE explicit operator bool() const { return data != nullptr; }
 };
 
-struct Dropout {
-  double p = 0;
-  PhiloxKey key = {0, 0};
-};
-
 // The int8 end. Static: one scale for all (and zero_point). Dynamic: each row's own, written to
 // scale_out and zero_point_out.
 struct Int8End {
