@@ -10,7 +10,7 @@ namespace weft::cpu::WEFT_CPU_LEVEL {
 
 // keep[c] = 1 / (1 - p) where element first + c is kept, else 0; mask[c] says so in a byte. Either
 // may be absent.
-template <class A, class Dropout>
+template <class A>
 void draw_dropout(const Dropout& dropout, int64_t first, int64_t count, int stream, A* keep,
                   bool* mask) {
   constexpr int kBlocks = 16;  // Philox blocks side by side, for the compiler to vectorise over
