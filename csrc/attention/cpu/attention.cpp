@@ -1,9 +1,9 @@
 // Splits the family's small ops over threads, for the kernels of the current ISA level.
-#include "attention/cpu/attention.h"
+#include "attention/cpu/cpu.h"
 
 #include <algorithm>
 
-#include "attention/cpu/kernels.h"
+#include "attention/cpu/cache.h"
 #include "cpu/isa.h"
 #include "cpu/levels.h"
 #include "cpu/threads.h"

@@ -11,7 +11,7 @@
 // quantiser's second look at an element finds it in L1.
 #include <cmath>
 
-#include "attention/cpu/kernels.h"
+#include "attention/cpu/cache.h"
 #include "cpu/vec.h"
 
 namespace weft::attention::cpu::WEFT_CPU_LEVEL {

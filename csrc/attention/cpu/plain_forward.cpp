@@ -3,7 +3,7 @@
 #include <tuple>
 #include <vector>
 
-#include "attention/cpu/attention.h"
+#include "attention/cpu/cpu.h"
 #include "attention/cpu/plain.h"
 #include "cpu/threads.h"
 
