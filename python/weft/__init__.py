@@ -4,6 +4,7 @@ Functions with torch's signatures, modules that take the place of torch's, and o
 them into a model:
 
     y = weft.layer_norm(x, (1024,), weight, bias)
+    y = weft.scaled_dot_product_attention(q, k, v, is_causal=True)
     norm = weft.nn.RMSNorm(1024)
     print(weft.optimize(model))
 """
@@ -22,14 +23,26 @@ from ._fallback import fallbacks  # noqa: E402
 from .memory import reuse_memory  # noqa: E402
 from .ops import (  # noqa: E402
     Int8Output,
+    apply_rotary_emb,
+    attention,
     dropout_mask,
+    flash_attn_func,
+    flash_attn_kvpacked_func,
+    flash_attn_qkvpacked_func,
+    flash_attn_varlen_func,
+    flash_attn_varlen_kvpacked_func,
+    flash_attn_varlen_qkvpacked_func,
+    flash_attn_with_kvcache,
     fused_add_rms_norm,
+    kv_cache_append_,
     layer_norm,
     layer_norm_fn,
     layer_norm_int8,
+    merge_attn_states,
     rms_norm,
     rms_norm_fn,
     rms_norm_int8,
+    scaled_dot_product_attention,
 )
 from .optimize import Report, optimize, restore  # noqa: E402
 
@@ -41,13 +54,24 @@ __version__ = "0.1.0"
 __all__ = [
     "Int8Output",
     "Report",
+    "apply_rotary_emb",
+    "attention",
     "compat",
     "dropout_mask",
     "fallbacks",
+    "flash_attn_func",
+    "flash_attn_kvpacked_func",
+    "flash_attn_qkvpacked_func",
+    "flash_attn_varlen_func",
+    "flash_attn_varlen_kvpacked_func",
+    "flash_attn_varlen_qkvpacked_func",
+    "flash_attn_with_kvcache",
     "fused_add_rms_norm",
+    "kv_cache_append_",
     "layer_norm",
     "layer_norm_fn",
     "layer_norm_int8",
+    "merge_attn_states",
     "nn",
     "ops",
     "optimize",
@@ -56,6 +80,7 @@ __all__ = [
     "rms_norm",
     "rms_norm_fn",
     "rms_norm_int8",
+    "scaled_dot_product_attention",
 ]
 
 

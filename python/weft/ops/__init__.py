@@ -1,5 +1,21 @@
 """The functional API, a module a family."""
 
+from .attention import (
+    apply_rotary_emb,
+    attention,
+    kv_cache_append_,
+    merge_attn_states,
+    scaled_dot_product_attention,
+)
+from .attention_flash import (
+    flash_attn_func,
+    flash_attn_kvpacked_func,
+    flash_attn_qkvpacked_func,
+    flash_attn_varlen_func,
+    flash_attn_varlen_kvpacked_func,
+    flash_attn_varlen_qkvpacked_func,
+    flash_attn_with_kvcache,
+)
 from .norm import (
     dropout_mask,
     fused_add_rms_norm,
@@ -12,12 +28,24 @@ from .norm_int8 import Int8Output, layer_norm_int8, rms_norm_int8
 
 __all__ = [
     "Int8Output",
+    "apply_rotary_emb",
+    "attention",
     "dropout_mask",
+    "flash_attn_func",
+    "flash_attn_kvpacked_func",
+    "flash_attn_qkvpacked_func",
+    "flash_attn_varlen_func",
+    "flash_attn_varlen_kvpacked_func",
+    "flash_attn_varlen_qkvpacked_func",
+    "flash_attn_with_kvcache",
     "fused_add_rms_norm",
+    "kv_cache_append_",
     "layer_norm",
     "layer_norm_fn",
     "layer_norm_int8",
+    "merge_attn_states",
     "rms_norm",
     "rms_norm_fn",
     "rms_norm_int8",
+    "scaled_dot_product_attention",
 ]

@@ -13,11 +13,11 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from torch._C import _functorch
 from torch.autograd import forward_ad
 
 from .. import _fallback
 from . import _norm_composite as composite
+from ._grad import func_gradients, has_tangent, needs_grad
 from ._norm_args import NormArgs, compute_dtype
 
 _layer_norm = torch.ops.weft.layer_norm.default
@@ -26,33 +26,13 @@ _add_norm = torch.ops.weft.add_norm.default
 _norm_forward = torch.ops.weft.norm_forward.default
 
 
-def needs_grad(*tensors: Tensor | None) -> bool:
-    """Whether autograd will differentiate with respect to any of `tensors`."""
-    return torch.is_grad_enabled() and any(t is not None and t.requires_grad for t in tensors)
-
-
-def _has_tangent(args: NormArgs) -> bool:
-    """Whether forward-mode AD carries a tangent on any of the tensors."""
-    return forward_ad._current_level >= 0 and any(
-        forward_ad.unpack_dual(t).tangent is not None for t in args.tensors()
-    )
-
-
-def _func_gradients() -> bool:
-    """Whether a torch.func transform that differentiates is active, here or around a vmap."""
-    if not torch._C._are_functorch_transforms_active():
-        return False
-    stack = _functorch.get_interpreter_stack() or ()
-    return any(transform.key() != _functorch.TransformType.Vmap for transform in stack)
-
-
 def _composite_reason(args: NormArgs, needs_grad: bool) -> str:
     """Why the kernels cannot give what is asked for; empty where they can."""
     if torch.compiler.is_dynamo_compiling():  # traces torch.func: no tensor says what it needs
         return "torch.func" if torch._C._are_functorch_transforms_active() else ""
-    if _has_tangent(args):
+    if has_tangent(*args.tensors()):
         return "forward-mode differentiation"
-    return "gradients of torch.func" if needs_grad and _func_gradients() else ""
+    return "gradients of torch.func" if needs_grad and func_gradients() else ""
 
 
 def norm_forward(args: NormArgs) -> tuple[Tensor, ...]:

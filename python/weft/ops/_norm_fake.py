@@ -11,6 +11,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from ._fake import register
 from ._norm_args import NormArgs, compute_dtype
 
 
@@ -128,28 +129,5 @@ _FAKES: dict[str, Callable[..., Any]] = {
 }
 
 
-def _checked(name: str, fake: Callable[..., Any]) -> Callable[..., Any]:
-    """`fake`, after the check that all tensors are on one device.
-
-    A tensor without data beside real ones leads here too, and must not get a result without data.
-    """
-    op, _, overload = name.partition(".")
-    schema = getattr(getattr(torch.ops.weft, op), overload or "default")._schema
-    names = [argument.name for argument in schema.arguments]
-
-    def run(*args: Any, **kwargs: Any) -> Any:
-        given = {**dict(zip(names, args, strict=False)), **kwargs}
-        tensors = {n: v for n, v in given.items() if isinstance(v, Tensor)}
-        tensors.pop("rng_state" if len(tensors) > 1 else "", None)  # lies on the CPU, as seeds do
-        first, *others = tensors.items()
-        for argument, tensor in others:
-            if tensor.device != first[1].device:
-                what = f"{argument} is not on the device of {first[0]}"
-                raise RuntimeError(f"weft.{op.rstrip('_')}: {what}")
-        return fake(*args, **kwargs)
-
-    return run
-
-
 for _name, _fake in _FAKES.items():
-    torch.library.register_fake(f"weft::{_name}", _checked(_name, _fake))
+    register(_name, _fake)

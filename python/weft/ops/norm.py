@@ -28,8 +28,9 @@ from torch.autograd import forward_ad
 from torch.overrides import handle_torch_function, has_torch_function_variadic
 
 from . import _norm_autograd, _norm_fake  # noqa: F401  they register themselves
+from ._grad import refuse_grad
 from ._norm_args import NormArgs
-from ._norm_dispatch import add_norm, needs_grad, norm, norm_forward
+from ._norm_dispatch import add_norm, norm, norm_forward
 from ._written import written
 
 _is_grad_enabled = torch.is_grad_enabled
@@ -100,7 +101,7 @@ def layer_norm(
     if not given and input.shape[-ndim:] != normalized_shape:
         raise _shape_error("layer_norm", input, normalized_shape)
     if out is not None:
-        _refuse_grad("layer_norm", input, weight, bias)
+        refuse_grad("layer_norm", input, weight, bias)
         _layer_norm_out(input, ndim, weight, bias, eps, zero_centered_weight, out=out)
         written(out)
         return out
@@ -183,7 +184,7 @@ def rms_norm(
     if eps is None:
         eps = _EPS_FLOAT64 if input.dtype is torch.float64 else _EPS
     if out is not None:
-        _refuse_grad("rms_norm", input, weight, bias)
+        refuse_grad("rms_norm", input, weight, bias)
         _rms_norm_out(input, ndim, weight, bias, eps, zero_centered_weight, out=out)
         written(out)
         return out
@@ -342,7 +343,7 @@ def _layer_norm_fn_out(
 ) -> Any:
     if args.weight1 is not None:
         raise NotImplementedError("weft.layer_norm_fn: out= and residual_out= take no weight1")
-    _refuse_grad("layer_norm_fn", *args.tensors())
+    refuse_grad("layer_norm_fn", *args.tensors())
     x = args.x
     if out is None:
         out = torch.empty(x.shape, dtype=args.out_dtype, device=x.device)
@@ -438,7 +439,7 @@ def fused_add_rms_norm(
     Raises:
         RuntimeError: also where autograd would need a gradient; :func:`weft.rms_norm_fn` has one.
     """
-    _refuse_grad("fused_add_rms_norm", input, residual, weight, what="an in-place norm")
+    refuse_grad("fused_add_rms_norm", input, residual, weight, what="an in-place norm")
     _fused_add_rms_norm_(input, residual, weight, eps, zero_centered_weight)
     written(input, residual)
 
@@ -479,10 +480,3 @@ def _shape_error(op: str, input: Tensor, normalized_shape: tuple[int, ...]) -> E
         f"weft.{op}: normalized_shape is {list(normalized_shape)}, expected the last dimensions "
         f"of input, which has shape {list(input.shape)}"
     )
-
-
-def _refuse_grad(op: str, *tensors: Tensor | None, what: str = "out=") -> None:
-    if needs_grad(*tensors):
-        raise RuntimeError(
-            f"weft.{op}: {what} has no gradient, but one of the arguments requires grad"
-        )

@@ -9,7 +9,8 @@
     q8 = clamp(round((o - out_shift) / out_smooth / out_scale))
 
 Query i sees the keys i + offset - left … i + offset + right; offset is T - S, or 0 where top_left.
-A row that sees nothing gives o = 0 and lse = -inf, or its sink.
+A row that sees nothing gives o = 0 and lse = -inf, or its sink; a row that is none of a sequence's
+queries gives 0 and -inf.
 
 Every operation runs in the dtype of its operands, with no hidden upcast, but lse, which is float32
 at least: give float64 for an oracle, and bfloat16 to see what plain PyTorch makes of it. Autograd
@@ -88,7 +89,8 @@ def attention(
         rows = rows if seqused_k is None else rows[: seqused_k[b]]
         return rows if leftpad_k is None else rows[leftpad_k[b] :]
 
-    out = q.new_zeros(*q.shape[:-1], v.shape[-1])
+    out_dtype = q.dtype if out_scale is None else torch.int8
+    out = q.new_zeros((*q.shape[:-1], v.shape[-1]), dtype=out_dtype)
     lse = q.new_full(q.shape[:-1], -math.inf, dtype=torch.promote_types(q.dtype, torch.float32))
     for b in range(B):
         q_b, k_b, v_b = queries(q, b), keys(k, b), keys(v, b)
@@ -111,10 +113,10 @@ def attention(
             p = drop(p, dropout_p, kept(rng_state, dropout_p, b, scores_shape)[:, :s, :t])
         group = H // v_b.shape[1]
         o = torch.einsum("hst,thd->shd", p, v_b.repeat_interleave(group, 1))
+        if out_scale is not None:
+            o = quantize(o, out_scale, out_shift, out_smooth)
         queries(out, b).copy_(o)
         queries(lse, b).copy_(lse_b.T)
-    if out_scale is not None:
-        out = quantize(out, out_scale, out_shift, out_smooth)
     return (out, lse.transpose(-1, -2)) if return_lse else out
 
 

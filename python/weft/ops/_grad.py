@@ -1,0 +1,36 @@
+"""Who will ask for gradients."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+from torch._C import _functorch
+from torch.autograd import forward_ad
+
+
+def needs_grad(*tensors: Tensor | None) -> bool:
+    """Whether autograd will differentiate with respect to any of `tensors`."""
+    return torch.is_grad_enabled() and any(t is not None and t.requires_grad for t in tensors)
+
+
+def has_tangent(*tensors: Tensor | None) -> bool:
+    """Whether forward-mode AD carries a tangent on any of `tensors`."""
+    return forward_ad._current_level >= 0 and any(
+        t is not None and forward_ad.unpack_dual(t).tangent is not None for t in tensors
+    )
+
+
+def func_gradients() -> bool:
+    """Whether a torch.func transform that differentiates is active, here or around a vmap."""
+    if not torch._C._are_functorch_transforms_active():
+        return False
+    stack = _functorch.get_interpreter_stack() or ()
+    return any(transform.key() != _functorch.TransformType.Vmap for transform in stack)
+
+
+def refuse_grad(op: str, *tensors: Tensor | None, what: str = "out=") -> None:
+    """For what only writes into its arguments."""
+    if needs_grad(*tensors):
+        raise RuntimeError(
+            f"weft.{op}: {what} has no gradient, but one of the arguments requires grad"
+        )
