@@ -2,7 +2,7 @@
 
 #include <torch/csrc/stable/library.h>
 
-#include "attention/cpu/cpu.h"
+#include "attention/cpu/attention.h"
 #include "cpu/memory.h"
 #include "library_attention.h"
 #include "library_norm.h"

@@ -99,23 +99,27 @@ inline void panel_rows(int64_t rows, int64_t steps, const In* a, int64_t lda, co
 
 // ---- packing
 
-template <class A, int... I, class Half>
-inline auto concatenate(Half a, Half b, std::integer_sequence<int, I...>) {
-  return __builtin_shufflevector(a, b, I...);
-}
-// A vector put together from 16 bytes of every `step`-th row, `at` elements into it.
-template <class A, int kStep, int kBytes = kVecBytes>
-inline typename VecOf<A, kBytes>::type gather_pieces(const A* const* rows, int64_t at) {
-  if constexpr (kBytes == 16) {
-    typename VecOf<A, 16>::type piece;
-    std::memcpy(&piece, *rows + at, 16);
-    return piece;
-  } else {
-    constexpr int half = kBytes / 2;
-    return concatenate<A>(gather_pieces<A, kStep, half>(rows, at),
-                          gather_pieces<A, kStep, half>(rows + half / 16 * kStep, at),
-                          std::make_integer_sequence<int, kBytes / static_cast<int>(sizeof(A))>{});
-  }
+// A vector put together from 16 bytes of every fourth (float) or second (double) row of `stride`
+// elements.
+template <class A>
+inline Vec<A> gather_pieces(const A* p, int64_t stride) {
+  [[maybe_unused]] const int64_t step = stride * (16 / static_cast<int>(sizeof(A)));
+#if defined(__AVX512F__)
+  const auto piece = [&](int i) {
+    return _mm_loadu_ps(reinterpret_cast<const float*>(p + i * step));
+  };
+  const __m256 low = _mm256_insertf128_ps(_mm256_castps128_ps256(piece(0)), piece(1), 1);
+  const __m256 high = _mm256_insertf128_ps(_mm256_castps128_ps256(piece(2)), piece(3), 1);
+  return reinterpret_cast<Vec<A>>(_mm512_insertf32x8(_mm512_castps256_ps512(low), high, 1));
+#elif defined(__AVX__)
+  const auto piece = [&](int i) {
+    return _mm_loadu_ps(reinterpret_cast<const float*>(p + i * step));
+  };
+  return reinterpret_cast<Vec<A>>(
+      _mm256_insertf128_ps(_mm256_castps128_ps256(piece(0)), piece(1), 1));
+#else
+  return load_vec<A>(p);
+#endif
 }
 // Of every 16 bytes, the first halves of a and b interleaved by kSize elements, or the second halves.
 template <class A, int kSize, bool kSecond, int... I>
@@ -134,11 +138,11 @@ inline Vec<A> interleave(Vec<A> a, Vec<A> b) {
 // Transposes 16 bytes of as many rows as a vector has lanes: f(i, v) gets column i. The pieces are put
 // in place as they are loaded, which leaves shuffles within 16 bytes.
 template <class A, class F>
-inline void transpose_pieces(const A* const* rows, int64_t at, F&& f) {
+inline void transpose_pieces(const A* p, int64_t stride, F&& f) {
   constexpr int piece = 16 / sizeof(A);
   Vec<A> v[piece];
 #pragma GCC unroll 4
-  for (int i = 0; i < piece; ++i) v[i] = gather_pieces<A, piece>(rows + i, at);
+  for (int i = 0; i < piece; ++i) v[i] = gather_pieces<A>(p + i * stride, stride);
   if constexpr (piece == 2) {
     f(0, interleave<A, 1, false>(v[0], v[1]));
     f(1, interleave<A, 1, true>(v[0], v[1]));
@@ -199,22 +203,23 @@ inline void pack_columns(int64_t count, int64_t depth, In* panel, const Row& row
     PackRow<T> source[P::kLane];
     for (int64_t i = 0; i < rows; ++i) source[i] = row(n + i);
     for (int64_t k = 0; k < depth; k += Load::kWide) {
-      const A* at[P::kLane];
+      // Whole cache lines first, as rows may lie far apart, in the same few sets of the cache.
       A block[P::kLane * P::kLane];
-      if (std::is_same_v<T, In> && rows == P::kLane && k + Load::kWide <= depth) {
-        for (int i = 0; i < P::kLane; ++i) at[i] = reinterpret_cast<const A*>(source[i].data + k);
+      if (rows == P::kLane) {
+#pragma GCC unroll 16
+        for (int i = 0; i < P::kLane; ++i)
+          store_vec<A>(block + i * P::kLane,
+                       Load::load(source[i].data + k, depth - k, source[i].scale));
       } else {
-        for (int i = 0; i < P::kLane; ++i) {
-          at[i] = block + i * P::kLane;
+        for (int i = 0; i < P::kLane; ++i)
           store_vec<A>(
               block + i * P::kLane,
               i < rows ? Load::load(source[i].data + k, depth - k, source[i].scale) : Vec<A>{});
-        }
       }
       const int64_t first = k / P::kStep, steps = P::steps(depth) - first;
 #pragma GCC unroll 8
       for (int j = 0; j < P::kLane; j += piece)
-        transpose_pieces<A>(at, j, [&](int i, Vec<A> v) {
+        transpose_pieces<A>(block + j, P::kLane, [&](int i, Vec<A> v) {
           if (j + i < steps) store_vec<A>(panel + ((first + j + i) * P::kPanel + n) * P::kStep, v);
         });
     }

@@ -2,7 +2,7 @@
 #include <tuple>
 #include <vector>
 
-#include "attention/cpu/cpu.h"
+#include "attention/cpu/attention.h"
 #include "attention/cpu/plain.h"
 
 namespace weft::attention::cpu {

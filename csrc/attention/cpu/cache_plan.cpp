@@ -1,5 +1,5 @@
 // Splits the family's small ops over threads, for the kernels of the current ISA level.
-#include "attention/cpu/cpu.h"
+#include "attention/cpu/attention.h"
 
 #include <algorithm>
 

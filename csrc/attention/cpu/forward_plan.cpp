@@ -1,0 +1,149 @@
+// Attention forward on the CPU: what a task is, how many splits the keys are worth, and the kernels
+// of the current ISA level.
+//
+// A task is a block of rows of one key head over all keys or one split of them. How many splits there
+// are comes from the shape alone, so that no result depends on the number of threads; the size of a
+// block may, since rows do not see each other. Threads take tasks as they become free, the longest
+// first.
+#include <algorithm>
+#include <atomic>
+
+#include "attention/cpu/attention.h"
+#include "attention/cpu/kernels.h"
+#include "cpu/isa.h"
+#include "cpu/levels.h"
+#include "cpu/memory.h"
+#include "cpu/threads.h"
+
+namespace weft::attention::cpu {
+
+#define WEFT_DECLARE(level)                    \
+  namespace level {                            \
+  extern const ForwardKernels forward_kernels; \
+  }
+WEFT_FOR_EACH_CPU_LEVEL(WEFT_DECLARE)
+#undef WEFT_DECLARE
+
+namespace {
+
+const ForwardKernels& kernels() {
+#define WEFT_TABLE(level) &level::forward_kernels,
+  static const ForwardKernels* const table[] = {WEFT_FOR_EACH_CPU_LEVEL(WEFT_TABLE)};
+#undef WEFT_TABLE
+  return *table[static_cast<int>(::weft::cpu::isa_current())];
+}
+
+// Rows of a block: as many as there are tasks for, in both senses.
+constexpr int64_t kBlockRows[] = {192, 96, 48};
+constexpr int64_t kThreadTasks = 4;  // for each thread, or blocks become smaller
+constexpr int64_t kSplitTasks = 64;  // tasks that splits are made for
+constexpr int64_t kSplitKeys = 512;  // what a split has at least
+constexpr int64_t kMostSplits = 128;
+
+int64_t ceil_div(int64_t a, int64_t b) { return (a + b - 1) / b; }
+
+struct Plan {
+  int64_t group, heads, rows, blocks, splits, split_keys, workers, scratch_bytes;
+  int64_t key_blocks, packed_bytes;  // of a head; of a block, 0 where tasks pack for themselves
+  int64_t part_rows, total;          // rows of a split's partial results
+
+  explicit Plan(const Forward& p) {
+    group = p.H / p.K;
+    heads = std::max<int64_t>(p.B * p.K, 1);
+    const int64_t most_rows = std::max<int64_t>(p.S * group, 1);
+    const auto tasks = [&](int64_t block) { return heads * ceil_div(most_rows, block); };
+    rows = std::end(kBlockRows)[-1];
+    for (int64_t block : kBlockRows)
+      if (tasks(block) >= kThreadTasks * ::weft::cpu::max_threads()) {
+        rows = block;
+        break;
+      }
+    rows = std::min(rows, most_rows);
+    blocks = ceil_div(most_rows, rows);
+
+    const int64_t wanted =
+        std::min(kSplitTasks / tasks(std::end(kBlockRows)[-1]), p.T / kSplitKeys);
+    const int64_t block = key_block(p);
+    splits = std::clamp<int64_t>(p.num_splits ? p.num_splits : wanted, 1, kMostSplits);
+    split_keys = std::max<int64_t>(ceil_div(ceil_div(p.T, splits), block), 1) * block;
+    splits = std::max<int64_t>(ceil_div(p.T, split_keys), 1);
+
+    key_blocks = ceil_div(p.T, block);
+    packed_bytes = blocks > 1 ? kernels().packed_bytes(p) : 0;
+    workers = std::min<int64_t>(::weft::cpu::max_threads(), heads * blocks * splits);
+    scratch_bytes = ceil_div(kernels().scratch_bytes(p, rows, !packed_bytes), 4096) * 4096;
+    part_rows = splits > 1 ? heads * blocks * rows : 0;
+    total = heads * key_blocks * packed_bytes + workers * scratch_bytes +
+            splits * part_rows * (p.Dv + 1) * element(p);
+  }
+
+  static int64_t element(const Forward& p) {
+    return static_cast<int64_t>(size_of(acc_of(p.q.dtype)));
+  }
+};
+
+// Threads take tasks as they become free: run(worker, task).
+template <class Run>
+void run_all(int64_t workers, int64_t tasks, Run&& run) {
+  std::atomic<int64_t> next{0};
+  ::weft::cpu::parallel_for(std::min(workers, tasks), [&](int64_t worker) {
+    for (int64_t t = next++; t < tasks; t = next++) run(worker, t);
+  });
+}
+
+}  // namespace
+
+int64_t workspace_bytes(const Forward& p) { return Plan(p).total; }
+
+void forward(const Forward& p) {
+  const Plan plan(p);
+  const ForwardKernels& k = kernels();
+  char* const packed = static_cast<char*>(p.workspace);
+  const int64_t head_bytes = plan.key_blocks * plan.packed_bytes;
+  char* const scratch = packed + plan.heads * head_bytes;
+  char* const parts = scratch + plan.workers * plan.scratch_bytes;
+  char* const lses = parts + plan.splits * plan.part_rows * p.Dv * Plan::element(p);
+
+  if (plan.packed_bytes) {
+    ::weft::cpu::advise_huge_pages(packed, static_cast<size_t>(plan.heads * head_bytes));
+    run_all(::weft::cpu::max_threads(), plan.heads * plan.key_blocks, [&](int64_t, int64_t t) {
+      const int64_t head = t / plan.key_blocks, first = t % plan.key_blocks * key_block(p);
+      if (first < p.extent(head / p.K).T)
+        k.pack(p, head / p.K, head % p.K, first, packed + t * plan.packed_bytes);
+    });
+  }
+
+  // Later rows, which see more keys where causal, first. Empty where the sequence is shorter.
+  const auto task_of = [&](int64_t t) {
+    const int64_t split = t % plan.splits, head = t / plan.splits % plan.heads;
+    const int64_t block = plan.blocks - 1 - t / plan.splits / plan.heads;
+    ForwardTask task = {};
+    task.b = head / p.K;
+    task.k = head % p.K;
+    const Problem::Extent e = p.extent(task.b);
+    task.row_begin = block * plan.rows;
+    task.row_end = std::min(task.row_begin + plan.rows, e.S * plan.group);
+    task.key_begin = split * plan.split_keys;
+    task.key_end = std::min(task.key_begin + plan.split_keys, e.T);
+    task.first = split == 0;
+    if (plan.packed_bytes) task.packed = packed + head * head_bytes;
+    if (plan.splits > 1) {
+      const int64_t row = split * plan.part_rows + (head * plan.blocks + block) * plan.rows;
+      task.part = parts + row * p.Dv * Plan::element(p);
+      task.part_lse = lses + row * Plan::element(p);
+    }
+    return task;
+  };
+  const int64_t tasks = plan.heads * plan.blocks * plan.splits;
+  run_all(plan.workers, tasks, [&](int64_t worker, int64_t t) {
+    const ForwardTask task = task_of(t);
+    if (task.row_begin < task.row_end) k.run(p, task, scratch + worker * plan.scratch_bytes);
+  });
+  if (plan.splits > 1)
+    run_all(plan.workers, tasks / plan.splits, [&](int64_t, int64_t t) {
+      const ForwardTask task = task_of(t * plan.splits);
+      if (task.row_begin < task.row_end) k.merge(p, task, plan.splits, plan.part_rows * p.Dv);
+    });
+}
+
+}  // namespace weft::attention::cpu
