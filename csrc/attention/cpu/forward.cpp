@@ -23,100 +23,14 @@
 // 256 floats), the queries, o and a block of keys stay in L2. Bound by the multiply-adds; with few
 // rows, as in decoding, by reading K and V.
 
-#include "attention/cpu/kernels.h"
-#include "attention/cpu/scores.h"
+#include "attention/cpu/forward.h"
 #include "cpu/dropout.h"
 #include "cpu/panel.h"
 
 namespace weft::attention::cpu::WEFT_CPU_LEVEL {
 namespace {
 
-#if defined(__AVX512BF16__)
-constexpr bool kBf16Dot = true;
-#else
-constexpr bool kBf16Dot = false;
-#endif
-
 constexpr int64_t kSubRows = 48;
-constexpr int64_t kMostKeys = 256;
-
-// The element type that a tensor's products are computed in: f(In{}).
-template <class F>
-inline auto with_product_type(DType dtype, F&& f) {
-  if (dtype == DType::f64) return f(double{});
-  if constexpr (kBf16Dot)
-    if (dtype == DType::bf16) return f(bf16{});
-  return f(float{});
-}
-
-// The type of K and V in memory: f(T{}) for those that can come with In.
-template <class In, class F>
-inline void with_key_type(DType dtype, F&& f) {
-  if constexpr (std::is_same_v<In, double>) {
-    f(double{});
-  } else if (dtype == DType::i8) {
-    f(int8_t{});
-  } else if constexpr (std::is_same_v<In, bf16>) {
-    f(bf16{});
-  } else if (dtype == DType::bf16) {
-    f(bf16{});
-  } else if (dtype == DType::f16) {
-    f(f16{});
-  } else {
-    f(float{});
-  }
-}
-
-inline int64_t round_up(int64_t n, int64_t to) { return (n + to - 1) / to * to; }
-
-// Scratch is handed out front to back, each piece on its own cache line; counts where it has no base.
-class Scratch {
- public:
-  explicit Scratch(void* base) : base_(static_cast<char*>(base)) {}
-  template <class T>
-  T* take(int64_t count) {
-    T* piece = reinterpret_cast<T*>(base_ + used_);
-    used_ += round_up(count * static_cast<int64_t>(sizeof(T)), 64);
-    return piece;
-  }
-  int64_t used() const { return used_; }
-
- private:
-  char* base_;
-  int64_t used_ = 0;
-};
-
-// One row of the result, from o of Dv elements (up to a vector more may be read).
-template <class A>
-void write_row(const Forward& p, const Problem::Extent& e, int64_t b, int64_t i, int64_t h, A* o,
-               A lse) {
-  const int64_t row = e.q_row + i;
-  static_cast<A*>(p.lse)[p.sequences.cu_q ? h * p.total_q + row : (b * p.H + h) * p.S + row] = lse;
-  char* out = p.out.at(e.q_batch, row, h);
-  if (p.out.dtype == DType::i8) {
-    const float* shift = p.out_shift ? p.out_shift + h * p.Dv : nullptr;
-    const float* smooth = p.out_smooth ? p.out_smooth + h * p.Dv : nullptr;
-    for (int64_t d = 0; d < p.Dv; ++d) {
-      const A t = (o[d] - (shift ? shift[d] : 0)) / (smooth ? smooth[d] : 1);
-      const A q = std::nearbyint(t / *p.out_scale);
-      out[d] = static_cast<char>(q > 127 ? 127 : q > -128 ? static_cast<int8_t>(q) : -128);
-    }
-    return;
-  }
-  const auto store = [&](auto type) {
-    using T = decltype(type);
-    T* to = reinterpret_cast<T*>(out);
-    int64_t d = 0;
-    for (; d + kLanes<A> <= p.Dv; d += kLanes<A>) store_lanes<A>(to + d, load_vec<A>(o + d));
-    for (; d < p.Dv; ++d) narrow(o[d], to[d]);
-  };
-  if constexpr (std::is_same_v<A, double>)
-    store(double{});
-  else
-    with_float_type(p.out.dtype, [&](auto type) {
-      if constexpr (!std::is_same_v<decltype(type), double>) store(type);
-    });
-}
 
 // A block of keys and values in panels: K's columns, then V's rows.
 template <class In>
@@ -137,7 +51,7 @@ class Keys {
     const int64_t count = extent.T - first < keys_ ? extent.T - first : keys_;
     const char* rows[kMostKeys];
     float scales[kMostKeys];
-    find_rows(p_.k, p_.k_scale, extent, b, k, {first, first + count}, rows, scales);
+    find_rows(p_, p_.k, p_.k_scale, extent, b, k, {first, first + count}, rows, scales);
     with_key_type<In>(p_.k.dtype, [&](auto type) {
       using T = decltype(type);
       for (int64_t n = 0; n < count; n += P::kPanel)
@@ -147,7 +61,7 @@ class Keys {
                                                 scales[n + i]};
                             });
     });
-    find_rows(p_.v, p_.v_scale, extent, b, k, {first, first + count}, rows, scales);
+    find_rows(p_, p_.v, p_.v_scale, extent, b, k, {first, first + count}, rows, scales);
     with_key_type<In>(p_.v.dtype, [&](auto type) {
       using T = decltype(type);
       pack_rows<In, T>(count, p_.Dv, to + values_at(), P::elements(keys_), [&](int64_t t) {
@@ -157,31 +71,6 @@ class Keys {
   }
 
  private:
-  // Where the keys lie, and the scale of each.
-  void find_rows(const Heads& tensor, const Vectors& scale, const Problem::Extent& extent,
-                 int64_t b, int64_t k, Range keys, const char** rows, float* scales) const {
-    const Sequences& sequences = p_.sequences;
-    int64_t batch = extent.k_batch, row = extent.k_row + keys.begin, left = keys.end - keys.begin;
-    const int32_t* page = nullptr;
-    if (sequences.block_table) {
-      page = sequences.block_table + b * sequences.table_stride + row / sequences.page_size;
-      row %= sequences.page_size;
-    }
-    while (left > 0) {
-      int64_t run = left;
-      if (page) {
-        batch = *page++;
-        if (run > sequences.page_size - row) run = sequences.page_size - row;
-      }
-      const char* data = tensor.at(batch, row, k);
-      const int64_t stride = tensor.row * static_cast<int64_t>(size_of(tensor.dtype));
-      for (int64_t i = 0; i < run; ++i) *rows++ = data + i * stride;
-      for (int64_t i = 0; i < run; ++i) *scales++ = scale ? scale.at(batch, row + i, k) : 1.0f;
-      left -= run;
-      row = page ? 0 : row + run;
-    }
-  }
-
   const Forward& p_;
   int64_t keys_;
 };
@@ -191,7 +80,6 @@ class Block {
   using A = acc_t<In>;
   using P = Panel<In>;
   static constexpr int kLane = P::kLane;
-  static constexpr Exp2 kExact = std::is_same_v<In, bf16> ? Exp2::half : Exp2::full;
   static constexpr A kNone = -static_cast<A>(__builtin_inf());
 
  public:
@@ -269,9 +157,7 @@ class Block {
 
   void start() {
     for (int64_t r = 0; r < rows_; ++r) {
-      const bool sink = p_.sinks.data && task_->first;
-      max_[r] = sink ? static_cast<A>(p_.sinks.at(0, 0, head(r)) * kLog2e) : kNone;
-      sum_[r] = max_[r] > kNone ? A{1} : A{0};
+      Softmax<In>::start(p_, task_->first, head(r), max_[r], sum_[r]);
       seen_[r] = visible(p_, extent_, query(r));
     }
     std::memset(o_, 0, static_cast<size_t>(rows_ * columns_) * sizeof(A));
@@ -296,10 +182,16 @@ class Block {
                          packed_ + n / P::kPanel * P::elements(p_.D), s_ + (r - begin) * keys_ + n,
                          keys_, nullptr);
       });
+    const Softmax<In> softmax(p_, extent_, task_->b, keep_);
     tiles([&](int64_t r, int64_t rows, Range keys) {
-      const Range whole = {keys.begin / kWide * kWide, round_up(keys.end, kWide)};
-      for (int64_t i = r; i < r + rows; ++i)
-        softmax(i, i - begin, block.begin, whole, intersect(block, seen_[i]));
+      const Range whole = {keys.begin / Softmax<In>::kWide * Softmax<In>::kWide,
+                           round_up(keys.end, Softmax<In>::kWide)};
+      for (int64_t i = r; i < r + rows; ++i) {
+        const int64_t slot = i - begin;
+        alpha_[slot] =
+            softmax.row(head(i), query(i), block.begin, whole, intersect(block, seen_[i]),
+                        s_ + slot * keys_, p_rows_ + slot * keys_, max_[i], sum_[i]);
+      }
     });
     for (int64_t n = 0; n < columns_; n += P::kPanel)
       tiles([&](int64_t r, int64_t rows, Range keys) {
@@ -312,104 +204,10 @@ class Block {
       });
   }
 
-  static constexpr int64_t kWide = P::kStep * kLane;  // scores that are taken together
-
-  // Row r, of which the block's scores stand at slot: p over the scores `whole`, of which the row
-  // sees `keys`.
-  void softmax(int64_t r, int64_t slot, int64_t first, Range whole, Range keys) {
-    A* s = s_ + slot * keys_;
-    In* to = p_rows_ + slot * keys_;
-    A scale = 1;
-    if (keys.empty()) keys = {first + whole.end, first + whole.end};
-    if (has_options(p_))
-      ScoreRow(p_, extent_, task_->b, head(r), query(r)).apply(s, first, keys);
-    else
-      scale = static_cast<A>(p_.softmax_scale * kLog2e);
-    for (int64_t t = whole.begin; t < keys.begin - first; ++t) s[t] = kNone;
-    for (int64_t t = keys.end - first; t < whole.end; ++t) s[t] = kNone;
-    if (scale < 0) {  // -inf must stay the least
-      for (int64_t t = keys.begin - first; t < keys.end - first; ++t) s[t] *= scale;
-      scale = 1;
-    }
-
-    const A most = row_max(s, whole) * scale;
-    const A last = max_[r], next = most > last ? most : last;
-    const A base = next == kNone ? A{0} : next;
-    const A alpha = exp2_one(last - base);
-    max_[r] = next;
-    alpha_[slot] = alpha;
-    if (p_.dropout.p > 0) {
-      sum_[r] = sum_[r] * alpha + exp_row(s, s, whole, scale, base);
-      drop(r, first, s, whole);
-      for (int64_t t = whole.begin; t < whole.end; t += kWide) store_p(to + t, s + t);
-    } else {
-      sum_[r] = sum_[r] * alpha + exp_row(s, to, whole, scale, base);
-    }
-  }
-
-  static A row_max(const A* s, Range whole) {
-    Vec<A> a = broadcast(kNone), b = a;
-    int64_t t = whole.begin;
-    for (; t + 2 * kLane <= whole.end; t += 2 * kLane) {
-      a = vmax(a, load_vec<A>(s + t));
-      b = vmax(b, load_vec<A>(s + t + kLane));
-    }
-    if (t < whole.end) a = vmax(a, load_vec<A>(s + t));
-    return reduce<A>(vmax(a, b), [](auto x, auto y) { return x > y ? x : y; });
-  }
-
-  static A exp2_one(A x) { return exp2<kExact>(broadcast(x))[0]; }
-
-  // p = 2^(s · scale - base), and their sum.
-  template <class To>
-  static A exp_row(const A* s, To* to, Range whole, A scale, A base) {
-    const Vec<A> times = broadcast(scale), less = broadcast(-base);
-    Vec<A> total[2] = {};
-    for (int64_t t = whole.begin; t < whole.end; t += kWide) {
-      Vec<A> e[P::kStep];
-#pragma GCC unroll 2
-      for (int j = 0; j < P::kStep; ++j) {
-        e[j] = exp2<kExact>(multiply_add(load_vec<A>(s + t + j * kLane), times, less));
-        total[j] += e[j];
-      }
-      if constexpr (std::is_same_v<To, A>) {
-        for (int j = 0; j < P::kStep; ++j) store_vec<A>(to + t + j * kLane, e[j]);
-      } else {
-        store_vec<uint32_t>(to + t, to_bf16(e[0], e[1]));
-      }
-    }
-    return reduce<A>(total[0] + total[1], [](auto x, auto y) { return x + y; });
-  }
-
-  static void store_p(In* to, const A* from) {
-    if constexpr (P::kStep == 2)
-      store_vec<uint32_t>(to, to_bf16(load_vec<A>(from), load_vec<A>(from + kLane)));
-    else
-      store_vec<A>(to, load_vec<A>(from));
-  }
-
-  void drop(int64_t r, int64_t first, A* s, Range whole) {
-    const int64_t row = (task_->b * p_.H + head(r)) * p_.S + query(r);
-    draw_dropout(p_.dropout, row * p_.T + first + whole.begin, whole.end - whole.begin, 0, keep_,
-                 static_cast<bool*>(nullptr));
-    for (int64_t t = whole.begin; t < whole.end; ++t) s[t] *= keep_[t - whole.begin];
-  }
-
   void finish() {
-    for (int64_t r = 0; r < rows_; ++r) {
-      const A sum = sum_[r], inverse = sum != 0 ? 1 / sum : A{0};
-      A* o = o_ + r * columns_;
-      for (int64_t d = 0; d < columns_; d += kLane)
-        store_vec<A>(o + d, load_vec<A>(o + d) * broadcast(inverse));
-      const A lse = sum != 0 ? max_[r] * static_cast<A>(kLn2) + std::log(sum) : kNone;
-      if (task_->part) {
-        std::memcpy(static_cast<A*>(task_->part) + r * p_.Dv, o,
-                    static_cast<size_t>(p_.Dv) * sizeof(A));
-        static_cast<A*>(task_->part_lse)[r] = lse;
-      } else {
-        write_row(p_, extent_, task_->b, query(r), head(r), o, lse);
-      }
-    }
+    for (int64_t r = 0; r < rows_; ++r)
+      finish_row(p_, extent_, *task_, r, query(r), head(r), o_ + r * columns_, columns_, max_[r],
+                 sum_[r]);
   }
 
   const Forward& p_;
