@@ -76,7 +76,7 @@ class Ops {
     }
     p.out = call.heads(out, "out");
     p.lse = lse.mutable_data_ptr();
-    call.run(p, Backend::forward);
+    if (p.B > 0) call.run(p, Backend::forward);
     return {out, lse};
   }
 

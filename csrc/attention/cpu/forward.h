@@ -29,10 +29,10 @@ inline auto with_product_type(DType dtype, F&& f) {
 // The type of K and V in memory: f(T{}) for those that can come with In.
 template <class In, class F>
 inline void with_key_type(DType dtype, F&& f) {
-  if constexpr (std::is_same_v<In, double>) {
-    f(double{});
-  } else if (dtype == DType::i8) {
+  if (dtype == DType::i8) {
     f(int8_t{});
+  } else if constexpr (std::is_same_v<In, double>) {
+    f(double{});
   } else if constexpr (std::is_same_v<In, bf16>) {
     f(bf16{});
   } else if (dtype == DType::bf16) {
@@ -171,7 +171,7 @@ class Softmax {
       scale = static_cast<A>(p_.softmax_scale * kLog2e);
     for (int64_t t = whole.begin; t < keys.begin - first; ++t) s[t] = kNone;
     for (int64_t t = keys.end - first; t < whole.end; ++t) s[t] = kNone;
-    if (scale < 0) {  // -inf must stay the least
+    if (scale <= 0) {  // -inf must stay the least
       for (int64_t t = keys.begin - first; t < keys.end - first; ++t) s[t] *= scale;
       scale = 1;
     }
