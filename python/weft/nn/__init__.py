@@ -1,6 +1,7 @@
 """Drop-in modules."""
 
 from .apex import FusedLayerNorm, FusedRMSNorm, MixedFusedLayerNorm, MixedFusedRMSNorm
+from .attention import MultiheadAttention
 from .dropout_add import DropoutAddLayerNorm, DropoutAddRMSNorm
 from .norm import LayerNorm, RMSNorm
 
@@ -12,5 +13,6 @@ __all__ = [
     "LayerNorm",
     "MixedFusedLayerNorm",
     "MixedFusedRMSNorm",
+    "MultiheadAttention",
     "RMSNorm",
 ]
