@@ -183,6 +183,7 @@ class Ops {
     p.H = sizes[n - 2];
     p.Dv = sizes[n - 1];
     check(p.P >= 1, "weft.", call.op, ": parts has no part, expected at least one");
+    call.check_head_size(p.Dv, "parts");
     const DType dtype = call.float_dtype(parts, "parts");
     const bool packed = n == 4;
     const Sizes rows = packed ? Sizes{p.H, p.S} : Sizes{p.B, p.H, p.S};
@@ -275,6 +276,11 @@ class Ops {
             to_string(shape), " (", what, ")");
     }
 
+    void check_head_size(int64_t size, const char* name) const {
+      check(size >= 1 && size <= kMostElements, "weft.", op, ": the last dimension of ", name,
+            " is ", size, ", expected 1 to ", kMostElements);
+    }
+
     void check_last_stride(const Tensor& t, const char* name) const {
       const int last = static_cast<int>(t.dim()) - 1;
       check(t.size(last) <= 1 || t.stride(last) == 1, "weft.", op, ": ", name, " has stride ",
@@ -291,7 +297,7 @@ class Ops {
     }
 
     Heads written(const Tensor& t, const char* name) const {
-      check_no_repeats(t, name);
+      check_no_repeats(t, name, "so it cannot be written");
       return heads(t, name);
     }
 
@@ -343,7 +349,7 @@ class Ops {
       Vectors s = {const_cast<float*>(static_cast<const float*>(t->const_data_ptr())), 0, 0,
                    strides[own.size() - 1]};
       if (own == by_row && n > 2) {
-        check_no_repeats(*t, name);
+        check_no_repeats(*t, name, "expected scales of its own for each row");
         if (n == 4) s.batch = strides[0];
         s.row = sizes[n - 3] > 1 ? strides[n - 3] : 1;  // 0 says that there is one for all rows
       }
@@ -523,6 +529,7 @@ class Ops {
       p.S = x.size(n - 3);
       p.H = x.size(n - 2);
       p.D = x.size(n - 1);
+      check_head_size(p.D, "x");
       if (packed) p.total = p.S;
       p.table_dtype = float_dtype(cos, "cos");
       check_dims(cos, "cos", 2, "[rows, R / 2]");
@@ -588,17 +595,13 @@ class Ops {
       check(t.dim() == dims, "weft.", op, ": ", name, " has shape ", to_string(sizes_of(t)),
             ", expected ", expected);
     }
-    void check_head_size(int64_t size, const char* name) const {
-      check(size >= 1 && size <= 512, "weft.", op, ": the last dimension of ", name, " is ", size,
-            ", expected 1 to 512");
-    }
     void check_contiguous(const Tensor& t, const char* name) const {
       check(t.is_contiguous(), "weft.", op, ": ", name, " is not contiguous");
     }
-    void check_no_repeats(const Tensor& t, const char* name) const {
+    void check_no_repeats(const Tensor& t, const char* name, const char* consequence) const {
       for (int64_t d = 0; d < t.dim(); ++d)
         check(t.stride(d) != 0 || t.size(d) <= 1, "weft.", op, ": ", name,
-              " repeats elements in memory, so it cannot be written");
+              " repeats elements in memory, ", consequence);
     }
 
     int64_t batch_of(const Tensor& cu, const char* name) const {
@@ -607,7 +610,8 @@ class Ops {
       return cu.numel() - 1;
     }
     int64_t longest(int64_t max_seqlen, const char* name) const {
-      check(max_seqlen >= 0, "weft.", op, ": ", name, " is ", max_seqlen, ", expected at least 0");
+      check(max_seqlen >= 0 && max_seqlen <= INT32_MAX, "weft.", op, ": ", name, " is ", max_seqlen,
+            ", expected 0 to ", INT32_MAX);
       return max_seqlen;
     }
 

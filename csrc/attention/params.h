@@ -21,6 +21,8 @@
 
 namespace weft::attention {
 
+constexpr int64_t kMostElements = 512;  // of a head: D, Dv
+
 // [batch, rows, heads, elements], elements contiguous. A packed batch (cu_seqlens) has no batch
 // stride: sequence b begins at row cu_seqlens[b]. Of a paged cache, batch counts the pages.
 struct Heads {

@@ -20,8 +20,6 @@ using namespace ::weft::cpu::WEFT_CPU_LEVEL;
 
 namespace {
 
-constexpr int64_t kMostElements = 512;  // of a head
-
 // f(i, count) for the vectors of n elements; only the last may have fewer than kLanes.
 template <class A, class F>
 inline void for_lanes(int64_t n, F&& f) {
