@@ -134,7 +134,7 @@ class Ops {
                       OptionalTensor v_scale, Tensor k, Tensor v, OptionalTensor seqused_k,
                       OptionalTensor cu_seqlens_new, OptionalTensor cache_batch_idx,
                       OptionalTensor block_table) {
-    Call call("kv_cache_append_", k_cache, "k_cache");
+    Call call("kv_cache_append", k_cache, "k_cache");
     Append p;
     call.cache(p, k_cache, v_cache, k, v);
     call.destination(p, k_cache, k, v, {cu_seqlens_new, seqused_k, cache_batch_idx, block_table});
@@ -162,7 +162,7 @@ class Ops {
 
   static void rotary_(Tensor x, Tensor cos, Tensor sin, OptionalTensor offsets, int64_t offset,
                       OptionalTensor cu_seqlens, bool interleaved, bool conjugate) {
-    Call call("rotary_", x, "x");
+    Call call("rotary", x, "x");
     Rotary p = call.rotary(x, cos, sin, offsets, offset, cu_seqlens, interleaved, conjugate);
     p.out = call.written(x, "x");
     Backend::rotary(p);
