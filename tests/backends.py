@@ -30,6 +30,7 @@ class Backend:
     device: str = "cpu"
     isa: str | None = None
     float64: bool = True  # as the CPU has it, for checking gradients
+    families: tuple[str, ...] | None = None  # whose kernels it has; None: all of them
 
     def runs(self, file: str, test: str, parameters: dict[str, Any]) -> bool:
         """Whether a test is worth its time here."""
@@ -52,7 +53,8 @@ def cpu_levels() -> list[Backend]:
 
 def cuda() -> list[Backend]:
     built = torch._C._dispatch_has_kernel_for_dispatch_key("weft::norm_forward", "CUDA")
-    return [Backend("cuda", "cuda", float64=False)] if built and torch.cuda.is_available() else []
+    here = built and torch.cuda.is_available()
+    return [Backend("cuda", "cuda", float64=False, families=("norm",))] if here else []
 
 
 @dataclass(frozen=True)
@@ -123,8 +125,8 @@ def _op(name: str) -> torch._ops.OpOverload:
 
 def simulators() -> list[Backend]:
     return [
-        Simulator("simulator-sm90", float64=False),
-        Simulator("simulator-sm80", float64=False, clusters=False),
+        Simulator("simulator-sm90", float64=False, families=("norm",)),
+        Simulator("simulator-sm80", float64=False, families=("norm",), clusters=False),
     ]
 
 

@@ -83,7 +83,9 @@ def _is_beyond_backend(item: pytest.Item) -> bool:
     backend = parameters.get("backend")
     if backend is None:
         return False
-    name, file = item.originalname, item.path.stem
+    name, file, family = item.originalname, item.path.stem, item.path.parent.name
+    if backend.families is not None and family not in backend.families:
+        return True
     doubles = torch.float64 in parameters.values() or "gradcheck" in name
     return (doubles and not backend.float64) or not backend.runs(file, name, parameters)
 

@@ -144,6 +144,8 @@ def attention(
         if cu_seqlens_q is not None and max_seqlen_q is not None:
             B, S = cu_seqlens_q.shape[0] - 1, max_seqlen_q
         scores = (B, q.shape[-2], S, k.shape[1] if max_seqlen_k is None else max_seqlen_k)
+        if bias is not None and bias.requires_grad and bias.shape != scores:
+            bias = bias.to(torch.promote_types(bias.dtype, torch.float32))  # summed, then rounded
         bias, mask = _expand("bias", bias, scores), _expand("mask", mask, scores)
     if dropout_p > 0 and rng_state is None:
         rng_state = torch.randint(2**63 - 1, (2,), dtype=torch.int64, device="cpu")
