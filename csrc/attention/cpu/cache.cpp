@@ -5,10 +5,10 @@
 //   rotary   (x, y) = (x · cos - y · sin, x · sin + y · cos) for R / 2 pairs of a head
 //   merge    o = Σ exp(lse_p - lse) · o_p,  lse = log Σ exp(lse_p)
 //
-// A task takes whole rows [heads, elements], all heads of one before the next. Every element is
-// read once and written once, with a handful of instructions in between: memory bounds all three.
-// What a row's heads share (place in the cache, cos and sin) is looked up once a row, the
-// quantiser's second look at an element finds it in L1.
+// A task takes whole rows [heads, elements], all heads of one before the next; what a row's heads
+// share (place in the cache, cos and sin) is looked up once a row. Every element is read once and
+// written once: copies and rotary run at the speed of memory, the quantiser at about half of it. It
+// divides each vector and looks at elements a second time, in L1.
 #include <cmath>
 
 #include "attention/cpu/cache.h"
@@ -95,8 +95,12 @@ float scale_of(const U* x, int64_t n) {
   Vec<A> most = {};
   for_lanes<A>(
       n, [&](int64_t i, int count) { most = magnitude_max(most, load_some<A>(x + i, count)); });
-  A top = 0;
-  for (int i = 0; i < kLanes<A>; ++i) top = top < most[i] || most[i] != most[i] ? most[i] : top;
+  // Magnitudes order like the integers that their bits spell, NaN above all.
+  using Bits = std::conditional_t<sizeof(A) == 4, int32_t, int64_t>;
+  const Bits bits =
+      reduce<Bits>(reinterpret_cast<Vec<Bits>>(most), [](auto a, auto b) { return a > b ? a : b; });
+  A top;
+  std::memcpy(&top, &bits, sizeof top);
   return static_cast<float>(top / 127);
 }
 
@@ -239,31 +243,32 @@ void merge_head(const Merge& p, int64_t b, int64_t s, int64_t h) {
   using A = acc_t<U>;
   const A* lses = static_cast<const A*>(p.lse) + b * p.lse_batch + h * p.lse_head + s * p.lse_row;
   const char* parts = p.parts.at(b, s, h);
-  double most = -HUGE_VAL, total = 0;
+  constexpr A kNothing = -static_cast<A>(HUGE_VAL);
+  A most = kNothing, total = 0;
   for (int64_t i = 0; i < p.P; ++i) {
-    const double lse = lses[i * p.lse_part];
+    const A lse = lses[i * p.lse_part];
     most = lse > most || lse != lse ? lse : most;
   }
   alignas(64) A sum[kMostElements + kLanes<A>];
   for_lanes<A>(p.Dv, [&](int64_t d, int) { store_lanes<A>(sum + d, Vec<A>{}); });
   for (int64_t i = 0; i < p.P; ++i) {
-    const double lse = lses[i * p.lse_part];
-    if (lse == -HUGE_VAL) continue;  // saw nothing
-    const double weight = lse == most ? 1 : std::exp(lse - most);
+    const A lse = lses[i * p.lse_part];
+    if (lse == kNothing) continue;  // saw nothing
+    const A weight = lse == most ? 1 : std::exp(lse - most);
     const U* part = reinterpret_cast<const U*>(parts) + i * p.part;
-    const Vec<A> factor = broadcast(static_cast<A>(weight));
+    const Vec<A> factor = broadcast(weight);
     total += weight;
     for_lanes<A>(p.Dv, [&](int64_t d, int count) {
       store_lanes<A>(sum + d, load_lanes<A>(sum + d) + factor * load_some<A>(part + d, count));
     });
   }
-  const Vec<A> divisor = broadcast(static_cast<A>(total == 0 ? 1 : total));
+  const Vec<A> divisor = broadcast(total == 0 ? A{1} : total);
   U* out = reinterpret_cast<U*>(p.out.at(b, s, h));
   for_lanes<A>(p.Dv, [&](int64_t d, int count) {
     store_some<A>(out + d, load_lanes<A>(sum + d) / divisor, count);
   });
   static_cast<A*>(p.lse_out)[(b * p.H + h) * p.S + s] =
-      static_cast<A>(total == 0 ? -HUGE_VAL : most + std::log(total));
+      total == 0 ? kNothing : most + std::log(total);
 }
 
 void merge(const Merge& p, int64_t begin, int64_t end) {
