@@ -26,7 +26,7 @@ from bench.limits import Limits
 from bench.memory import MemoryModeUnavailable, Mode, can_give_back
 from bench.result import Result
 
-FAMILIES = ("norm",)
+FAMILIES = ("norm", "attention")
 MODES: dict[str, tuple[Mode, ...]] = {
     "fresh": ("fresh",), "reused": ("reused",), "both": ("fresh", "reused"),
 }  # fmt: skip
@@ -66,7 +66,12 @@ def bench(name: str, options: argparse.Namespace, console: Console) -> int:
     if options.device == "cuda" and not torch.cuda.is_available():
         console.print("There is no GPU here.")
         return 1
-    cases = [c for c in family.cases(options.device) if fnmatch.fnmatch(c.name, options.case)]
+    on_offer = (family.sweep if options.sweep else family.cases)(options.device)
+    if not on_offer:
+        what = "sweep" if options.sweep else "cases"
+        console.print(f"{name} has no {what} on {options.device}.")
+        return 0
+    cases = [c for c in on_offer if fnmatch.fnmatch(c.name, options.case)]
     if options.quick:
         cases = list({c.name: c for c in map(family.shrink, cases)}.values())
     if not cases:
@@ -83,6 +88,7 @@ def bench(name: str, options: argparse.Namespace, console: Console) -> int:
     measurements = _run(family, cases, settings, console)
     limits = before.at_best(_limits(settings, console))
     rows = [measurement.row(limits) for measurement in measurements]
+    name += "-sweep" if options.sweep else ""
     result = Result(name, about.to_json(), asdict(settings), limits, rows)
     console.print(*report.terminal(result), sep="\n\n", markup=False)
     if options.save:
@@ -94,9 +100,9 @@ def bench(name: str, options: argparse.Namespace, console: Console) -> int:
     if options.json:
         result.save(options.json)
     if options.plots:
-        from bench.plots import save_plots
+        from bench.plots import save_plots, save_sweep
 
-        for path in save_plots(result, options.plots):
+        for path in (save_sweep if options.sweep else save_plots)(result, options.plots):
             console.print(f"Plotted {path}")
     without = [row.case for row in rows if row.weft is None]
     if without:
@@ -139,7 +145,7 @@ def _limits(settings: runner.Settings, console: Console) -> Limits:
 def _settings(options: argparse.Namespace) -> runner.Settings:
     quick, device = options.quick, DEVICES[options.device]
     return runner.Settings(
-        rounds=options.rounds or (3 if quick else 15),
+        rounds=options.rounds or (3 if quick else 5 if options.sweep else 15),
         threads=options.threads or torch.get_num_threads(),
         modes=tuple(m for m in MODES[options.memory] if m in device.modes) or device.modes,
         rest=0.0 if quick else device.rest,
@@ -158,13 +164,16 @@ def _parser() -> argparse.ArgumentParser:
     )
     parser.add_argument("family", nargs="?", choices=FAMILIES, help="default: all")
     parser.add_argument("--case", default="*", metavar="GLOB", help="cases by name, e.g. '*int8*'")
+    parser.add_argument("--sweep", action="store_true", help="cases of growing size instead")
     parser.add_argument("--json", type=Path, metavar="FILE", help="write the result there")
     parser.add_argument("--plots", type=Path, metavar="DIR", help="draw the plots there")
     parser.add_argument(
         "--save", action="store_true",
         help="write JSON, Markdown and plots to bench/results/<kind of machine>/",
     )  # fmt: skip
-    parser.add_argument("--rounds", type=int, help="samples per contender; default 15")
+    parser.add_argument(
+        "--rounds", type=int, help="samples per contender; default 15, or 5 with --sweep"
+    )
     parser.add_argument("--memory", choices=MODES, default="both", help="default: both")
     parser.add_argument("--device", choices=DEVICES, default="cpu", help="default: cpu")
     parser.add_argument("--threads", type=int, help="default: torch's")

@@ -17,6 +17,11 @@ Memory = Literal["fresh", "reused", "out=", "in place"]
 """The memory of a row. A fresh-output case gives a row with new pages for every output (fresh) and
 one with memory kept by the allocator (reused); for the others the allocator does not matter."""
 
+Roof = Literal["copy", "read", "fp32", "bf16", "int8"]
+"""What bounds a case, by its name in `bench.limits.Limits`: bytes per second or operations."""
+
+ARITHMETIC = ("fp32", "bf16", "int8")
+
 Inputs = dict[str, torch.Tensor]
 """The tensors of one call by name; a case has several such sets and rotates over them."""
 
@@ -63,6 +68,16 @@ class Case:
         return False
 
     @property
+    def roof(self) -> Roof | None:
+        """What bounds it; None where nothing that is measured does, as the data stays in cache."""
+        return "copy" if self.cold else None
+
+    @property
+    def work(self) -> int:
+        """What its roof counts: operations, or bytes."""
+        return self.flops if self.roof in ARITHMETIC else self.traffic.total
+
+    @property
     def traffic(self) -> Traffic:
         raise NotImplementedError
 
@@ -104,6 +119,9 @@ class Family(Protocol):
 
     def cases(self, device: str) -> Sequence[Case]:
         """What is measured on the device, `cpu` or `cuda`."""
+
+    def sweep(self, device: str) -> Sequence[Case]:
+        """Cases of growing size, for a plot with lines; empty where a family has none."""
 
     def shrink(self, case: Any) -> Case:
         """The case at a size for a smoke test: it shows that all runs, not how fast."""

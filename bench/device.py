@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+from functools import partial
 from typing import Protocol
 
 import torch
 
-from bench.case import Traffic
-from bench.limits import Limits, best_rate, copies, measure_limits
+from bench.case import Case
+from bench.limits import Limits, at_the_roof, best_rate, measure_limits
 from bench.memory import Mode
 from bench.rotation import last_level_cache
 from bench.timing import Stopwatch
@@ -31,8 +32,8 @@ class Device(Protocol):
 
     def limits(self, threads: int, quick: bool) -> Limits: ...
 
-    def copies(self, traffic: Traffic, count: int, threads: int) -> list[Callable[[], object]]:
-        """As many copies, each between buffers of its own, that move the traffic's bytes."""
+    def at_the_roof(self, case: Case, count: int, threads: int) -> Sequence[Callable[[], object]]:
+        """As many calls that do the case's work at its limit."""
 
 
 class Cpu:
@@ -50,8 +51,8 @@ class Cpu:
     def limits(self, threads: int, quick: bool) -> Limits:
         return measure_limits(threads, (16 << 20) if quick else (256 << 20))
 
-    def copies(self, traffic: Traffic, count: int, threads: int) -> list[Callable[[], object]]:
-        return copies(traffic, count, threads)
+    def at_the_roof(self, case: Case, count: int, threads: int) -> Sequence[Callable[[], object]]:
+        return at_the_roof(case, count, threads)
 
 
 class GpuStopwatch(Stopwatch):
@@ -78,17 +79,17 @@ class Gpu:
 
     def limits(self, threads: int, quick: bool) -> Limits:
         size = (16 << 20) if quick else (1 << 30)
-        (copy,) = self.copies(Traffic(size, size), 1, threads)
-        rate = best_rate(2 * size, copy, self.watch())
+        rate = best_rate(2 * size, _gpu_copy(size), self.watch())
         return Limits(copy=rate, read=0.0, new_huge_pages=0.0, new_small_pages=0.0)
 
-    def copies(self, traffic: Traffic, count: int, threads: int) -> list[Callable[[], object]]:
-        found: list[Callable[[], object]] = []
-        for _ in range(count):
-            source = torch.zeros(-(-traffic.total // 2), dtype=torch.uint8, device="cuda")
-            target = torch.empty_like(source)
-            found.append(lambda target=target, source=source: target.copy_(source))
-        return found
+    def at_the_roof(self, case: Case, count: int, threads: int) -> Sequence[Callable[[], object]]:
+        assert case.roof == "copy", "no other limit of a GPU is measured"
+        return [_gpu_copy(-(-case.work // 2)) for _ in range(count)]
+
+
+def _gpu_copy(size: int) -> Callable[[], object]:
+    source = torch.zeros(size, dtype=torch.uint8, device="cuda")
+    return partial(torch.empty_like(source).copy_, source)
 
 
 DEVICES: dict[str, Device] = {"cpu": Cpu(), "cuda": Gpu()}

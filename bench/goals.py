@@ -72,6 +72,19 @@ class ShareOfCopy:
 
 
 @dataclass(frozen=True)
+class ShareOfLimit:
+    """A share of the case's own limit, measured in the same run."""
+
+    share: float
+    memory: str = "any"
+
+    def judge(self, m: Measured) -> list[Verdict]:
+        if m.limit is None:
+            return [Verdict(f"≥ {self.share:.0%} of the limit", "no limit", None)]
+        return _share(self.share, m.limit / m.weft, "the limit")
+
+
+@dataclass(frozen=True)
 class FasterThanBestPeer:
     """How many times as fast as the fastest peer."""
 
@@ -79,11 +92,19 @@ class FasterThanBestPeer:
     memory: str = "any"
 
     def judge(self, m: Measured) -> list[Verdict]:
-        goal = f"≥ {self.factor:g}× the best peer"
-        if m.best_peer is None:
-            return [Verdict(goal, "no peer", None)]
-        factor = m.best_peer / m.weft
-        return [Verdict(goal, f"{factor:.2f}×", factor >= self.factor)]
+        return [_times_as_fast(self.factor, "the best peer", m.best_peer, m.weft)]
+
+
+@dataclass(frozen=True)
+class FasterThan:
+    """How many times as fast as one named peer or yardstick."""
+
+    factor: float
+    peer: str
+    memory: str = "any"
+
+    def judge(self, m: Measured) -> list[Verdict]:
+        return [_times_as_fast(self.factor, self.peer, m.peers.get(self.peer), m.weft)]
 
 
 @dataclass(frozen=True)
@@ -101,6 +122,13 @@ class AtMostTimes:
         theirs = m.peers[self.peer]
         factor = m.weft / theirs
         return [Verdict(goal, f"{factor:.2f}× of {duration(theirs)}", factor <= self.factor)]
+
+
+def _times_as_fast(wanted: float, peer: str, theirs: float | None, weft: float) -> Verdict:
+    goal = f"≥ {wanted:g}× {peer}"
+    if theirs is None:
+        return Verdict(goal, "not measured", None)
+    return Verdict(goal, f"{theirs / weft:.2f}×", theirs / weft >= wanted)
 
 
 def _share(wanted: float, got: float, of: str) -> list[Verdict]:

@@ -4,18 +4,21 @@ Limits are taken before and after the cases, and the higher ones hold. Bandwidth
 several attempts and over two ways of moving data: the probes of ``weft._C``, written for the
 purpose, and plain torch. A limit is what anybody has reached.
 
-A shared machine's memory is now faster, now slower, for minutes at a time. So a row whose data is
-out of cache is also set beside a copy of as many bytes, timed in turn with its contenders.
+A shared machine is now faster, now slower, for minutes at a time. So a row is also set beside its
+limit timed in turn with its contenders: a copy of as many bytes, reading them, or as many
+operations.
 """
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from dataclasses import asdict, dataclass
+from functools import partial
 
 import torch
 
-from bench.case import Memory, Traffic
+from bench.case import Case, Memory
 from bench.timing import Stopwatch
 from weft import _C
 
@@ -44,15 +47,18 @@ class Limits:
     def to_json(self) -> dict[str, float]:
         return asdict(self)
 
-    def seconds(self, traffic: Traffic, memory: Memory) -> float:
-        """The shortest time for this traffic.
+    def seconds(self, case: Case, memory: Memory) -> float | None:
+        """The shortest time for a case; None where no limit rules it.
 
-        Into existing memory that is the bytes over copy bandwidth. New pages must first be zeroed
-        by the kernel: then it is reading the inputs plus writing new (huge) pages.
+        That is its work over its roof. New pages must first be zeroed by the kernel: where copy
+        bandwidth is the roof, it is then reading the inputs plus writing new (huge) pages.
         """
-        if memory == "fresh":
+        if case.roof is None:
+            return None
+        if case.roof == "copy" and memory == "fresh":
+            traffic = case.traffic
             return traffic.read / self.read + traffic.write / self.new_huge_pages
-        return traffic.total / self.copy
+        return case.work / getattr(self, case.roof)
 
 
 GOALS_MACHINE = Limits(
@@ -80,21 +86,43 @@ def measure_limits(threads: int, buffer_bytes: int = 256 << 20) -> Limits:
 BLOCK = 4096
 
 
-def copies(traffic: Traffic, count: int, threads: int) -> list[Callable[[], None]]:
-    """As many streaming copies, each between buffers of its own, that read half of the traffic's
-    bytes and write as many."""
-    blocks = -(-traffic.total // (2 * BLOCK))
-    return [_copy(blocks * BLOCK, threads) for _ in range(count)]
+def at_the_roof(case: Case, count: int, threads: int) -> list[Callable[[], None]]:
+    """As many calls that do the case's work at its limit: a streaming copy that reads half of the
+    bytes and writes as many, or reading them, each in buffers of its own; or the operations."""
+    if case.roof == "copy":
+        return [_copy(_whole(case.work / 2), threads) for _ in range(count)]
+    if case.roof == "read":
+        return [_read(_whole(case.work), threads) for _ in range(count)]
+    assert case.roof is not None
+    return [partial(_C.run_operations, case.roof, case.work, threads)] * count
+
+
+def _whole(size: float) -> int:
+    return math.ceil(size / BLOCK) * BLOCK
 
 
 def _copy(size: int, threads: int) -> Callable[[], None]:
-    buffers = [torch.zeros(size + BLOCK, dtype=torch.uint8) for _ in range(2)]
-    to, source = (-(-buffer.data_ptr() // BLOCK) * BLOCK for buffer in buffers)
+    (to, source), keep = _buffers(2, size)
 
-    def run(_buffers: list[torch.Tensor] = buffers) -> None:  # which keeps them alive
+    def run(_keep: list[torch.Tensor] = keep) -> None:
         _C.stream_copy(to, source, size, threads)
 
     return run
+
+
+def _read(size: int, threads: int) -> Callable[[], None]:
+    (source,), keep = _buffers(1, size)
+
+    def run(_keep: list[torch.Tensor] = keep) -> None:
+        _C.stream_read(source, size, threads)
+
+    return run
+
+
+def _buffers(count: int, size: int) -> tuple[list[int], list[torch.Tensor]]:
+    """Addresses at the beginning of a block, and what keeps them alive."""
+    keep = [torch.ones(size + BLOCK, dtype=torch.uint8) for _ in range(count)]
+    return [-(-buffer.data_ptr() // BLOCK) * BLOCK for buffer in keep], keep
 
 
 def best_rate(

@@ -11,11 +11,14 @@ from typing import Any
 
 import torch
 
-from bench.case import Bound, Inputs
+from bench.case import Bound, Inputs, Offer
 
 WEFT, EAGER, COMPILED, ONNX = "weft", "torch eager", "torch.compile", "onnxruntime"
 
-ONNX_TYPES = {torch.float32: 1, torch.float16: 10, torch.bfloat16: 16}
+ATEN_OP = "an ATen op"
+"""The yardstick of call overhead: `torch.add` on the same tensor."""
+
+ONNX_TYPES = {torch.float32: 1, torch.int32: 6, torch.float16: 10, torch.bfloat16: 16}
 """torch's dtypes as onnx.TensorProto.DataType."""
 
 
@@ -36,6 +39,15 @@ def as_tuple(result: Any) -> tuple[torch.Tensor, ...]:
     return tuple(t for t in result if isinstance(t, torch.Tensor))
 
 
+def aten_op(name: str) -> Offer:
+    """The yardstick, on the input of this name."""
+
+    def bind(tensors: Inputs) -> Bound:
+        return Bound(partial(torch.add, tensors[name], tensors[name]), as_tuple)
+
+    return Offer(ATEN_OP, build=lambda: bind, competes=False)
+
+
 @contextmanager
 def fresh_compiler() -> Iterator[None]:
     """Around one case: dynamo's caches hang on code objects, and guards of earlier cases would be
@@ -52,20 +64,17 @@ def compiled(function: Callable[..., Any]) -> Callable[..., Any]:
     return torch.compile(function, fullgraph=True, dynamic=False)
 
 
-def onnx_model(
-    nodes: Sequence[Any], inputs: Inputs, outputs: Sequence[str], shape: Sequence[int],
-    dtype: torch.dtype, opset: int = 17,
-) -> bytes:  # fmt: skip
-    """A graph of these nodes; every output has the same shape and dtype."""
+def onnx_model(nodes: Sequence[Any], inputs: Inputs, outputs: Inputs, opset: int = 17) -> bytes:
+    """A graph of these nodes, for tensors like these."""
     from onnx import helper
 
-    element = ONNX_TYPES[dtype]
-    graph = helper.make_graph(
-        nodes,
-        "case",
-        [helper.make_tensor_value_info(n, element, list(t.shape)) for n, t in inputs.items()],
-        [helper.make_tensor_value_info(n, element, list(shape)) for n in outputs],
-    )
+    def described(tensors: Inputs) -> list[Any]:
+        return [
+            helper.make_tensor_value_info(n, ONNX_TYPES[t.dtype], list(t.shape))
+            for n, t in tensors.items()
+        ]
+
+    graph = helper.make_graph(nodes, "case", described(inputs), described(outputs))
     opsets = [helper.make_opsetid("", opset), helper.make_opsetid("com.microsoft", 1)]
     return helper.make_model(graph, opset_imports=opsets, ir_version=10).SerializeToString()
 

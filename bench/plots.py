@@ -1,4 +1,4 @@
-"""Two plots of a result: bars by case, and the roofline."""
+"""Plots of a result: bars by case, the roofline, and lines over a growing size."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ import matplotlib.pyplot as plt
 from matplotlib.figure import Figure
 
 from bench.report import contenders, label
-from bench.result import WEFT, Result
+from bench.result import WEFT, Result, Row
 
 WEFT_COLOUR = "#c0392b"
 PEER_COLOURS = ("#34495e", "#7f8c8d", "#2980b9", "#16a085", "#8e44ad")
@@ -20,14 +20,21 @@ DPI = 110
 
 def save_plots(result: Result, folder: Path) -> list[Path]:
     """Writes the plots as PNG and returns their paths."""
-    folder.mkdir(parents=True, exist_ok=True)
-    written = []
-    for name, figure in (("bars", bars(result)), ("roofline", roofline(result))):
-        path = folder / f"{result.family}-{name}.png"
-        figure.savefig(path, dpi=DPI, bbox_inches="tight")
-        plt.close(figure)
-        written.append(path)
-    return written
+    return [
+        _save(bars(result), folder / f"{result.family}-bars.png"),
+        _save(roofline(result), folder / f"{result.family}-roofline.png"),
+    ]
+
+
+def save_sweep(result: Result, folder: Path) -> list[Path]:
+    return [_save(lines(result), folder / f"{result.family}.png")]
+
+
+def _save(figure: Figure, path: Path) -> Path:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    figure.savefig(path, dpi=DPI, bbox_inches="tight")
+    plt.close(figure)
+    return path
 
 
 def bars(result: Result) -> Figure:
@@ -62,20 +69,24 @@ def device_of(result: Result) -> str:
 
 def roofline(result: Result) -> Figure:
     """Operations per second over operations per byte, under the machine's roof."""
-    rows = [row for row in result.rows if row.cold]
+    rows = [row for row in result.rows if row.limit is not None]
     figure, axes = plt.subplots(figsize=(8, 5))
     limits = result.limits
+    moved = "read" if any(row.roof == "read" for row in rows) else "copy"
+    bandwidth = getattr(limits, moved)
+    names = dict.fromkeys(("fp32", *(str(row.roof) for row in rows if row.computes)))
+    peaks = {name: peak for name in names if (peak := getattr(limits, name))}
+    top = max(peaks.values(), default=float("inf"))
     intensities = [row.flops / row.bytes for row in rows] or [1.0]
-    span = (min(intensities) / 2, max(intensities) * 2)
-    if limits.fp32:
-        span = (span[0], max(span[1], 2 * limits.fp32 / limits.copy))
-        axes.axhline(limits.fp32 / 1e9, color="black", linewidth=0.8, linestyle=":")
-    roof = [min(x * limits.copy, limits.fp32 or float("inf")) / 1e9 for x in span]
-    corner = limits.fp32 / limits.copy if limits.fp32 else span[1]
+    corners = [top / bandwidth] if peaks else []
+    span = (min(intensities) / 2, 2 * max(intensities + corners))
+    for name, peak in peaks.items():
+        axes.axhline(peak / 1e9, color="black", linewidth=0.8, linestyle=":")
+        axes.text(span[0], peak / 1e9, f" {name} peak", fontsize=7, va="bottom")
+    roof = sorted((*span, *corners))
     axes.plot(
-        [span[0], corner, span[1]],
-        [roof[0], corner * limits.copy / 1e9, roof[1]],
-        color="black", linewidth=1, label="copy bandwidth, fp32 peak",
+        roof, [min(x * bandwidth, top) / 1e9 for x in roof],
+        color="black", linewidth=1, label=f"{moved} bandwidth",
     )  # fmt: skip
     for name, marker in zip(contenders(rows), "o^svDPX", strict=False):
         points = [
@@ -99,4 +110,43 @@ def roofline(result: Result) -> Figure:
     axes.set_ylabel("Gop/s")
     axes.legend(fontsize=8)
     axes.set_title(f"{result.family} on {device_of(result)}", fontsize=9)
+    return figure
+
+
+def lines(result: Result) -> Figure:
+    """Work per second over the length (the last but one of a shape's sizes), a panel for each
+    operation."""
+
+    def rate(row: Row, seconds: float) -> float:
+        return (row.flops if row.computes else row.bytes) / seconds / 1e9
+
+    panels: dict[str, list[Row]] = {}
+    for row in result.rows:
+        panels.setdefault(row.op, []).append(row)
+    names = contenders(result.rows)
+    colours = dict(zip(names, (WEFT_COLOUR, *PEER_COLOURS), strict=False))
+    figure, grid = plt.subplots(1, len(panels), figsize=(4.5 * len(panels), 3.6), squeeze=False)
+    for axes, (op, rows) in zip(grid[0], panels.items(), strict=True):
+        for name in names:
+            here = [row for row in rows if name in row.times]
+            if here:
+                axes.plot(
+                    [row.shape[-2] for row in here],
+                    [rate(row, row.times[name].spread.median) for row in here],
+                    marker="o", markersize=3, label=name, color=colours.get(name, "#bdc3c7"),
+                )  # fmt: skip
+        limited = [(row.shape[-2], rate(row, row.limit)) for row in rows if row.limit]
+        if limited:
+            axes.plot(
+                *zip(*limited, strict=True),
+                color="black", linewidth=0.8, linestyle=":", label=f"the limit ({rows[0].roof})",
+            )  # fmt: skip
+        axes.set_xscale("log", base=2)
+        axes.set_ylim(bottom=0)
+        axes.set_title(f"{op} {rows[0].dtype}", fontsize=9)
+        axes.set_xlabel("length")
+        axes.set_ylabel("GFLOP/s" if rows[0].computes else "GB/s")
+        axes.legend(fontsize=7)
+    figure.suptitle(f"{result.family} on {device_of(result)}", fontsize=9)
+    figure.tight_layout()
     return figure

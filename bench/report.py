@@ -49,7 +49,7 @@ def contenders(rows: Iterable[Row]) -> list[str]:
 
 
 def headings(peers: Sequence[str]) -> list[str]:
-    return ["case", "memory", *peers, "× best peer", "GB/s", "of limit"]
+    return ["case", "memory", *peers, "× best peer", "rate", "of limit"]
 
 
 def cells(row: Row, peers: Sequence[str], notes: Notes) -> list[str]:
@@ -59,7 +59,7 @@ def cells(row: Row, peers: Sequence[str], notes: Notes) -> list[str]:
         row.memory,
         *(_time(row, peer, notes) for peer in peers),
         ABSENT if row.speedup is None else f"{row.speedup:.2f}",
-        ABSENT if row.bandwidth is None else rate(row.bandwidth),
+        _rate(row),
         ABSENT if row.share is None else f"{row.share:.0%}",
     ]
 
@@ -77,7 +77,8 @@ def goal_cells(row: Row, verdict: Verdict) -> list[str]:
 
 def _time(row: Row, peer: str, notes: Notes) -> str:
     if peer in row.times:
-        return _spread(row.times[peer])
+        timed = row.times[peer]
+        return _spread(timed) + (notes.mark(f"{peer}: {timed.variant}") if timed.variant else "")
     reason = row.absent.get(peer)
     return ABSENT + notes.mark(f"{peer}: {reason}") if reason else ABSENT
 
@@ -86,6 +87,12 @@ def _spread(timed: Timed) -> str:
     """The median and half the interquartile range in per cent of it."""
     s = timed.spread
     return f"{duration(s.median)} ±{(s.q3 - s.q1) / 2 / s.median:.0%}"
+
+
+def _rate(row: Row) -> str:
+    if row.operations is None or row.bandwidth is None:
+        return ABSENT
+    return f"{rate(row.operations)} GFLOP/s" if row.computes else f"{rate(row.bandwidth)} GB/s"
 
 
 def score(rows: Iterable[Row]) -> str:
@@ -143,12 +150,13 @@ def markdown(result: Result) -> str:
         f"## Times\n\n{times}",
         "\n".join(notes.lines()),
         f"Times are medians of {result.settings['rounds']} interleaved rounds, ± half the "
-        "interquartile range. `× best peer` is the fastest peer's time over weft's. `of limit` is "
-        "the least time over weft's: into existing memory that of a copy of as many bytes, timed "
-        "in turn with the contenders; into new pages what the bandwidths above allow; rows without "
-        "it stay in cache. Memory: `fresh`, every output on new pages; `reused`, the allocator "
-        "keeps memory (`weft.reuse_memory()`, for the peers too); `out=`, results into given "
-        "tensors.",
+        "interquartile range. `× best peer` is the fastest peer's time over weft's. `rate` is "
+        "the arithmetic, or the bytes that must move, over weft's time. `of limit` is the least "
+        "time over weft's: that of as many operations at the peak, of reading or of copying as "
+        "many bytes, timed in turn with the contenders; into new pages what the bandwidths above "
+        "allow; rows without it stay in cache. Memory: `fresh`, every output on new pages; "
+        "`reused`, the allocator keeps memory (`weft.reuse_memory()`, for the peers too); `out=`, "
+        "results into given tensors.",
     ]
     if goals:
         parts.append(

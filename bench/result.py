@@ -8,7 +8,7 @@ from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
-from bench.case import SHORT_DTYPE, Case, Memory
+from bench.case import ARITHMETIC, SHORT_DTYPE, Case, Memory, Roof
 from bench.goals import Measured, Verdict
 from bench.limits import GOALS_MACHINE, Limits
 from bench.timing import Spread
@@ -39,24 +39,26 @@ class Row:
     bytes: int
     flops: int
     limit: float | None
-    """Seconds that the machine's limit allows; None where the data stays in cache."""
+    """Seconds that the machine's limit allows; None where there is none."""
     copy: float
     """Bytes per second of the copies that this row is set beside."""
     times: dict[str, Timed]
     absent: dict[str, str]
     """Peers without a time, and why."""
     verdicts: tuple[Verdict, ...] = ()
+    roof: Roof | None = "copy"
+    """What the limit is."""
 
     @classmethod
     def build(
         cls, case: Case, memory: Memory, limits: Limits,
         times: Mapping[str, Timed], absent: Mapping[str, str],
     ) -> Row:  # fmt: skip
-        limit = limits.seconds(case.traffic, memory) if case.cold else None
         row = cls(
             case=case.name, op=case.op, shape=case.shape, dtype=SHORT_DTYPE[case.dtype],
             memory=memory, cold=case.cold, bytes=case.traffic.total, flops=case.flops,
-            limit=limit, copy=limits.copy, times=dict(times), absent=dict(absent),
+            limit=limits.seconds(case, memory), copy=limits.copy, times=dict(times),
+            absent=dict(absent), roof=case.roof,
         )  # fmt: skip
         return row if row.weft is None else replace(row, verdicts=row._judge(case, limits))
 
@@ -84,6 +86,16 @@ class Row:
         return None if self.weft is None else self.bytes / self.weft
 
     @property
+    def computes(self) -> bool:
+        """Whether arithmetic bounds it, so that operations are its measure, and not bytes."""
+        return self.roof in ARITHMETIC
+
+    @property
+    def operations(self) -> float | None:
+        """Operations per second that the textbook formula has."""
+        return None if self.weft is None else self.flops / self.weft
+
+    @property
     def share(self) -> float | None:
         """Share of the limit that weft reaches."""
         if self.weft is None or self.limit is None:
@@ -99,7 +111,7 @@ class Row:
             best_peer=self.times[best].spread.median if best else None,
             limit=self.limit,
             copy_limit=case.traffic.total / limits.copy,
-            goal_limit=GOALS_MACHINE.seconds(case.traffic, self.memory) if case.cold else None,
+            goal_limit=GOALS_MACHINE.seconds(case, self.memory),
         )
         return tuple(
             verdict
@@ -112,13 +124,13 @@ class Row:
         """All fields, and the derived figures beside them for readers of the file."""
         derived = {
             "weft": self.weft, "best_peer": self.best_peer, "speedup": self.speedup,
-            "bandwidth": self.bandwidth, "share": self.share,
+            "bandwidth": self.bandwidth, "operations": self.operations, "share": self.share,
         }  # fmt: skip
         return {**asdict(self), **derived}
 
     @classmethod
     def from_json(cls, data: Mapping[str, Any]) -> Row:
-        known = {name: data[name] for name in cls.__dataclass_fields__}
+        known = {name: data[name] for name in cls.__dataclass_fields__ if name in data}
         known["shape"] = tuple(data["shape"])
         known["times"] = {
             name: Timed(Spread(**t["spread"]), t["variant"], t["competes"])

@@ -19,8 +19,8 @@ from bench.result import Row, Timed
 from bench.rotation import sets_of_inputs
 from bench.timing import Contender, Plan, Spread, Stopwatch, fastest, measure
 
-COPY = "copy"
-"""The contender that is no peer but the limit."""
+LIMIT = "the limit"
+"""The contender that is no peer."""
 
 
 @dataclass(frozen=True)
@@ -80,12 +80,12 @@ class Measurement:
     job: Job
     times: dict[str, Timed]
     absent: dict[str, str]
-    copy: float | None
-    """Bytes per second of copies in turn with the contenders; None where the data is in cache."""
+    roof: float | None
+    """Work per second of the limit in turn with the contenders; None where the case has none."""
 
     def row(self, limits: Limits) -> Row:
-        if self.copy is not None:
-            limits = replace(limits, copy=self.copy)
+        if self.roof is not None:
+            limits = replace(limits, **{str(self.job.case.roof): self.roof})
         return Row.build(self.job.case, self.job.memory, limits, self.times, self.absent)
 
 
@@ -139,15 +139,15 @@ def _measure_case(
         bound.setdefault(offer.peer, []).append((offer, contender))
     chosen = {peer: _best(variants, plan, watch) for peer, variants in bound.items()}
     contenders = [replace(c, name=peer) for peer, (_, c) in chosen.items()]
-    if case.cold:
-        contenders.append(Contender(COPY, device.copies(case.traffic, sets, settings.threads)))
+    if case.roof:
+        contenders.append(Contender(LIMIT, device.at_the_roof(case, sets, settings.threads)))
     samples = measure(contenders, plan, watch)
-    copy = case.traffic.total / statistics.median(samples[COPY]) if case.cold else None
+    roof = case.work / statistics.median(samples[LIMIT]) if case.roof else None
     times = {
         peer: Timed(Spread.of(samples[peer]), offer.variant, offer.competes)
         for peer, (offer, _) in chosen.items()
     }
-    return times, {peer: why for peer, why in absent.items() if peer not in times}, copy
+    return times, {peer: why for peer, why in absent.items() if peer not in times}, roof
 
 
 def _best(

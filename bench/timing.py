@@ -115,7 +115,7 @@ def _sample(c: Contender, count: int, plan: Plan, watch: Stopwatch) -> float:
     watch.sleep(plan.rest)
     # Untimed: wakes the threads. In a cold case it takes the set that is used last, so that the
     # timed calls still find their data out of cache.
-    for _ in range(10 if plan.batched else 1):
+    for _ in range(min(10, count) if plan.batched else 1):
         c.calls[-1]()
     if plan.batched:
         calls = list(chain.from_iterable(repeat(tuple(c.calls), count // len(c.calls))))

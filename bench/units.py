@@ -11,6 +11,6 @@ def duration(seconds: float) -> str:
     return f"{value:.0f} {unit}" if value >= 100 else f"{value:.3g} {unit}"
 
 
-def rate(bytes_per_second: float) -> str:
-    """Bandwidth in GB/s (10^9 bytes)."""
-    return f"{bytes_per_second / 1e9:.3g}"
+def rate(per_second: float) -> str:
+    """In units of 10^9: GB/s, GFLOP/s."""
+    return f"{per_second / 1e9:.3g}"

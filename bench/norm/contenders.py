@@ -12,8 +12,8 @@ from torch import Tensor
 import weft
 from bench.case import Bound, Inputs, Offer
 from bench.norm import onnx, plain
-from bench.norm.cases import ATEN_OP, EPS, NormCase
-from bench.peers import COMPILED, EAGER, ONNX, WEFT, as_tuple, compiled, why_not
+from bench.norm.cases import EPS, NormCase
+from bench.peers import COMPILED, EAGER, ONNX, WEFT, as_tuple, aten_op, compiled, why_not
 from bench.timing import Call
 
 
@@ -30,7 +30,7 @@ def offers(case: NormCase, threads: int) -> list[Offer]:
     missing = why_not(ONNX) or onnx.why_not(case)
     found += [Offer(ONNX, reason=missing)] if missing else onnx.offers(case, threads)
     if case.shape == (1, 64):
-        found.append(Offer(ATEN_OP, build=lambda: _bind_aten, competes=False))
+        found.append(aten_op("x"))
     return found
 
 
@@ -52,10 +52,6 @@ def _compiled(case: NormCase) -> Callable[[Inputs], Bound]:
     else:
         function = compiled(plain.recipe(case))
     return lambda tensors: Bound(partial(function, **tensors), as_tuple)
-
-
-def _bind_aten(tensors: Inputs) -> Bound:
-    return Bound(partial(torch.add, tensors["x"], tensors["x"]), as_tuple)
 
 
 def _bind_weft(case: NormCase, tensors: Inputs) -> Bound:

@@ -44,7 +44,8 @@ def offers(case: NormCase, threads: int) -> list[Offer]:
 
 def _build(case: NormCase, nodes: list[Any], threads: int, spin: bool) -> Callable[[Inputs], Bound]:
     wanted = ["y", "sum"] if case.recipe == "add" else ["y"]
-    model = onnx_model(nodes, _read(case_inputs(case, 0)), wanted, case.shape, case.dtype)
+    example = case_inputs(case, 0)
+    model = onnx_model(nodes, _read(example), dict.fromkeys(wanted, example["x"]))
     session = onnx_session(model, threads, spin)
 
     def bind(tensors: Inputs) -> Bound:

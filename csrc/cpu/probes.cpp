@@ -5,6 +5,7 @@
 
 #include <algorithm>
 #include <chrono>
+#include <initializer_list>
 #include <vector>
 
 #include "core/error.h"
@@ -144,6 +145,14 @@ void check_threads(int threads) {
         " threads, expected 1 to ", max_threads(), " (torch.get_num_threads())");
 }
 
+void check_blocks(const char* probe, std::initializer_list<const void*> addresses, size_t bytes) {
+  bool whole = bytes % kProbeBlock == 0;
+  for (const void* address : addresses)
+    whole &= reinterpret_cast<uintptr_t>(address) % kProbeBlock == 0;
+  check(whole, "weft: ", probe, " takes whole blocks of ", kProbeBlock,
+        " bytes, at addresses that are multiples of it");
+}
+
 }  // namespace
 
 MemoryBandwidth measure_memory_bandwidth(int threads) {
@@ -180,14 +189,31 @@ MemoryBandwidth measure_memory_bandwidth(int threads) {
 
 void stream_copy(void* to, const void* from, size_t bytes, int threads) {
   check_threads(threads);
-  for (const auto value : {reinterpret_cast<uintptr_t>(to), reinterpret_cast<uintptr_t>(from),
-                           static_cast<uintptr_t>(bytes)})
-    check(value % kProbeBlock == 0, "weft: stream_copy takes whole blocks of ", kProbeBlock,
-          " bytes, at addresses that are multiples of it");
+  check_blocks("stream_copy", {to, from}, bytes);
   seconds_split(threads, bytes, [&](size_t begin, size_t count) {
     current_loops().copy(static_cast<char*>(to) + begin, static_cast<const char*>(from) + begin,
                          count);
   });
+}
+
+void stream_read(const void* from, size_t bytes, int threads) {
+  check_threads(threads);
+  check_blocks("stream_read", {from}, bytes);
+  seconds_split(threads, bytes, [&](size_t begin, size_t count) {
+    current_loops().read(static_cast<const char*>(from) + begin, count);
+  });
+}
+
+void run_operations(std::string_view kind, double operations, int threads) {
+  check_threads(threads);
+  const ProbeLoops& loops = current_loops();
+  const bool known = kind == "fp32" || kind == "bf16" || kind == "int8";
+  const ProbeLoops::Arithmetic& loop = kind == "bf16"   ? loops.bf16
+                                       : kind == "int8" ? loops.int8
+                                                        : loops.fp32;
+  check(known && loop.run, "weft: run_operations has no ", kind, " at this level");
+  const auto iterations = static_cast<int64_t>(operations / threads / loop.operations) + 1;
+  parallel_for(threads, [&](int64_t) { loop.run(iterations); });
 }
 
 Peaks measure_peaks(int threads) {

@@ -2,6 +2,7 @@
 
 #include <cstddef>
 #include <cstdint>
+#include <string_view>
 
 #include "core/export.h"
 
@@ -34,9 +35,12 @@ struct Peaks {
 // Each measures with `threads` threads, 1 <= threads <= max_threads(), in about half a second.
 WEFT_API MemoryBandwidth measure_memory_bandwidth(int threads);
 WEFT_API Peaks measure_peaks(int threads);
-// The copy that `copy` is measured with, to be timed beside other work: whole blocks of kProbeBlock
-// bytes, at addresses that are multiples of it.
+// What `copy` and `read` are measured with, to be timed beside other work: whole blocks of
+// kProbeBlock bytes, at addresses that are multiples of it.
 WEFT_API void stream_copy(void* to, const void* from, size_t bytes, int threads);
+WEFT_API void stream_read(const void* from, size_t bytes, int threads);
+// The same for the peaks, `kind` being fp32, bf16 or int8: at least as many operations.
+WEFT_API void run_operations(std::string_view kind, double operations, int threads);
 // Seconds that an empty parallel_for over these threads takes.
 WEFT_API double measure_fork_join(int threads);
 

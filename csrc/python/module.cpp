@@ -134,6 +134,16 @@ PYBIND11_MODULE(_C, m) {
       },
       "to"_a, "from_"_a, "bytes"_a, "threads"_a, py::call_guard<py::gil_scoped_release>(),
       "Copies past the caches, as memory_bandwidth does. Addresses and bytes: multiples of 4096.");
+  m.def(
+      "stream_read",
+      [](uintptr_t from, size_t bytes, int threads) {
+        weft::cpu::stream_read(reinterpret_cast<const void*>(from), bytes, threads);
+      },
+      "from_"_a, "bytes"_a, "threads"_a, py::call_guard<py::gil_scoped_release>(),
+      "Reads as memory_bandwidth does. Address and bytes: multiples of 4096.");
+  m.def("run_operations", &weft::cpu::run_operations, "kind"_a, "operations"_a, "threads"_a,
+        py::call_guard<py::gil_scoped_release>(),
+        "Computes as peaks does: at least so many operations of fp32, bf16 or int8.");
   m.def("fork_join", &weft::cpu::measure_fork_join, "threads"_a,
         py::call_guard<py::gil_scoped_release>(), "Measures seconds to start and join threads.");
   m.def("reuse_memory", &weft::cpu::reuse_memory, "on"_a, "See weft.reuse_memory.");

@@ -9,11 +9,17 @@ from pathlib import Path
 import pytest
 import torch
 from bench.__main__ import main
-from bench.case import Traffic
-from bench.goals import AtMost, AtMostTimes, FasterThanBestPeer, ShareOfCopy
+from bench.goals import (
+    AtMost,
+    AtMostTimes,
+    FasterThan,
+    FasterThanBestPeer,
+    ShareOfCopy,
+    ShareOfLimit,
+)
 from bench.limits import GOALS_MACHINE, Limits
 from bench.norm.cases import NormCase
-from bench.plots import save_plots
+from bench.plots import lines, save_plots
 from bench.result import Result, Row, Timed
 from bench.timing import Spread
 from bench.units import duration
@@ -24,6 +30,14 @@ LIMITS = Limits(copy=50e9, read=40e9, new_huge_pages=20e9, new_small_pages=4e9, 
 CASE = NormCase(
     op="rms_norm", norm="rms_norm", recipe="norm", shape=(1000, 1000), dtype=torch.bfloat16
 )  # fmt: skip
+
+
+class Computing(NormCase):
+    roof = "fp32"
+
+
+class Reading(NormCase):
+    roof = "read"
 
 
 def row(memory="out=", case=CASE, weft=1e-4, **peers: float) -> Row:
@@ -56,6 +70,28 @@ def test_new_pages_have_their_own_limit() -> None:
     assert row("reused").limit == pytest.approx(4_002_000 / 50e9)
 
 
+def test_what_computes_is_held_against_a_peak() -> None:
+    r = row(case=Computing(**vars(CASE)), weft=1e-4)
+    assert r.limit == pytest.approx(CASE.flops / 400e9)
+    assert r.share == pytest.approx(CASE.flops / 1e-4 / 400e9)
+    peers = report.contenders([r])
+    assert report.cells(r, peers, report.NoNotes())[-2:] == ["40 GFLOP/s", "10%"]
+
+
+def test_what_reads_is_held_against_reading() -> None:
+    r = row(case=Reading(**vars(CASE)), weft=2e-4)
+    assert r.share == pytest.approx(CASE.traffic.total / 2e-4 / 40e9)
+    assert report.cells(r, [], report.NoNotes())[-2:] == ["20 GB/s", "50%"]
+
+
+def test_variants_are_named_below_the_table() -> None:
+    timed = {"weft": Timed(Spread.of([1.0])), "eager": Timed(Spread.of([2.0]), "padded")}
+    r = Row.build(CASE, "fresh", LIMITS, timed, {})
+    notes = report.Notes()
+    assert report.cells(r, ["weft", "eager"], notes)[3] == "2 s ±0% [1]"
+    assert notes.lines() == ["1. eager: padded"]
+
+
 def test_cached_cases_have_no_limit() -> None:
     r = row(case=replace(CASE, cold=False), eager=1e-3)
     assert r.limit is None and r.share is None
@@ -86,6 +122,11 @@ def test_without_weft_nothing_is_derived() -> None:
         (ShareOfCopy(0.85), 1.1e-4, [False]),
         (FasterThanBestPeer(2), 1e-4, [True]),
         (FasterThanBestPeer(2.5), 1e-4, [False]),
+        (ShareOfLimit(0.75), 1e-4, [True]),
+        (ShareOfLimit(0.85), 1e-4, [False]),
+        (FasterThan(2, "peer"), 1e-4, [True]),
+        (FasterThan(2.5, "peer"), 1e-4, [False]),
+        (FasterThan(1, "nobody"), 1e-4, [None]),
         (AtMostTimes(0.5, "peer"), 1e-4, [True]),
         (AtMostTimes(0.5, "nobody"), 1e-4, [None]),
         (AtMost(1e-3, "fresh"), 1e-4, []),  # for rows of another memory mode
@@ -98,8 +139,8 @@ def test_goals(goal, weft: float, reached: list) -> None:
 
 def test_a_time_is_also_a_share_of_the_limit_it_was_set_under() -> None:
     """The goal's machine copies faster: here the time is missed, but not the share."""
-    there = GOALS_MACHINE.seconds(CASE.traffic, "out=")
-    here = LIMITS.seconds(CASE.traffic, "out=")
+    there = GOALS_MACHINE.seconds(CASE, "out=")
+    here = LIMITS.seconds(CASE, "out=")
     goal = AtMost(there / 0.8)
     r = row(case=replace(CASE, goals=(goal,)), weft=here / 0.81)
     time, share = r.verdicts
@@ -110,7 +151,7 @@ def test_a_time_is_also_a_share_of_the_limit_it_was_set_under() -> None:
 def test_limits_take_the_better_measurement() -> None:
     merged = LIMITS.at_best(replace(LIMITS, copy=60e9, read=10e9))
     assert (merged.copy, merged.read) == (60e9, 40e9)
-    assert merged.seconds(Traffic(30, 30), "in place") == pytest.approx(1e-9)
+    assert merged.seconds(CASE, "in place") == pytest.approx(CASE.traffic.total / 60e9)
 
 
 def test_json_round_trip(tmp_path: Path) -> None:
@@ -122,6 +163,16 @@ def test_json_round_trip(tmp_path: Path) -> None:
     stored = json.loads((tmp_path / "deep" / "r.json").read_text())["rows"][0]
     assert stored["speedup"] == pytest.approx(10)
     assert stored["times"]["eager"]["spread"]["median"] == pytest.approx(1e-3)
+
+
+def test_results_from_before_there_were_roofs(tmp_path: Path) -> None:
+    path = tmp_path / "r.json"
+    before = result(row(eager=1e-3))
+    before.save(path)
+    data = json.loads(path.read_text())
+    assert data["rows"][0].pop("roof") == "copy"
+    path.write_text(json.dumps(data))
+    assert Result.load(path) == before
 
 
 def test_json_of_another_schema_is_refused(tmp_path: Path) -> None:
@@ -147,6 +198,17 @@ def test_plots(tmp_path: Path) -> None:
     paths = save_plots(result(row(eager=5e-4), row("fresh")), tmp_path)
     assert [p.name for p in paths] == ["norm-bars.png", "norm-roofline.png"]
     assert all(p.stat().st_size < 200_000 for p in paths)
+
+
+def test_a_line_for_each_contender_over_the_lengths() -> None:
+    rows = [row(case=replace(CASE, shape=(n, 10)), weft=n * 1e-6, eager=n * 2e-6) for n in (1, 2)]
+    (axes,) = lines(result(*rows)).axes
+    found = {line.get_label(): line for line in axes.get_lines()}
+    assert list(found) == ["weft", "eager", "the limit (copy)"]
+    assert list(found["weft"].get_xdata()) == [1, 2]
+    assert list(found["eager"].get_ydata()) == pytest.approx(
+        [r.bytes / r.shape[0] / 2e3 for r in rows]
+    )
 
 
 @pytest.mark.parametrize(

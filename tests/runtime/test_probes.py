@@ -6,6 +6,7 @@ No test asks how fast a machine is.
 from __future__ import annotations
 
 import math
+import time
 from collections.abc import Iterator
 
 import pytest
@@ -61,6 +62,34 @@ def test_the_number_of_threads_is_torchs(threads: None):
     assert _C.fork_join(1) > 0
     with pytest.raises(RuntimeError, match=r"on 2 threads, expected 1 to 1 "):
         _C.fork_join(2)
+
+
+def test_stream_read() -> None:
+    memory = torch.zeros(3 * 4096, dtype=torch.uint8)
+    begin = -(-memory.data_ptr() // 4096) * 4096
+    _C.stream_read(begin, 2 * 4096, torch.get_num_threads())
+    for arguments in [(begin + 1, 4096), (begin, 9)]:
+        with pytest.raises(RuntimeError, match="stream_read takes whole blocks of 4096 bytes"):
+            _C.stream_read(*arguments, 1)
+
+
+@pytest.mark.parametrize("kind", ["fp32", "bf16", "int8"])
+def test_operations_take_the_time_that_the_peak_says(kind: str) -> None:
+    """Within wide bounds: others may have the machine now and then."""
+    peak = _C.peaks(1)[kind]
+    if not peak:
+        with pytest.raises(RuntimeError, match=f"run_operations has no {kind}"):
+            _C.run_operations(kind, 1, 1)
+        return
+    _C.run_operations(kind, 1, 1)
+    start = time.perf_counter()
+    _C.run_operations(kind, 0.02 * peak, 1)
+    assert 0.002 < time.perf_counter() - start < 2
+
+
+def test_unknown_operations_are_refused() -> None:
+    with pytest.raises(RuntimeError, match="run_operations has no fp4 at this level"):
+        _C.run_operations("fp4", 1, 1)
 
 
 def test_stream_copy() -> None:

@@ -1,0 +1,228 @@
+"""Which attention is measured, at which shapes, what it computes and moves, and what is expected.
+
+Shapes are [B batch, H query heads, S query length, D head size], with as many keys as queries. Of
+decode S counts the keys, and there is one query.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+from typing import Literal
+
+import torch
+
+from bench.case import Case, Inputs, Roof, Traffic
+from bench.goals import AtMostTimes, FasterThan, Goal, ShareOfLimit
+from bench.limits import GOALS_MACHINE
+from bench.peers import ATEN_OP, EAGER
+from weft import _C
+
+Recipe = Literal["prefill", "decode", "varlen", "train"]
+"""prefill   o = softmax(q · kᵀ / √D + mask) · v
+decode   the same for one query and a cache of keys
+varlen   B packed sequences of 17 to S tokens
+train    prefill, then the gradients of q, k and v from do
+"""
+
+SHORTEST = 17
+BF16_CACHE = "weft's bf16 cache"
+"""The yardstick of the INT8 cache: the same decode from bf16, timed in turn."""
+
+fp32, bf16, fp16 = torch.float32, torch.bfloat16, torch.float16
+
+
+@dataclass(frozen=True, kw_only=True)
+class AttentionCase(Case):
+    recipe: Recipe
+    causal: bool = False
+    group: int = 1
+    """Query heads to a key head."""
+    mask: bool = False
+    """A float mask [B, 1, S, S]."""
+    int8: bool = False
+    """Keys and values are int8, with a scale for each token and head."""
+
+    @property
+    def trains(self) -> bool:
+        return self.recipe == "train"
+
+    @property
+    def roof(self) -> Roof | None:
+        """Decode reads the cache. All else computes: in bf16 by dot products of pairs where the CPU
+        has them, in fp32 otherwise (fp16 has no such instruction)."""
+        if self.recipe == "decode":
+            return "read" if self.cold else None
+        if self.flops < 1e6:
+            return None  # less than a call costs
+        return "bf16" if self.dtype == bf16 and _C.isa_level() == "avx512_bf16" else "fp32"
+
+    @property
+    def key_heads(self) -> int:
+        return self.shape[1] // self.group
+
+    @property
+    def lengths(self) -> list[int]:
+        """Of the sequences of `varlen`: evenly spaced, in no order."""
+        B, _, S, _ = self.shape
+        sizes = [SHORTEST + i * (S - SHORTEST) // (B - 1) for i in range(B)]
+        return sizes[::2] + sizes[1::2][::-1]
+
+    @property
+    def pairs(self) -> float:
+        """Of a query and a key that it sees, in one head. Half of all where causal."""
+        B, _, S, _ = self.shape
+        if self.recipe == "varlen":
+            return sum(n * n for n in self.lengths)
+        seen = S if self.recipe == "decode" else S * S
+        return B * seen / (2 if self.causal else 1)
+
+    @property
+    def flops(self) -> int:
+        """4 · D for each pair and head: q · k and p · v. The gradients cost two and a half times as
+        much."""
+        _, H, _, D = self.shape
+        return int(4 * D * H * self.pairs * (3.5 if self.trains else 1))
+
+    @property
+    def traffic(self) -> Traffic:
+        """q, k and v (and the mask) read, o written. ``train`` counts both passes: backward reads
+        q, k, v, o and do, and writes dq, dk and dv."""
+        B, H, S, D = self.shape
+        tokens = sum(self.lengths) if self.recipe == "varlen" else B * S
+        q = (B if self.recipe == "decode" else tokens) * H * D * self.dtype.itemsize
+        row = D + 4 if self.int8 else D * self.dtype.itemsize
+        kv = 2 * tokens * self.key_heads * row
+        if self.trains:
+            return Traffic(q + kv + 3 * q + kv, q + q + kv)
+        mask = B * S * S * self.dtype.itemsize if self.mask else 0
+        return Traffic(q + kv + mask, q)
+
+
+def _case(
+    recipe: Recipe, shape: tuple[int, ...], dtype: torch.dtype, *goals: Goal,
+    causal: bool = False, group: int = 1, mask: bool = False, int8: bool = False,
+    cold: bool | None = None,
+) -> AttentionCase:  # fmt: skip
+    """What computes stays in cache, as far as it fits; a cache of keys does not."""
+    words = [recipe, causal and "causal", mask and "mask", int8 and "int8"]
+    words.append(f"gqa{group}" if group > 1 else "")
+    return AttentionCase(
+        op="_".join(word for word in words if word), recipe=recipe, shape=shape, dtype=dtype,
+        goals=goals, causal=causal, group=group, mask=mask, int8=int8,
+        cold=recipe == "decode" if cold is None else cold,
+    )  # fmt: skip
+
+
+def _reaches(gflops: float, dtype: torch.dtype) -> ShareOfLimit:
+    """A rate that was set on the goals' machine, as the share of the peak there."""
+    return ShareOfLimit(
+        gflops * 1e9 / (GOALS_MACHINE.bf16 if dtype == bf16 else GOALS_MACHINE.fp32)
+    )
+
+
+def cases(device: str) -> list[AttentionCase]:
+    """Those with goals first, then small ones. A GPU has no kernels of this family."""
+    return [] if device == "cuda" else [*_prefill(), *_decode(), *_packed(), *_train(), *_small()]
+
+
+def _prefill() -> list[AttentionCase]:
+    d128, d64 = (1, 8, 2048, 128), (1, 8, 2048, 64)
+    return [
+        _case("prefill", d128, bf16, ShareOfLimit(0.75)),
+        _case("prefill", d128, bf16, ShareOfLimit(0.62), causal=True),
+        _case("prefill", d64, bf16, _reaches(520, bf16)),
+        _case("prefill", d64, bf16, _reaches(420, bf16), causal=True),
+        _case("prefill", d128, fp32, ShareOfLimit(0.88)),
+        _case("prefill", d128, fp32, ShareOfLimit(0.75), causal=True),
+        _case("prefill", d128, fp16, _reaches(350, fp16)),
+        _case("prefill", d128, fp16, _reaches(300, fp16), causal=True),
+        _case("prefill", (1, 32, 1024, 128), bf16, _reaches(500, bf16), causal=True, group=4),
+        _case("prefill", (4, 12, 512, 64), bf16, _reaches(450, bf16), mask=True),
+    ]
+
+
+def _decode() -> list[AttentionCase]:
+    cache = (4, 32, 4096, 128)
+    found = [_case("decode", cache, dtype, ShareOfLimit(0.8), group=4) for dtype in (bf16, fp16)]
+    found += [_case("decode", cache, fp32, ShareOfLimit(0.8), group=4)]
+    return [*found, _case("decode", cache, bf16, FasterThan(1.7, BF16_CACHE), group=4, int8=True)]
+
+
+def _packed() -> list[AttentionCase]:
+    shape = (16, 12, 512, 64)
+    return [_case("varlen", shape, t, _reaches(n, t)) for t, n in ((bf16, 430), (fp32, 300))]
+
+
+def _train() -> list[AttentionCase]:
+    shape = (2, 12, 1024, 64)
+    return [
+        _case("train", shape, t, _reaches(n, t), causal=True) for t, n in ((bf16, 420), (fp32, 300))
+    ]
+
+
+def _small() -> list[AttentionCase]:
+    """A sentence for an encoder, a short prompt, a short cache, and next to nothing."""
+    return [
+        _case("prefill", (1, 12, 128, 32), fp32),
+        _case("prefill", (8, 12, 128, 64), bf16),
+        _case("prefill", (1, 32, 128, 128), bf16, causal=True, group=4),
+        _case("decode", (1, 32, 512, 128), bf16, group=4, cold=False),
+        _case("decode", (1, 12, 128, 64), fp32, cold=False),
+        _case("prefill", (1, 1, 1, 64), fp32,
+              AtMostTimes(1.5, ATEN_OP), AtMostTimes(1.5, EAGER), cold=False),
+    ]  # fmt: skip
+
+
+def sweep(device: str) -> list[AttentionCase]:
+    """Sequences from 128 to 16384, full and causal; caches from 512 to 65536 keys."""
+    if device == "cuda":
+        return []
+    return [
+        *(
+            _case("prefill", (1, 8, 1 << n, 128), bf16, causal=causal)
+            for causal in (False, True)
+            for n in range(7, 15)
+        ),
+        *(_case("decode", (1, 32, 1 << n, 128), bf16, group=4) for n in range(9, 17)),
+    ]
+
+
+def shrink(case: AttentionCase) -> AttentionCase:
+    """At most 3 sequences of 40 tokens, 2 key heads of 32 elements: shows that everything runs."""
+    B, H, S, D = case.shape
+    heads = min(case.key_heads, 2) * case.group
+    return replace(case, shape=(min(B, 3), heads, min(S, 40), min(D, 32)), goals=())
+
+
+def inputs(case: AttentionCase, seed: int) -> Inputs:
+    """One set of tensors. q, k and v are [B, H or key heads, S, D], as torch's attention takes
+    them; packed [total, H, D] with `cu_seqlens`."""
+    generator = torch.Generator().manual_seed(seed)
+
+    def normal(*shape: int) -> torch.Tensor:
+        return torch.randn(shape, generator=generator).to(case.dtype)
+
+    B, H, S, D = case.shape
+    if case.recipe == "varlen":
+        packed = (sum(case.lengths), H, D)
+        starts = torch.tensor([0, *case.lengths]).cumsum(0, dtype=torch.int32)
+        return {**{name: normal(*packed) for name in "qkv"}, "cu_seqlens": starts}
+    queries = (B, H, 1 if case.recipe == "decode" else S, D)
+    keys = (B, case.key_heads, S, D)
+    tensors = {"q": normal(*queries), "k": normal(*keys), "v": normal(*keys)}
+    if case.int8:
+        for name in "kv":
+            tensors[f"{name}_int8"], tensors[f"{name}_scale"] = quantised(tensors[name])
+    if case.mask:
+        tensors["mask"] = normal(B, 1, S, S)
+    if case.trains:
+        for t in tensors.values():
+            t.requires_grad_()
+        tensors["do"] = normal(*queries)
+    return tensors
+
+
+def quantised(x: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+    """int8 values, and a float32 scale for each row: its largest magnitude / 127."""
+    scale = x.float().abs().amax(-1) / 127
+    return (x / scale.unsqueeze(-1)).round().to(torch.int8), scale

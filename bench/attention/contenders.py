@@ -1,0 +1,118 @@
+"""weft and its peers on the attention cases."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from functools import partial
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+import weft
+from bench.attention import onnx, plain
+from bench.attention.cases import BF16_CACHE, AttentionCase
+from bench.case import Bound, Inputs, Offer
+from bench.peers import COMPILED, EAGER, ONNX, WEFT, as_tuple, aten_op, compiled, why_not
+
+GROUPED = "grouped by hand"
+"""torch with the query heads of a group as the rows of one product, so that the cache is read once;
+torch's own attention reads it once for each query head."""
+
+Bind = Callable[[AttentionCase, Inputs], Bound]
+
+
+def offers(case: AttentionCase, threads: int) -> list[Offer]:
+    """Everything that can compute the case, and for each peer that cannot, why."""
+
+    def offer(peer: str, bind: Bind, variant: str = "", competes: bool = True) -> Offer:
+        return Offer(peer, variant, build=lambda: partial(bind, case), competes=competes)
+
+    found = [offer(WEFT, _bind_weft)]
+    if case.recipe == "varlen":
+        found.append(offer(EAGER, plain.bind_loop, "a sequence at a time"))
+        found.append(offer(EAGER, plain.bind_padded, "padded"))
+    else:
+        found.append(offer(EAGER, _bind_eager))
+    if case.recipe == "decode":
+        found += [
+            offer(GROUPED, partial(_bind_grouped, function), variant)
+            for variant, function in plain.GROUPED.items()
+        ]
+    found.append(_compiled(case))
+    missing = why_not(ONNX) or onnx.why_not(case)
+    found += [Offer(ONNX, reason=missing)] if missing else onnx.offers(case, threads)
+    if case.int8:
+        found.append(offer(BF16_CACHE, _bind_weft_decode, competes=False))
+    if case.shape[2] == 1:
+        found.append(aten_op("q"))
+    return found
+
+
+def _bind_eager(case: AttentionCase, tensors: Inputs) -> Bound:
+    attention = plain.options(case, F.scaled_dot_product_attention)
+    return plain.bind_dense(case, attention, tensors)
+
+
+def _bind_grouped(function: plain.Attention, case: AttentionCase, tensors: Inputs) -> Bound:
+    return plain.bind_dense(case, function, tensors)
+
+
+def _compiled(case: AttentionCase) -> Offer:
+    """Only decode is written out, for there is something to fuse."""
+    missing = why_not(COMPILED)
+    if case.recipe != "decode":
+        missing = missing or "calls what eager calls"
+    if missing:
+        return Offer(COMPILED, reason=missing)
+
+    def build() -> Callable[[Inputs], Bound]:
+        function = plain.products
+        if case.int8:
+            function = partial(plain.dequantise_first, function)
+        function = compiled(function)
+        return lambda tensors: Bound(partial(function, *plain.arguments(case, tensors)), as_tuple)
+
+    return Offer(COMPILED, build=build)
+
+
+def _bind_weft(case: AttentionCase, tensors: Inputs) -> Bound:
+    if case.recipe == "varlen":
+        q, k, v, starts = (tensors[name] for name in ("q", "k", "v", "cu_seqlens"))
+        longest = max(case.lengths)
+        run = partial(weft.flash_attn_varlen_func, q, k, v, starts, starts, longest, longest)
+        return Bound(run, as_tuple)
+    if case.recipe == "decode":
+        return (_bind_weft_int8 if case.int8 else _bind_weft_decode)(case, tensors)
+    attention = plain.options(case, weft.scaled_dot_product_attention)
+    return plain.bind_dense(case, attention, tensors)
+
+
+def _bind_weft_decode(case: AttentionCase, tensors: Inputs) -> Bound:
+    q, k, v = (_tokens_first(tensors[name]) for name in "qkv")
+    return Bound(
+        partial(weft.flash_attn_with_kvcache, q, k, v, cache_seqlens=_lengths(case)), _heads_first
+    )
+
+
+def _bind_weft_int8(case: AttentionCase, tensors: Inputs) -> Bound:
+    q, k, v, k_scale, v_scale = map(_tokens_first, plain.arguments(case, tensors))
+    run = partial(
+        weft.attention, q, k, v, k_scale=k_scale, v_scale=v_scale, seqused_k=_lengths(case)
+    )
+    return Bound(run, _heads_first)
+
+
+def _tokens_first(t: Tensor) -> Tensor:
+    """[B, T, heads, …], as flash-attn lays out its caches, of [B, heads, T, …]."""
+    return t.transpose(1, 2).contiguous()
+
+
+def _heads_first(out: Tensor) -> tuple[Tensor]:
+    return (out.transpose(1, 2),)
+
+
+def _lengths(case: AttentionCase) -> Tensor:
+    """How many keys of the cache count: all of them."""
+    B, _, T, _ = case.shape
+    return torch.full((B,), T, dtype=torch.int32)
