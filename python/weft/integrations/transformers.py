@@ -24,7 +24,10 @@ from transformers import AttentionInterface, AttentionMaskInterface
 from transformers.masking_utils import sdpa_mask
 
 from ..ops.attention import attention
+from ._int8_cache import Int8Cache, scale_of
 from ._paged import paged_attention
+
+__all__ = ["Int8Cache", "attention_forward", "continuous_batching", "register"]
 
 NAME = "weft"
 # generate_batch of transformers 5 takes only names that speak of flash attention. Such a name can
@@ -80,7 +83,7 @@ def attention_forward(
     Args:
         module: the model's attention layer.
         query: [B, H, S, D].
-        key: [B, K, T, D].
+        key: [B, K, T, D]; of an :class:`Int8Cache`, int8.
         value: [B, K, T, Dv].
         attention_mask: [B, 1 or H, S, T]: bool, True where a key is seen, or added to the scores.
             None: all keys are seen or, if the module is causal, those up to the query.
@@ -97,9 +100,10 @@ def attention_forward(
     Returns:
         [B, S, H, Dv], and None for the weights.
     """
-    if kwargs.get("output_attentions"):
+    if kwargs.get("output_attentions") or kwargs.get("head_mask") is not None:
         raise ValueError(
-            'weft makes no attention weights: output_attentions needs attn_implementation="eager"'
+            "weft makes no attention weights: output_attentions and head_mask need "
+            'attn_implementation="eager"'
         )
     S = query.shape[2]
     q, k, v = (x.transpose(1, 2) for x in (query, key, value))  # [B, S, H, D], [B, T, K, D]
@@ -108,6 +112,8 @@ def attention_forward(
         "softcap": softcap or 0.0,
         "sinks": s_aux,
     }
+    if key.dtype == torch.int8:
+        options |= {"k_scale": scale_of(key), "v_scale": scale_of(value)}
     window = (-1 if sliding_window is None else sliding_window - 1, -1)
     cache = kwargs.get("cache")
     if cache is not None:
