@@ -13,7 +13,7 @@ python := $(shell find python -name '*.py')
 cpp    := $(filter %.h %.cpp %.cu %.cuh,$(native) $(kernels))
 linted := bench python setup.py tests tools
 
-.PHONY: help demo test bench lint format sanitize test-package test-newest-torch cuda wheel clean
+.PHONY: help demo test bench lint format sanitize test-package test-newest-torch test-oldest-transformers cuda wheel clean
 
 help:
 	@echo "make demo       a real model, on torch and on weft"
@@ -136,3 +136,9 @@ test-newest-torch: $(VENV)/.weft
 	.venv-newest/bin/python $(PIP) install --upgrade torch numpy expecttest hypothesis pytest pytest-xdist
 	PYTHONPATH=python .venv-newest/bin/python $(PYTEST) $(WORKERS) --sample 7 tests/norm
 	PYTHONPATH=python .venv-newest/bin/python $(PYTEST) tests/package
+
+# weft's attention in the oldest transformers that it knows.
+test-oldest-transformers: $(VENV)/.weft
+	$(PYTHON) -m venv .venv-transformers
+	.venv-transformers/bin/python $(PIP) install -r requirements/torch.txt 'transformers==4.57.*' numpy expecttest hypothesis pytest
+	PYTHONPATH=python .venv-transformers/bin/python $(PYTEST) tests/integration/test_transformers.py tests/integration/test_optimize_attention.py

@@ -1,8 +1,8 @@
 """weft.optimize: put weft into a model that somebody else wrote, and take it out again.
 
-What may be swapped stands in `integrations.norms` (single norms) and `integrations.residual`
-(blocks that add and normalise); this file walks the model, decides what is selected, and tells
-what happened.
+What may be swapped stands in `integrations.norms` (single norms), `integrations.residual` (blocks
+that add and normalise) and `integrations.attention`; this file walks the model, decides what is
+selected, and tells what happened.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from .integrations import norms, residual
+from .integrations import attention, norms, residual
 from .integrations._swap import is_swapped, swap, swap_back
 
 Selector = str | type[nn.Module] | Callable[[str, nn.Module], bool]
@@ -91,9 +91,9 @@ def optimize(
 ) -> Report:
     """Swaps, in place, the modules of `model` for which weft has a better one.
 
-    Two kinds of change, both to the class of an instance and nothing else, so that parameters
-    (ties too), buffers, hooks, dtype, device, training mode and state_dict keys stay the very
-    same:
+    Three kinds of change, all to the class of an instance or the choice of a function, so that
+    parameters (ties too), buffers, hooks, dtype, device, training mode and state_dict keys stay
+    the very same:
 
     - A norm runs on weft's op: torch.nn.LayerNorm and torch.nn.RMSNorm by exact type; classes of
       others whose name ends in RMSNorm or LayerNorm if, run on random input, they compute what
@@ -105,6 +105,10 @@ def optimize(
       are known by the lines of their forward. Hooks on the parts still fire: while there are any,
       and under autocast, the parts are called one by one. Dropout in training is weft's, seeded
       by torch's generator: the same distribution, another mask than torch's.
+    - Attention runs on weft's: torch.nn.MultiheadAttention by exact type, and models of
+      transformers whose choice was "eager" or "sdpa", by ``attn_implementation="weft"``, for all
+      layers that share a config. A torch.nn.TransformerEncoder then keeps its padding instead of
+      making nested tensors of it.
 
     Args:
         model: any module; its own class may be one of those swapped.
@@ -123,26 +127,42 @@ def optimize(
     report = Report(dry_run=dry_run)
     chosen = _selected(model, include, exclude)
     changed: list[nn.Module] = []
+
+    def change(path: str, module: nn.Module, found: norms.Replacement) -> None:
+        report.swapped.append(Entry(path, _name(module), found.label))
+        swap(module, found.cls, **found.attributes)
+        changed.append(module)
+
     try:
         # Norms first: a block can be fused when its norms are weft's.
-        for candidate, replacement in (
-            (norms.is_norm, norms.replacement),
-            (residual.is_block, residual.replacement),
+        for op, candidate, replacement in (
+            ("norm_forward", norms.is_norm, norms.replacement),
+            ("norm_forward", residual.is_block, residual.replacement),
+            ("attention_forward", attention.is_attention, attention.replacement),
         ):
             for path, module in model.named_modules():
                 if not candidate(module):
                     continue
-                found = _why_not(path, module, chosen) or replacement(module)
+                found = _why_not(path, module, chosen, op) or replacement(module)
                 if isinstance(found, str):
                     report.skipped.append(Entry(path, _name(module), why_not=found))
-                    continue
-                report.swapped.append(Entry(path, _name(module), found.label))
-                swap(module, found.cls, **found.attributes)
-                changed.append(module)
+                else:
+                    change(path, module, found)
+        for path, module in model.named_modules():  # selected or not: their attention needs it
+            if attention.is_encoder(module):
+                change(path, module, attention.padded_encoder(module))
+        for path, module in attention.models(model).items():
+            choice = _why_no_choice(path, module, chosen) or attention.choose(module)
+            if isinstance(choice, str):
+                report.skipped.append(Entry(path, _name(module), why_not=choice))
+                continue
+            before, after = (f'attn_implementation="{name}"' for name in choice)
+            report.swapped.append(Entry(path, before, after))
+            changed.append(module)
     finally:
         if dry_run:
-            for module in changed:
-                swap_back(module)
+            for module in reversed(changed):
+                _put_back(module)
     mentioned = {entry.path for entry in (*report.swapped, *report.skipped)}
     rest = [
         module
@@ -157,7 +177,12 @@ def restore(model: nn.Module) -> None:
     """Undoes `optimize`: every module of `model` has its own class again, and computes the same
     bits as before."""
     for module in model.modules():
-        swap_back(module)
+        _put_back(module)
+
+
+def _put_back(module: nn.Module) -> None:
+    swap_back(module)
+    attention.choose_back(module)
 
 
 def _name(module: nn.Module) -> str:
@@ -199,7 +224,10 @@ _DTYPES = (torch.float32, torch.bfloat16, torch.float16, torch.float64)
 # parameters; the first that holds is the reason.
 _OBSTACLES: tuple[tuple[Callable[[nn.Module, list[Tensor]], object], str], ...] = (
     (lambda m, ps: is_swapped(m), "already swapped"),
-    (lambda m, ps: type(m) in norms.EXACT.values(), "already weft's"),
+    (
+        lambda m, ps: type(m) in (*norms.EXACT.values(), *attention.EXACT.values()),
+        "already weft's",
+    ),
     (lambda m, ps: "forward" in m.__dict__, "its forward is overridden on the instance"),
     (
         lambda m, ps: any(type(p) not in (Tensor, nn.Parameter) for p in ps),
@@ -213,20 +241,34 @@ _OBSTACLES: tuple[tuple[Callable[[nn.Module, list[Tensor]], object], str], ...] 
         lambda m, ps: any(p.dtype not in _DTYPES for p in ps),
         "weft has no kernel for the dtype of its weights",
     ),
-    (
-        lambda m, ps: any(not _has_kernel(p.device.type) for p in ps),
-        "weft has no kernel for its device",
-    ),
 )
 
+_NO_KERNEL = "weft has no kernel for its device"
 
-def _has_kernel(device: str) -> bool:
+
+def _has_kernel(op: str, device: str) -> bool:
     key = torch._C._dispatch_key_for_device(device)
-    return bool(torch._C._dispatch_has_kernel_for_dispatch_key("weft::norm_forward", key))
+    return bool(torch._C._dispatch_has_kernel_for_dispatch_key(f"weft::{op}", key))
 
 
-def _why_not(path: str, module: nn.Module, chosen: set[str]) -> str | None:
+def _why_not(path: str, module: nn.Module, chosen: set[str], op: str) -> str | None:
     parameters: list[Tensor] = [p for p in module._parameters.values() if p is not None]
     if path not in chosen:
         return "not selected"
-    return next((reason for holds, reason in _OBSTACLES if holds(module, parameters)), None)
+    reason = next((reason for holds, reason in _OBSTACLES if holds(module, parameters)), None)
+    if reason is None and any(not _has_kernel(op, p.device.type) for p in parameters):
+        return _NO_KERNEL
+    return reason
+
+
+def _why_no_choice(path: str, model: nn.Module, chosen: set[str]) -> str | None:
+    """Why a model of transformers keeps its attention; all of its layers change, or none."""
+    layers = {
+        f"{path}.{below}".strip(".")
+        for below, module in model.named_modules()
+        if "Attention" in type(module).__name__
+    }
+    if path not in chosen or not layers <= chosen:
+        return "not selected"
+    devices = {p.device.type for p in model.parameters()}
+    return None if all(_has_kernel("attention_forward", d) for d in devices) else _NO_KERNEL

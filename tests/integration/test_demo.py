@@ -31,7 +31,7 @@ def test_demo(tiny: None, tmp_path, capsys: pytest.CaptureFixture[str]) -> None:
         assert expected in printed
     found = json.loads(figures.read_text())
     assert found["sentences"] == 40
-    assert len(found["report"]["swapped"]) == 26
+    assert len(found["report"]["swapped"]) == 27
     assert [a["dtype"] for a in found["agreement"]] == ["float32", "bfloat16"]
     assert all(a["within_bounds"] for a in found["agreement"])
     assert {(t["dtype"], t["memory"]) for t in found["times"]} >= {

@@ -1,8 +1,9 @@
 """Changing a module's class in place, and back.
 
-Only the class of the instance changes: parameters, buffers, hooks, mode and state_dict keys are
-the same objects as before, and everybody who holds the module sees the change. The former class
-is remembered in the instance itself, so that deepcopy and pickle carry it along.
+Only the class of the instance changes, and attributes that its code reads: parameters, buffers,
+hooks, mode and state_dict keys are the same objects as before, and everybody who holds the module
+sees the change. What was there before is remembered in the instance itself, so that deepcopy and
+pickle carry it along.
 """
 
 from __future__ import annotations
@@ -18,12 +19,16 @@ _ORIGIN = "_weft_origin"
 class _Origin(NamedTuple):
     cls: type[nn.Module]
     added: tuple[str, ...]  # the attributes that came with the new class
+    former: dict[str, object]  # the values of those that were there before
 
 
 def swap(module: nn.Module, cls: type[nn.Module], **attributes: object) -> None:
-    """Makes `module` an instance of `cls` with the given attributes added."""
-    module.__dict__[_ORIGIN] = _Origin(type(module), tuple(attributes))
-    module.__dict__.update(attributes)
+    """Makes `module` an instance of `cls` with the given attributes added or changed."""
+    there = module.__dict__
+    former = {name: there[name] for name in attributes if name in there}
+    added = tuple(name for name in attributes if name not in there)
+    there[_ORIGIN] = _Origin(type(module), added, former)
+    there.update(attributes)
     module.__class__ = cls
 
 
@@ -38,6 +43,7 @@ def swap_back(module: nn.Module) -> None:
         module.__class__ = origin.cls
         for name in origin.added:
             module.__dict__.pop(name, None)
+        module.__dict__.update(origin.former)
 
 
 class Derived(nn.Module):
