@@ -95,6 +95,8 @@ def test_dense(backend: Backend, dtype: torch.dtype) -> None:
     out = flash_attn.flash_attn_func(q, k, v, **options, deterministic=True)
     close(out, truth(q, k, v, **options))
     assert torch.equal(flash_attn.flash_attn_func(q, k, v, 0.0, *options.values()), out)
+    uncapped = flash_attn.flash_attn_func(q, k, v, softcap=-1.0)
+    assert torch.equal(uncapped, flash_attn.flash_attn_func(q, k, v))
     kv = torch.stack([k, v], 2)
     assert torch.equal(flash_attn.flash_attn_kvpacked_func(q, kv, 0.0, *options.values()), out)
     qkv = torch.stack([q, q.cos(), q.sin()], 2)
@@ -330,7 +332,7 @@ def test_rotary_in_place(interleaved: bool) -> None:
     assert_close(grouped, torch.cat(expected.unbind(2), 2))
 
     kv = draw((2, 5, 2, 4, 24))
-    offsets = integers([4, 0])
+    offsets = torch.tensor([4, 0])
     expected = torch.stack(
         [turn(kv[:, :, 0], cos, sin, interleaved, seqlen_offsets=offsets), kv[:, :, 1]], 2
     )

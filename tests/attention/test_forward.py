@@ -128,7 +128,8 @@ def test_windows(backend: Backend, S: int, T: int, top_left: bool, left: int, ri
 
 def test_window_of_nothing_is_none() -> None:
     call = problem()
-    assert torch.equal(weft.attention(**call, window_size=(None, None)), weft.attention(**call))
+    for nothing in ((None, None), (-1, -1), (-7, None)):
+        assert torch.equal(weft.attention(**call, window_size=nothing), weft.attention(**call))
     expected = weft.attention(**call, causal=True)
     assert torch.equal(weft.attention(**call, window_size=(None, 0)), expected)
     assert torch.equal(weft.attention(**call, window_size=(-1, 5), causal=True), expected)

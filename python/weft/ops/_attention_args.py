@@ -38,9 +38,6 @@ class AttentionArgs(NamedTuple):
     out_scale: Tensor | None = None  # [1]
     num_splits: int = 0
 
-    def tensors(self) -> list[Tensor]:
-        return [value for value in self if isinstance(value, Tensor)]
-
 
 OPTIONS = slice(3, 20)  # what forward and backward have in common: bias … dropout_p
 DIFFERENTIABLE = ("q", "k", "v", "bias", "sinks")

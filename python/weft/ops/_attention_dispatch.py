@@ -13,6 +13,7 @@ from ._attention_autograd import last_contiguous
 from ._grad import func_gradients, has_tangent, needs_grad
 
 _forward = torch.ops.weft.attention_forward.default
+_run = _forward._op  # the dispatcher's own callable: OpOverload.__call__ costs a microsecond
 _backward = torch.ops.weft.attention_backward.default
 
 
@@ -20,16 +21,16 @@ def attention_forward(args: AttentionArgs) -> tuple[Tensor, Tensor]:
     """`weft::attention_forward`: out and lse."""
     if torch.compiler.is_compiling():
         return _forward(*args)
-    tensors = args.tensors()
-    grad = needs_grad(*tensors)
-    if has_tangent(*tensors) or (grad and func_gradients()):
+    leaves = args.q, args.k, args.v, args.bias, args.sinks, args.alibi_slopes
+    grad = needs_grad(*leaves)
+    if has_tangent(*leaves) or (grad and func_gradients()):
         raise NotImplementedError(
             "weft.attention: autograd differentiates it, torch.func and forward-mode AD do not"
         )
     if grad or torch._C._are_functorch_transforms_active():
         return _forward(*args)
     with torch._C._AutoDispatchBelowAutograd():  # half the cost of asking autograd once more
-        return _forward(*args)
+        return _run(*args)
 
 
 # vmap: the mapped dimension joins the batch, where all that is mapped has one -------------------

@@ -96,7 +96,7 @@ def attention(
         v: as k, with Dv elements, 1 to 512.
         causal: query i sees no key beyond i + offset, which is T - S, or 0 with `top_left`.
         window_size: (left, right): query i sees the keys i + offset - left to i + offset + right,
-            both included; -1 or None: all.
+            both included; None or less than 0: all.
         top_left: the diagonal of `causal`, `window_size` and `alibi_slopes` begins in the first row
             instead of ending in the last.
         softmax_scale: factor of the scores. Default: 1 / √D.
@@ -167,8 +167,8 @@ def attention(
         max_seqlen_k or 0,
         q.shape[-1] ** -0.5 if softmax_scale is None else softmax_scale,
         softcap,
-        -1 if left is None else left,
-        0 if causal else -1 if right is None else right,
+        -1 if left is None or left < 0 else left,
+        0 if causal else -1 if right is None or right < 0 else right,
         top_left,
         dropout_p,
         leftpad_k,
@@ -343,16 +343,16 @@ def apply_rotary_emb(
         cos, sin: [rows, R / 2], any float dtype: row s + offset is that of element s of a sequence.
         interleaved: the pairs are (x[2i], x[2i + 1]), as in GPT-J, instead of (x[i], x[i + R / 2]).
         inplace: write into x and return it.
-        seqlen_offsets: of all sequences, or int32 [B].
+        seqlen_offsets: of all sequences, or [B], int32 or int64.
         cu_seqlens: int32 [B + 1].
         max_seqlen: taken for flash-attn's sake; nothing depends on it.
 
     Returns:
         x's shape and dtype, with a gradient.
     """
-    offsets, offset = (
-        (seqlen_offsets, 0) if isinstance(seqlen_offsets, Tensor) else (None, seqlen_offsets)
-    )
+    offsets, offset = None, seqlen_offsets
+    if isinstance(seqlen_offsets, Tensor):
+        offsets, offset = seqlen_offsets.to(torch.int32), 0
     table = cos.contiguous(), sin.contiguous(), offsets, offset, cu_seqlens, interleaved, False
     if not inplace:
         return _rotary(last_contiguous(x), *table)

@@ -288,7 +288,7 @@ def _options(
         "softmax_scale": softmax_scale,
         "causal": causal,
         "window_size": window_size,
-        "softcap": softcap,
+        "softcap": max(softcap, 0.0),
         "alibi_slopes": alibi_slopes,
     }
 
