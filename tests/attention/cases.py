@@ -259,10 +259,13 @@ def by_weft(call: Problem) -> Any:
     return weft.attention(**call, return_lse=True)
 
 
-def check_backward(call: Problem, with_lse: bool = True, luck: float = 1.0) -> dict[str, Tensor]:
+def check_backward(
+    call: Problem, with_lse: bool = True, luck: float = 1.0, unit: float = 0.1
+) -> dict[str, Tensor]:
     """Runs weft's backward and holds each gradient against the truth and plain PyTorch's.
 
-    In float32 all of them hang on lse's last place, which plain PyTorch does not round.
+    In float32 all of them hang on lse's last place, in 16-bit types on out's, neither of which
+    plain PyTorch's gradients round: where a sum is all cancellation, that is what is left of it.
     """
     with torch.no_grad():
         out, lse = by_weft(call)
@@ -275,5 +278,5 @@ def check_backward(call: Problem, with_lse: bool = True, luck: float = 1.0) -> d
     assert ours.keys() == truth.keys()
     luck = max(luck, 4) if out.dtype == torch.float32 else luck
     for k, grad in ours.items():
-        assert_no_worse_than_torch(grad, truth[k], theirs[k], f"d{k}", out.dtype, luck, unit=0.1)
+        assert_no_worse_than_torch(grad, truth[k], theirs[k], f"d{k}", out.dtype, luck, unit)
     return ours
