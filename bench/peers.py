@@ -18,7 +18,9 @@ WEFT, EAGER, COMPILED, ONNX = "weft", "torch eager", "torch.compile", "onnxrunti
 ATEN_OP = "an ATen op"
 """The yardstick of call overhead: `torch.add` on the same tensor."""
 
-ONNX_TYPES = {torch.float32: 1, torch.int32: 6, torch.float16: 10, torch.bfloat16: 16}
+ONNX_TYPES = {
+    torch.float32: 1, torch.int8: 3, torch.int32: 6, torch.float16: 10, torch.bfloat16: 16,
+}  # fmt: skip
 """torch's dtypes as onnx.TensorProto.DataType."""
 
 

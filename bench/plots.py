@@ -82,7 +82,7 @@ def roofline(result: Result) -> Figure:
     span = (min(intensities) / 2, 2 * max(intensities + corners))
     for name, peak in peaks.items():
         axes.axhline(peak / 1e9, color="black", linewidth=0.8, linestyle=":")
-        axes.text(span[0], peak / 1e9, f" {name} peak", fontsize=7, va="bottom")
+        axes.text(min(span[0], *corners), peak / 1e9, f" {name} peak", fontsize=7, va="bottom")
     roof = sorted((*span, *corners))
     axes.plot(
         roof, [min(x * bandwidth, top) / 1e9 for x in roof],

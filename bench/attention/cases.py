@@ -39,8 +39,8 @@ class AttentionCase(Case):
     """Query heads to a key head."""
     mask: bool = False
     """A float mask [B, 1, S, S]."""
-    int8: bool = False
-    """Keys and values are int8, with a scale for each token and head."""
+    int8: Literal["", "int8", "int8_static"] = ""
+    """Keys and values are int8, with a scale for each token and head, or for each head."""
 
     @property
     def trains(self) -> bool:
@@ -90,7 +90,7 @@ class AttentionCase(Case):
         B, H, S, D = self.shape
         tokens = sum(self.lengths) if self.recipe == "varlen" else B * S
         q = (B if self.recipe == "decode" else tokens) * H * D * self.dtype.itemsize
-        row = D + 4 if self.int8 else D * self.dtype.itemsize
+        row = D * (1 if self.int8 else self.dtype.itemsize) + (4 if self.int8 == "int8" else 0)
         kv = 2 * tokens * self.key_heads * row
         if self.trains:
             return Traffic(q + kv + 3 * q + kv, q + q + kv)
@@ -100,11 +100,12 @@ class AttentionCase(Case):
 
 def _case(
     recipe: Recipe, shape: tuple[int, ...], dtype: torch.dtype, *goals: Goal,
-    causal: bool = False, group: int = 1, mask: bool = False, int8: bool = False,
+    causal: bool = False, group: int = 1, mask: bool = False,
+    int8: Literal["", "int8", "int8_static"] = "",
     cold: bool | None = None,
 ) -> AttentionCase:  # fmt: skip
     """What computes stays in cache, as far as it fits; a cache of keys does not."""
-    words = [recipe, causal and "causal", mask and "mask", int8 and "int8"]
+    words = [recipe, causal and "causal", mask and "mask", int8]
     words.append(f"gqa{group}" if group > 1 else "")
     return AttentionCase(
         op="_".join(word for word in words if word), recipe=recipe, shape=shape, dtype=dtype,
@@ -145,7 +146,11 @@ def _decode() -> list[AttentionCase]:
     cache = (4, 32, 4096, 128)
     found = [_case("decode", cache, dtype, ShareOfLimit(0.8), group=4) for dtype in (bf16, fp16)]
     found += [_case("decode", cache, fp32, ShareOfLimit(0.8), group=4)]
-    return [*found, _case("decode", cache, bf16, FasterThan(1.7, BF16_CACHE), group=4, int8=True)]
+    return [
+        *found,
+        _case("decode", cache, bf16, FasterThan(1.7, BF16_CACHE), group=4, int8="int8"),
+        _case("decode", cache, fp32, group=4, int8="int8_static"),
+    ]
 
 
 def _packed() -> list[AttentionCase]:
@@ -212,7 +217,8 @@ def inputs(case: AttentionCase, seed: int) -> Inputs:
     tensors = {"q": normal(*queries), "k": normal(*keys), "v": normal(*keys)}
     if case.int8:
         for name in "kv":
-            tensors[f"{name}_int8"], tensors[f"{name}_scale"] = quantised(tensors[name])
+            dims = (-1,) if case.int8 == "int8" else (0, 2, 3)
+            tensors[f"{name}_int8"], tensors[f"{name}_scale"] = quantised(tensors[name], dims)
     if case.mask:
         tensors["mask"] = normal(B, 1, S, S)
     if case.trains:
@@ -222,7 +228,7 @@ def inputs(case: AttentionCase, seed: int) -> Inputs:
     return tensors
 
 
-def quantised(x: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-    """int8 values, and a float32 scale for each row: its largest magnitude / 127."""
-    scale = x.float().abs().amax(-1) / 127
-    return (x / scale.unsqueeze(-1)).round().to(torch.int8), scale
+def quantised(x: torch.Tensor, dims: tuple[int, ...]) -> tuple[torch.Tensor, torch.Tensor]:
+    """int8 values, and float32 scales, each the largest magnitude along `dims` / 127."""
+    scale = x.float().abs().amax(dims, keepdim=True) / 127
+    return (x / scale).round().to(torch.int8), scale

@@ -42,7 +42,7 @@ def offers(case: AttentionCase, threads: int) -> list[Offer]:
     found.append(_compiled(case))
     missing = why_not(ONNX) or onnx.why_not(case)
     found += [Offer(ONNX, reason=missing)] if missing else onnx.offers(case, threads)
-    if case.int8:
+    if case.int8 == "int8":
         found.append(offer(BF16_CACHE, _bind_weft_decode, competes=False))
     if case.shape[2] == 1:
         found.append(aten_op("q"))
@@ -96,7 +96,9 @@ def _bind_weft_decode(case: AttentionCase, tensors: Inputs) -> Bound:
 
 
 def _bind_weft_int8(case: AttentionCase, tensors: Inputs) -> Bound:
-    q, k, v, k_scale, v_scale = map(_tokens_first, plain.arguments(case, tensors))
+    q, k, v, *scales = map(_tokens_first, plain.arguments(case, tensors))
+    shape = k.shape[:3] if case.int8 == "int8" else (-1,)
+    k_scale, v_scale = (t.view(shape) for t in scales)
     run = partial(
         weft.attention, q, k, v, k_scale=k_scale, v_scale=v_scale, seqused_k=_lengths(case)
     )

@@ -28,10 +28,10 @@ def why_not(case: AttentionCase) -> str:
         return "inference only"
     if case.recipe == "varlen":
         return "its attention over packed sequences has no CPU kernel"
-    if case.int8:
-        return "offered without quantised caches"
     if case.dtype == torch.bfloat16:
         return "no attention in bf16 on a CPU"
+    if case.int8 == "int8":
+        return "its INT8 caches have static scales"
     return ""
 
 
@@ -65,7 +65,8 @@ def _build(
 
 
 def _graphs(case: AttentionCase) -> Iterator[Graph]:
-    yield _attention
+    if not case.int8:
+        yield _attention
     if case.recipe == "prefill" and case.group == 1:
         yield _multi_head
     if case.recipe == "decode" or case.causal:
@@ -99,7 +100,7 @@ def _grouped(case: AttentionCase, tensors: Inputs) -> tuple[Any, Inputs, Inputs]
     # and the one that it writes are the same memory, as its documentation recommends.
     from onnx.helper import make_node
 
-    B, H, S, _ = case.shape
+    B, H, S, D = case.shape
     new = slice(S - 1 if case.recipe == "decode" else 0, S)
     read = {
         "q": _heads_last(tensors["q"]),
@@ -110,12 +111,23 @@ def _grouped(case: AttentionCase, tensors: Inputs) -> tuple[Any, Inputs, Inputs]
         "last": torch.full((B,), S - 1, dtype=torch.int32),
         "total": torch.full((1,), S, dtype=torch.int32),
     }
+    names, quantisation = list(read), {}
+    if case.int8:
+        for name in "kv":
+            values, scale = tensors[f"{name}_int8"], tensors[f"{name}_scale"]
+            read[name] = _heads_last(values[:, :, new] * scale)
+            read[f"past_{name}"] = values
+            read[f"{name}_scale"] = scale.expand(1, -1, 1, D).contiguous()
+        names += ["", "", "", "", "", "k_scale", "v_scale"]
+        quantisation = {
+            "k_quant_type": "PER_CHANNEL", "v_quant_type": "PER_CHANNEL", "kv_cache_bit_width": 8,
+        }  # fmt: skip
     node = make_node(
-        "GroupQueryAttention", list(read), ["y", "new_k", "new_v"], domain="com.microsoft",
-        num_heads=H, kv_num_heads=case.key_heads,
+        "GroupQueryAttention", names, ["y", "new_k", "new_v"], domain="com.microsoft",
+        num_heads=H, kv_num_heads=case.key_heads, **quantisation,
     )  # fmt: skip
     written = {
-        "y": torch.empty_like(read["q"]), "new_k": tensors["k"], "new_v": tensors["v"],
+        "y": torch.empty_like(read["q"]), "new_k": read["past_k"], "new_v": read["past_v"],
     }  # fmt: skip
     return node, read, written
 

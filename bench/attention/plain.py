@@ -49,7 +49,7 @@ def dequantise_first(
     attention: Attention, q: Tensor, k: Tensor, v: Tensor, k_scale: Tensor, v_scale: Tensor
 ) -> Tensor:
     def floats(x: Tensor, scale: Tensor) -> Tensor:
-        return x.to(q.dtype) * scale.to(q.dtype).unsqueeze(-1)
+        return x.to(q.dtype) * scale.to(q.dtype)
 
     return attention(q, floats(k, k_scale), floats(v, v_scale))
 

@@ -24,7 +24,7 @@ def truth(case: AttentionCase, inputs: Inputs) -> tuple[Tensor, ...]:
         starts = inputs["cu_seqlens"]
         return (attention(q, k, v, cu_seqlens_q=starts, cu_seqlens_k=starts),)
     if case.int8:
-        k, v = (inputs[f"{n}_int8"] * exact[f"{n}_scale"].unsqueeze(-1) for n in "kv")
+        k, v = (inputs[f"{n}_int8"] * exact[f"{n}_scale"] for n in "kv")
     out = _attention(case, q, k, v, exact.get("mask"))
     if not case.trains:
         return (out,)

@@ -58,6 +58,7 @@ def test_packed_sequences_count_their_squares() -> None:
         ("decode_gqa4/4x32x4096x128/bf16/fresh", ["q", "k", "v"], ["q"]),
         ("decode_int8_gqa4/4x32x4096x128/bf16/fresh",
          ["q", "k_int8", "v_int8", "k_scale", "v_scale"], ["q"]),
+        ("decode_int8_static_gqa4/4x32x4096x128/fp32/fresh", ["q", "k_int8", "v_int8"], ["q"]),
         ("train_causal/2x12x1024x64/fp32/fresh",
          ["q", "k", "v", "q", "k", "v", "q", "do"], ["q", "q", "k", "v"]),
     ],
@@ -85,9 +86,11 @@ def test_roofs(monkeypatch: pytest.MonkeyPatch) -> None:
 
 def test_quantised_rows() -> None:
     x = torch.randn(2, 3, 5, 16)
-    values, scale = quantised(x)
-    assert (values.abs().amax(-1) == 127).all()
-    assert (values * scale.unsqueeze(-1) - x).abs().amax() <= scale.amax() / 2 + 1e-6
+    for dims, shape in (((-1,), (2, 3, 5, 1)), ((0, 2, 3), (1, 3, 1, 1))):
+        values, scale = quantised(x, dims)
+        assert scale.shape == shape
+        assert (values.abs().amax(dims) == 127).all()
+        assert (values * scale - x).abs().amax() <= scale.amax() / 2 + 1e-6
 
 
 def test_blocks_of_queries_are_one_attention(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -137,6 +140,7 @@ def test_onnxruntime_says_why_it_has_no_row() -> None:
     reasons = {c.name: onnx.why_not(c) for c in CASES.values()}
     assert reasons["train_causal/2x12x1024x64/fp32/fresh"] == "inference only"
     assert not reasons["decode_gqa4/4x32x4096x128/fp16/fresh"]
+    assert not reasons["decode_int8_static_gqa4/4x32x4096x128/fp32/fresh"]
     assert all(reason for name, reason in reasons.items() if "bf16" in name)
 
 
