@@ -14,6 +14,7 @@ from .cases import (
     Shape,
     check,
     check_backward,
+    draw,
     integers,
     name,
     pack_keys,
@@ -139,6 +140,25 @@ def test_cache_of_longer_batches(backend: Backend, dtype: torch.dtype) -> None:
     call |= {x: call[x][:2] for x in ("k", "v")}
     check(call | left)
     check(page(call | used, 7) | left)
+
+
+def test_index_tensors_may_be_views() -> None:
+    """A part of a block table, and lengths that are a column of something."""
+    call = problem(("causal",), torch.float32, Shape(B=2, S=3, T=40))
+    call = page(pack_queries(call, [3, 1]), 16)
+    names = ("block_table", "seqused_k", "cu_seqlens_q")
+    views = {x: torch.stack([call[x], call[x]], -1)[..., 0] for x in names}
+    assert not any(view.is_contiguous() for view in views.values())
+    assert torch.equal(weft.attention(**(call | views)), weft.attention(**call))
+
+    before = draw((4, 8, 2, 24)), draw((4, 8, 2, 24))
+    new, table = (draw((2, 3, 2, 24)), draw((2, 3, 2, 24))), integers([3, 0, 1, 2]).view(2, 2)
+    wide, lengths = torch.cat([table, table], 1), integers([6, 1, 0, 1])
+    ours, expected = [t.clone() for t in before], [t.clone() for t in before]
+    weft.kv_cache_append_(*expected, *new, integers([6, 0]), block_table=table)
+    weft.kv_cache_append_(*ours, *new, lengths[::2], block_table=wide[:, :2])
+    assert all(torch.equal(a, b) for a, b in zip(ours, expected, strict=True))
+    assert not torch.equal(ours[0], before[0])
 
 
 # -------------------------------------------------------------------------------------------- int8

@@ -10,7 +10,7 @@
 Computed tile by tile, so that nothing of size S · T exists (Dao et al., FlashAttention, arXiv
 2205.14135; Rabe, Staats, arXiv 2112.05682). Dtypes: float32, bfloat16, float16 and float64; the
 arithmetic is float32 (float64 for float64). q, k and v may be views with any strides; where their
-last dimension is not contiguous, they are copied.
+last dimension is not contiguous, they are copied, and so are index tensors that are not.
 
 A row that sees no key gives zeros and lse = -inf, or its sink; its gradients are zero. The same
 input gives the same bits, backward included, whatever the number of threads.
@@ -158,10 +158,10 @@ def attention(
         mask,
         None if alibi_slopes is None else alibi_slopes.float(),
         None if sinks is None else sinks.float(),
-        cu_seqlens_q,
-        cu_seqlens_k,
-        seqused_q,
-        seqused_k,
+        _contiguous(cu_seqlens_q),
+        _contiguous(cu_seqlens_k),
+        _contiguous(seqused_q),
+        _contiguous(seqused_k),
         rng_state if dropout_p > 0 else None,
         max_seqlen_q or 0,
         max_seqlen_k or 0,
@@ -171,9 +171,9 @@ def attention(
         0 if causal else -1 if right is None or right < 0 else right,
         top_left,
         dropout_p,
-        leftpad_k,
-        cache_batch_idx,
-        block_table,
+        _contiguous(leftpad_k),
+        _contiguous(cache_batch_idx),
+        _contiguous(block_table),
         k_scale,
         v_scale,
         out_shift,
@@ -183,6 +183,10 @@ def attention(
     )
     out, lse = attention_forward(args)
     return (out, lse) if return_lse else out
+
+
+def _contiguous(index: Tensor | None) -> Tensor | None:
+    return index if index is None else index.contiguous()
 
 
 def _longest(cu_seqlens: Tensor) -> int:
@@ -352,7 +356,8 @@ def apply_rotary_emb(
     """
     offsets, offset = None, seqlen_offsets
     if isinstance(seqlen_offsets, Tensor):
-        offsets, offset = seqlen_offsets.to(torch.int32), 0
+        offsets, offset = seqlen_offsets.to(torch.int32).contiguous(), 0
+    cu_seqlens = _contiguous(cu_seqlens)
     table = cos.contiguous(), sin.contiguous(), offsets, offset, cu_seqlens, interleaved, False
     if not inplace:
         return _rotary(last_contiguous(x), *table)
@@ -398,9 +403,9 @@ def kv_cache_append_(
         v_scale,
         k,
         v,
-        cache_seqlens,
-        cu_seqlens,
-        cache_batch_idx,
-        block_table,
+        _contiguous(cache_seqlens),
+        _contiguous(cu_seqlens),
+        _contiguous(cache_batch_idx),
+        _contiguous(block_table),
     )
     written(k_cache, v_cache, k_scale, v_scale)
