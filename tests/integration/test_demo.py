@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib.util
 import json
+from pathlib import Path
 
 import pytest
 import torch
@@ -17,9 +18,12 @@ needed = pytest.mark.skipif(
 
 
 @pytest.fixture
-def tiny(monkeypatch: pytest.MonkeyPatch, threads: None) -> None:
+def tiny(monkeypatch: pytest.MonkeyPatch, tmp_path: Path, threads: None) -> None:
     torch.set_num_threads(1)  # beside other tests, threads that wait for each other cost more
-    monkeypatch.setattr(demo, "QUICK", demo.Size(sentences=40, rounds=1))
+    monkeypatch.chdir(tmp_path)
+    size = demo.llama.Size(prompt=40, tokens=3, rounds=1, steps=4)
+    monkeypatch.setattr(demo, "QUICK", demo.Size(sentences=40, rounds=1, llama=size))
+    monkeypatch.setattr(demo.llama, "MODEL", demo.llama.LEARNER)
 
 
 @needed
@@ -27,7 +31,10 @@ def test_demo(tiny: None, tmp_path, capsys: pytest.CaptureFixture[str]) -> None:
     figures = tmp_path / "demo.json"
     assert cli.main(["demo", "--quick", "--json", str(figures)]) == 0
     printed = capsys.readouterr().out
-    for expected in ("BertSelfOutput", "dropout + add + norm", "smallest cosine", "weft ms"):
+    for expected in (
+        "BertSelfOutput", "dropout + add + norm", 'attn_implementation="weft"', "smallest cosine",
+        "weft ms", "tokens/s", "learns letters",
+    ):  # fmt: skip
         assert expected in printed
     found = json.loads(figures.read_text())
     assert found["sentences"] == 40
@@ -37,7 +44,17 @@ def test_demo(tiny: None, tmp_path, capsys: pytest.CaptureFixture[str]) -> None:
     assert {(t["dtype"], t["memory"]) for t in found["times"]} >= {
         ("float32", "fresh"), ("bfloat16", "fresh"),
     }  # fmt: skip
-    assert any(op["name"].startswith("weft::") and op["weft"] > 0 for op in found["ops"])
+    used = {op["name"] for op in found["ops"] if op["weft"] > 0}
+    assert used >= {"weft::attention_forward"}
+    assert [(g["model"], g["cache"]) for g in found["generation"]] == [
+        ("stock, SDPA", "bfloat16"), ("weft", "bfloat16"), ("weft", "int8"),
+    ]  # fmt: skip
+    assert all(g["within_bounds"] and g["tokens_per_second"] > 0 for g in found["generation"])
+    assert found["generation"][2]["cache_bytes"] < found["generation"][0]["cache_bytes"]
+    training = found["training"]
+    assert len(training["stock"]) == len(training["weft"]) == 4
+    assert training["within_bounds"] and training["weft"][-1] < training["weft"][0]
+    assert (tmp_path / "weft-demo.png").stat().st_size > 1000
 
 
 @needed
@@ -45,6 +62,15 @@ def test_disagreement_is_an_exit_code(tiny: None, monkeypatch, capsys) -> None:
     monkeypatch.setitem(demo.BOUNDS, torch.float32, demo.Bounds(0.0, 2.0, 1.0))
     assert cli.main(["demo", "--quick"]) == 1
     assert "disagree in float32" in capsys.readouterr().out
+
+
+@needed
+def test_curves_that_part_are_an_exit_code(tiny: None, monkeypatch, capsys) -> None:
+    monkeypatch.setattr(demo.llama, "LOSS_BOUND", -1.0)
+    monkeypatch.setitem(demo.llama.BOUNDS, "int8", 2.0)
+    assert cli.main(["demo", "--quick"]) == 1
+    printed = capsys.readouterr().out
+    assert "loss curves disagree" in printed and "logits disagree in int8" in printed
 
 
 def test_missing_packages_are_named(monkeypatch, capsys) -> None:
