@@ -126,6 +126,7 @@ def test_unbatched(module: str) -> None:
 def test_weights_are_torchs(module: str, average: bool) -> None:
     stock, ours = pair(**MODULES[module])
     options = masks("padding and bool") | {"average_attn_weights": average}
+    counted = weft.fallbacks().get("nn.MultiheadAttention: need_weights", 0)
     for inputs in (given(stock), [given(stock)[0]] * 3):
         if inputs[1].shape[-1] != stock.kdim or inputs[2].shape[-1] != stock.vdim:
             continue
@@ -135,6 +136,7 @@ def test_weights_are_torchs(module: str, average: bool) -> None:
             stock(*inputs, **options), ours(*inputs, **options), strict=True
         ):
             torch.testing.assert_close(found, expected)
+    assert weft.fallbacks()["nn.MultiheadAttention: need_weights"] > counted
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16], ids=str)

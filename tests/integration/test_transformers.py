@@ -189,6 +189,20 @@ def test_packed_sequences(calls: Calls) -> None:
     torch.testing.assert_close(out, torch.cat(parts, 1))
 
 
+@pytest.mark.parametrize("is_causal", [True, False])
+def test_packed_sequences_in_a_window(is_causal: bool) -> None:
+    q, k, v = (torch.randn(1, 2, 9, 8) for _ in range(3))
+    bounds = torch.tensor([0, 9], dtype=torch.int32)
+    out, _ = integration.attention_forward(
+        Layer(), q, k, v, None, is_causal=is_causal, sliding_window=3, cu_seq_lens_q=bounds,
+        cu_seq_lens_k=bounds, max_length_q=9, max_length_k=9,
+    )  # fmt: skip
+    distance = torch.arange(9)[:, None] - torch.arange(9)
+    seen = (distance < 3) & (distance >= 0 if is_causal else distance > -3)
+    scores = (q @ k.mT / 8**0.5).masked_fill(~seen, -torch.inf)
+    torch.testing.assert_close(out.transpose(1, 2), scores.softmax(-1) @ v)
+
+
 class Layer(nn.Module):
     is_causal = True
 

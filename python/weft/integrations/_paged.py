@@ -9,7 +9,8 @@ every layer; here the first row of every page makes a block table, and nothing i
 Layers with a sliding window keep a ring of rows, in which a new key takes the place of one that
 left the window. Where every request has one new token, the ring is all that it sees, in any order:
 a block table of pages of one row. Else new keys may overwrite old ones that are still seen, and
-transformers gathers the window before they do.
+transformers gathers the window before they do; so it does in 4.57, whose indices of a full ring
+leave out a row.
 """
 
 from __future__ import annotations

@@ -90,8 +90,8 @@ def attention_forward(
         dropout: probability with which a weight is dropped.
         scaling: factor of the scores. Default: 1 / √D.
         is_causal: default: as the module says.
-        sliding_window: of pages and packed sequences, how many keys a query sees at most; else the
-            mask has it.
+        sliding_window: of pages and packed sequences, how many keys a query sees to its left,
+            itself included, and to its right, where the module is not causal; else the mask has it.
         softcap: scores become softcap · tanh(score / softcap).
         s_aux: [H], sinks.
         position_bias: added to the scores.
@@ -114,7 +114,7 @@ def attention_forward(
     }
     if key.dtype == torch.int8:
         options |= {"k_scale": scale_of(key), "v_scale": scale_of(value)}
-    window = (-1 if sliding_window is None else sliding_window - 1, -1)
+    window = (-1, -1) if sliding_window is None else (sliding_window - 1, sliding_window - 1)
     cache = kwargs.get("cache")
     if cache is not None:
         out = paged_attention(

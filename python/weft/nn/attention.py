@@ -6,6 +6,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
+from .. import _fallback
 from ..ops.attention import attention
 
 
@@ -17,8 +18,8 @@ class MultiheadAttention(torch.nn.MultiheadAttention):
     (arXiv 1706.03762.) Where it differs from torch's:
 
     - Weights (`need_weights=True`, torch's default) are a matrix of S · T that weft does not make:
-      torch's own function computes them and the output, at its own speed. Pass
-      ``need_weights=False``, as torch.nn.TransformerEncoderLayer and its kin do.
+      torch's own function computes them and the output, at its own speed (`weft.fallbacks` counts
+      it). Pass ``need_weights=False``, as torch.nn.TransformerEncoderLayer and its kin do.
     - A row that the masks hide entirely gives zeros, not NaN, where no weights are asked for.
     - `is_causal` needs no `attn_mask` beside it. Where there is one, it is taken to be the causal
       one and is not read.
@@ -188,6 +189,7 @@ class MultiheadAttention(torch.nn.MultiheadAttention):
         attn_mask: Tensor | None,
         average_attn_weights: bool,
     ) -> tuple[Tensor, Tensor | None]:
+        _fallback.note("nn.MultiheadAttention", "need_weights")
         swapped = self.batch_first and query.dim() == 3
         if swapped:  # what is one tensor stays one
             once = {id(x): x.transpose(0, 1) for x in (query, key, value)}
