@@ -317,6 +317,15 @@ inline Vec<A> load_lanes(const U* p) {
     HalfLanes half;
     std::memcpy(&half, p, sizeof half);
     return as_float(__builtin_convertvector(half, Vec<uint32_t>) << 16);
+#if defined(__AVX512F__)  // compilers convert these vectors one by one
+  } else if constexpr (std::is_same_v<A, float> && std::is_same_v<U, int8_t>) {
+    return _mm512_cvtepi32_ps(
+        _mm512_cvtepi8_epi32(_mm_loadu_si128(reinterpret_cast<const __m128i*>(p))));
+#elif defined(__AVX2__)
+  } else if constexpr (std::is_same_v<A, float> && std::is_same_v<U, int8_t>) {
+    return _mm256_cvtepi32_ps(
+        _mm256_cvtepi8_epi32(_mm_loadl_epi64(reinterpret_cast<const __m128i*>(p))));
+#endif
   } else if constexpr (std::is_same_v<A, float> && std::is_same_v<U, int8_t>) {
     typename VecOf<int8_t, kVecBytes / 4>::type quarter;
     std::memcpy(&quarter, p, sizeof quarter);

@@ -247,24 +247,25 @@ void run(const Forward& p, const ForwardTask& task, void* scratch) {
 template <class A>
 void merge_splits(const Forward& p, const ForwardTask& task, int64_t splits, int64_t stride) {
   const Problem::Extent e = p.extent(task.b);
-  const int64_t group = p.H / p.K;
+  const int64_t group = p.H / p.K, rows = task.row_end - task.row_begin;
   const A none = -static_cast<A>(__builtin_inf());
-  A* parts = static_cast<A*>(task.part);
-  const A* lses = static_cast<const A*>(task.part_lse);
-  for (int64_t r = 0; r < task.row_end - task.row_begin; ++r) {
-    A* o = parts + r * p.Dv;  // the first split's becomes the result
+  const int64_t lse_stride = stride / p.Dv;
+  for (int64_t n = 0; n < (task.k_end - task.k) * rows; ++n) {
+    const int64_t k = task.k + n / rows, r = task.row_begin + n % rows;
+    const int64_t at = (n / rows) * p.S * group + n % rows;
+    A* o = static_cast<A*>(task.part) + at * p.Dv;  // the first split's becomes the result
+    const A* lse = static_cast<const A*>(task.part_lse) + at;
     A most = none, sum = 0;
-    for (int64_t s = 0; s < splits; ++s) most = vmax(most, lses[s * stride / p.Dv + r]);
-    for (int64_t s = 0; s < splits && most > none; ++s)
-      sum += std::exp(lses[s * stride / p.Dv + r] - most);
-    for (int64_t s = 0; s < splits && most > none; ++s) {
-      const A weight = std::exp(lses[s * stride / p.Dv + r] - most) / sum;
+    for (int64_t s = 0; s < splits; ++s) most = vmax(most, lse[s * lse_stride]);
+    const A base = most > none ? most : 0;
+    for (int64_t s = 0; s < splits; ++s) sum += std::exp(lse[s * lse_stride] - base);
+    for (int64_t s = 0; s < splits; ++s) {
+      const A weight = sum != 0 ? std::exp(lse[s * lse_stride] - base) / sum : A{0};
       const A* part = o + s * stride;
       for (int64_t d = 0; d < p.Dv; ++d) o[d] = (s ? o[d] : 0) + weight * part[d];
     }
-    write_row(p, e, task.b, (task.row_begin + r) / group,
-              task.k * group + (task.row_begin + r) % group, o,
-              most > none ? most + std::log(sum) : none);
+    write_row(p, e, task.b, r / group, k * group + r % group, o,
+              sum != 0 ? base + std::log(sum) : none);
   }
 }
 

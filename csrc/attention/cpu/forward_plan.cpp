@@ -20,17 +20,22 @@ namespace weft::attention::cpu {
 #define WEFT_DECLARE(level)                    \
   namespace level {                            \
   extern const ForwardKernels forward_kernels; \
+  extern const DecodeKernels decode_kernels;   \
   }
 WEFT_FOR_EACH_CPU_LEVEL(WEFT_DECLARE)
 #undef WEFT_DECLARE
 
 namespace {
 
-const ForwardKernels& kernels() {
-#define WEFT_TABLE(level) &level::forward_kernels,
-  static const ForwardKernels* const table[] = {WEFT_FOR_EACH_CPU_LEVEL(WEFT_TABLE)};
+struct Level {
+  const ForwardKernels* forward;
+  const DecodeKernels* decode;
+};
+const Level& level() {
+#define WEFT_TABLE(level) {&level::forward_kernels, &level::decode_kernels},
+  static const Level table[] = {WEFT_FOR_EACH_CPU_LEVEL(WEFT_TABLE)};
 #undef WEFT_TABLE
-  return *table[static_cast<int>(::weft::cpu::isa_current())];
+  return table[static_cast<int>(::weft::cpu::isa_current())];
 }
 
 // Rows of a block: as many as there are tasks for, in both senses.
@@ -43,35 +48,46 @@ constexpr int64_t kMostSplits = 128;
 int64_t ceil_div(int64_t a, int64_t b) { return (a + b - 1) / b; }
 
 struct Plan {
+  bool decode;  // few rows: keys are used as they lie
   int64_t group, heads, rows, blocks, splits, split_keys, workers, scratch_bytes;
+  int64_t task_heads;                // key heads of a task
   int64_t key_blocks, packed_bytes;  // of a head; of a block, 0 where tasks pack for themselves
   int64_t part_rows, total;          // rows of a split's partial results
 
   explicit Plan(const Forward& p) {
+    decode = level().decode->takes(p);
     group = p.H / p.K;
     heads = std::max<int64_t>(p.B * p.K, 1);
-    const int64_t most_rows = std::max<int64_t>(p.S * group, 1);
+    const int64_t most_rows = std::max<int64_t>(p.S * group, 1),
+                  threads = ::weft::cpu::max_threads();
     const auto tasks = [&](int64_t block) { return heads * ceil_div(most_rows, block); };
     rows = std::end(kBlockRows)[-1];
     for (int64_t block : kBlockRows)
-      if (tasks(block) >= kThreadTasks * ::weft::cpu::max_threads()) {
+      if (tasks(block) >= kThreadTasks * threads) {
         rows = block;
         break;
       }
     rows = std::min(rows, most_rows);
     blocks = ceil_div(most_rows, rows);
 
-    const int64_t wanted =
-        std::min(kSplitTasks / tasks(std::end(kBlockRows)[-1]), p.T / kSplitKeys);
+    // Splits change how sums are rounded: they come from the shape alone. A task of decoding has all
+    // heads, which makes fewer of them.
+    const int64_t unsplit = decode ? std::max<int64_t>(p.B, 1) : tasks(std::end(kBlockRows)[-1]);
+    const int64_t wanted = std::min(kSplitTasks / unsplit, p.T / kSplitKeys);
     const int64_t block = key_block(p);
     splits = std::clamp<int64_t>(p.num_splits ? p.num_splits : wanted, 1, kMostSplits);
     split_keys = std::max<int64_t>(ceil_div(ceil_div(p.T, splits), block), 1) * block;
     splits = std::max<int64_t>(ceil_div(p.T, split_keys), 1);
+    task_heads = decode ? std::max<int64_t>(p.K, 1) : 1;
+    while (task_heads > 1 && p.B * ceil_div(p.K, task_heads) * splits < kThreadTasks * threads)
+      task_heads = ceil_div(task_heads, 2);
 
     key_blocks = ceil_div(p.T, block);
-    packed_bytes = blocks > 1 ? kernels().packed_bytes(p) : 0;
-    workers = std::min<int64_t>(::weft::cpu::max_threads(), heads * blocks * splits);
-    scratch_bytes = ceil_div(kernels().scratch_bytes(p, rows, !packed_bytes), 4096) * 4096;
+    packed_bytes = blocks > 1 ? level().forward->packed_bytes(p) : 0;
+    workers = std::min<int64_t>(threads, heads * blocks * splits);
+    const int64_t bytes = decode ? level().decode->scratch_bytes(p, task_heads)
+                                 : level().forward->scratch_bytes(p, rows, !packed_bytes);
+    scratch_bytes = ceil_div(bytes, 4096) * 4096;
     part_rows = splits > 1 ? heads * blocks * rows : 0;
     total = heads * key_blocks * packed_bytes + workers * scratch_bytes +
             splits * part_rows * (p.Dv + 1) * element(p);
@@ -97,7 +113,6 @@ int64_t workspace_bytes(const Forward& p) { return Plan(p).total; }
 
 void forward(const Forward& p) {
   const Plan plan(p);
-  const ForwardKernels& k = kernels();
   char* const packed = static_cast<char*>(p.workspace);
   const int64_t head_bytes = plan.key_blocks * plan.packed_bytes;
   char* const scratch = packed + plan.heads * head_bytes;
@@ -109,23 +124,27 @@ void forward(const Forward& p) {
     run_all(::weft::cpu::max_threads(), plan.heads * plan.key_blocks, [&](int64_t, int64_t t) {
       const int64_t head = t / plan.key_blocks, first = t % plan.key_blocks * key_block(p);
       if (first < p.extent(head / p.K).T)
-        k.pack(p, head / p.K, head % p.K, first, packed + t * plan.packed_bytes);
+        level().forward->pack(p, head / p.K, head % p.K, first, packed + t * plan.packed_bytes);
     });
   }
 
-  // Later rows, which see more keys where causal, first. Empty where the sequence is shorter.
-  const auto task_of = [&](int64_t t) {
-    const int64_t split = t % plan.splits, head = t / plan.splits % plan.heads;
-    const int64_t block = plan.blocks - 1 - t / plan.splits / plan.heads;
+  // Task t of one split: later rows, which see more keys where causal, first; empty where the sequence
+  // is shorter.
+  const int64_t head_tasks = ceil_div(p.K, plan.task_heads);
+  const auto task_of = [&](int64_t t, int64_t split) {
+    const int64_t head_task = t % (p.B * head_tasks),
+                  block = plan.blocks - 1 - t / (p.B * head_tasks);
     ForwardTask task = {};
-    task.b = head / p.K;
-    task.k = head % p.K;
+    task.b = head_task / head_tasks;
+    task.k = head_task % head_tasks * plan.task_heads;
+    task.k_end = std::min(task.k + plan.task_heads, p.K);
     const Problem::Extent e = p.extent(task.b);
     task.row_begin = block * plan.rows;
     task.row_end = std::min(task.row_begin + plan.rows, e.S * plan.group);
     task.key_begin = split * plan.split_keys;
     task.key_end = std::min(task.key_begin + plan.split_keys, e.T);
     task.first = split == 0;
+    const int64_t head = task.b * p.K + task.k;
     if (plan.packed_bytes) task.packed = packed + head * head_bytes;
     if (plan.splits > 1) {
       const int64_t row = split * plan.part_rows + (head * plan.blocks + block) * plan.rows;
@@ -134,15 +153,17 @@ void forward(const Forward& p) {
     }
     return task;
   };
-  const int64_t tasks = plan.heads * plan.blocks * plan.splits;
-  run_all(plan.workers, tasks, [&](int64_t worker, int64_t t) {
-    const ForwardTask task = task_of(t);
-    if (task.row_begin < task.row_end) k.run(p, task, scratch + worker * plan.scratch_bytes);
+  const auto run = plan.decode ? level().decode->run : level().forward->run;
+  const int64_t tasks = p.B * head_tasks * plan.blocks;
+  run_all(plan.workers, tasks * plan.splits, [&](int64_t worker, int64_t t) {
+    const ForwardTask task = task_of(t / plan.splits, t % plan.splits);
+    if (task.row_begin < task.row_end) run(p, task, scratch + worker * plan.scratch_bytes);
   });
   if (plan.splits > 1)
-    run_all(plan.workers, tasks / plan.splits, [&](int64_t, int64_t t) {
-      const ForwardTask task = task_of(t * plan.splits);
-      if (task.row_begin < task.row_end) k.merge(p, task, plan.splits, plan.part_rows * p.Dv);
+    run_all(plan.workers, tasks, [&](int64_t, int64_t t) {
+      const ForwardTask task = task_of(t, 0);
+      if (task.row_begin < task.row_end)
+        level().forward->merge(p, task, plan.splits, plan.part_rows * p.Dv);
     });
 }
 

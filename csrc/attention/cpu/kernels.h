@@ -18,6 +18,7 @@ WEFT_INLINE int64_t key_block(const Problem& p) { return p.D > 256 || p.Dv > 256
 // which begin at a whole block.
 struct ForwardTask {
   int64_t b, k, row_begin, row_end, key_begin, key_end;
+  int64_t k_end;                 // decoding: all rows of key heads [k, k_end)
   const void* packed = nullptr;  // all blocks of the head's keys; null: the task packs for itself
   // Where one split of several leaves what it has: [row_end - row_begin, Dv], and [rows].
   void *part = nullptr, *part_lse = nullptr;  // in the accumulator's type
@@ -32,6 +33,13 @@ struct ForwardKernels {
   void (*run)(const Forward&, const ForwardTask&, void* scratch);
   // Joins the splits of a task's rows, `stride` elements apart, and finishes them.
   void (*merge)(const Forward&, const ForwardTask&, int64_t splits, int64_t stride);
+};
+
+// The same for few rows, from keys as they lie.
+struct DecodeKernels {
+  bool (*takes)(const Forward&);
+  int64_t (*scratch_bytes)(const Forward&, int64_t heads);
+  void (*run)(const Forward&, const ForwardTask&, void* scratch);
 };
 
 }  // namespace weft::attention::cpu
