@@ -265,7 +265,8 @@ def check_backward(
     """Runs weft's backward and holds each gradient against the truth and plain PyTorch's.
 
     In float32 all of them hang on lse's last place, in 16-bit types on out's, neither of which
-    plain PyTorch's gradients round: where a sum is all cancellation, that is what is left of it.
+    plain PyTorch's gradients round: where a sum is all cancellation, that is what is left of it,
+    the more the larger lse is.
     """
     with torch.no_grad():
         out, lse = by_weft(call)
@@ -276,7 +277,8 @@ def check_backward(
     exact_call = {k: to_float64(v) for k, v in call.items()}
     truth = gradients(plain, exact_call, to_float64(dout), to_float64(dlse))
     assert ours.keys() == truth.keys()
-    luck = max(luck, 4) if out.dtype == torch.float32 else luck
+    luck = max(luck, 8) if out.dtype == torch.float32 else luck
+    unit *= max(1.0, *lse.masked_fill(lse.isinf(), 0).abs().flatten().tolist(), 1.0)
     for k, grad in ours.items():
         assert_no_worse_than_torch(grad, truth[k], theirs[k], f"d{k}", out.dtype, luck, unit)
     return ours
