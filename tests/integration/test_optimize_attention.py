@@ -157,6 +157,15 @@ def test_weights_that_are_asked_for() -> None:
     assert "attention weights" in why_not(weft.optimize(model))
 
 
+def test_a_transformers_without_the_interface(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delattr(weft.integrations, "transformers", raising=False)
+    monkeypatch.setitem(sys.modules, "weft.integrations.transformers", None)
+    model = make("llama")
+    report = weft.optimize(model)
+    assert "needs transformers 4.57 or later" in why_not(report)
+    assert len(report.swapped) > 0
+
+
 def test_models_inside_models() -> None:
     """Each config is one choice, and comes back as it was."""
 

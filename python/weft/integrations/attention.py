@@ -70,8 +70,10 @@ class Choice:
 def choose(model: Any) -> tuple[str, str] | str:
     """Gives a model of transformers weft's attention: the choices before and after, or the reason
     why it keeps its own."""
-    from . import transformers
-
+    try:
+        from . import transformers
+    except ImportError as error:
+        return f"weft's attention needs transformers 4.57 or later: {error}"
     before = model.config._attn_implementation
     if _FORMER in model.__dict__:
         return "already swapped"
