@@ -318,7 +318,7 @@ class Cell {
       const int64_t at = lse_index(p_, e_, cell_.b, head_, row_ + i);
       const A lse = exists ? static_cast<const A*>(p_.lse)[at] : -kInf<A>;
       // A row that sees nothing has no probabilities: -inf makes exp2 zero.
-      as<A>(scratch_.shift)[i] = lse == -kInf<A> ? -kInf<A> : -lse * static_cast<A>(kLog2e);
+      as<A>(scratch_.shift)[i] = lse == -kInf<A> ? lse : -lse;
       as<A>(scratch_.delta)[i] = exists ? row_delta<T>(p_, e_, cell_.b, head_, row_ + i) : A{0};
       as<A>(scratch_.position)[i] = static_cast<A>(row_ + i + offset_);
       as<Int>(scratch_.first)[i] = static_cast<Int>(first_key(row_ + i));
@@ -427,22 +427,30 @@ class Cell {
 
   template <bool kOptions, bool kRagged>
   void probabilities(int64_t begin, int64_t end) {
-    const V scale =
-        broadcast(static_cast<A>(p_.softmax_scale) * (kOptions ? A{1} : static_cast<A>(kLog2e)));
+    // exp(x - lse): the difference before the factor, or its last places are lost; in 16-bit types
+    // they do not count, and one multiplication does.
+    constexpr bool kFolded = kExact == Exp2::half && !kOptions;
+    const V log2e = broadcast(static_cast<A>(kLog2e));
+    const V scale = broadcast(static_cast<A>(p_.softmax_scale * (kFolded ? kLog2e : 1)));
     for (int64_t n = 0; n < kPanels; ++n) {
       const int64_t i = n * kPanel;
+      V shift[kVectors];
+      for (int j = 0; j < kVectors; ++j) {
+        shift[j] = load_vec<A>(as<A>(scratch_.shift) + i + j * kLane);
+        if (kFolded) shift[j] = shift[j] * log2e;
+      }
       for (int64_t t = begin; t < end; ++t) {
         V v[kVectors], kept[kVectors];
 #pragma GCC unroll 4
         for (int j = 0; j < kVectors; ++j) {
           const int64_t lane = i + j * kLane;
           const V x = load_vec<A>(at(scratch_.p, n, t) + j * kLane);
-          const V shift = load_vec<A>(as<A>(scratch_.shift) + lane);
-          if constexpr (kOptions)
-            v[j] = multiply_add(with_options(x * scale, n, t, j), broadcast(static_cast<A>(kLog2e)),
-                                shift);
+          if constexpr (kFolded)
+            v[j] = multiply_add(x, scale, shift[j]);
+          else if constexpr (kOptions)
+            v[j] = (with_options(x * scale, n, t, j) + shift[j]) * log2e;
           else
-            v[j] = multiply_add(x, scale, shift);
+            v[j] = multiply_add(x, scale, shift[j]) * log2e;
           v[j] = exp2<kExact>(v[j]);
           if constexpr (kRagged) {
             const Vec<Int> time = broadcast(static_cast<Int>(t0_ + t));
