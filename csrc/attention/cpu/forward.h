@@ -187,7 +187,8 @@ class Softmax {
     }
     sum = sum * alpha + exp_row(s, s, whole, scale, base);
     if (p_.dropout.p > 0) drop(h, i, first, s, whole);
-    for (int64_t t = whole.begin; weights && t < whole.end; ++t) s[t] *= static_cast<A>(weights[t]);
+    for (int64_t t = keys.begin - first; weights && t < keys.end - first; ++t)
+      s[t] *= static_cast<A>(weights[t]);
     for (int64_t t = whole.begin; t < whole.end; t += kWide) store_p(to + t, s + t);
     return alpha;
   }

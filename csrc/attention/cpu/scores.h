@@ -73,9 +73,11 @@ struct ScoreRow {
       : p(problem), b(batch), h(head), i(query), offset(key_offset(problem, e)) {}
 
   // Scores [keys) of the row, s[t - first] = q · k, become logarithms to base 2 of what softmax sums
-  // up. Elements of s beyond the keys, up to a whole vector, may change.
+  // up. Taken by whole vectors from s on, so that others within these may change.
   template <class A>
   void apply(A* s, int64_t first, Range keys) const {
+    if (keys.empty()) return;
+    keys.begin = first + (keys.begin - first) / kLanes<A> * kLanes<A>;
     const int64_t count = keys.end - keys.begin;
     A* begin = s + (keys.begin - first);
     const A scale = static_cast<A>(p.softmax_scale * (p.softcap > 0 ? 1 / p.softcap : kLog2e));
