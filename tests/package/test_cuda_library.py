@@ -41,9 +41,21 @@ def test_it_loads_and_says_what_it_was_built_for(doctor: dict) -> None:
     assert set(doctor["cuda"]["library"]["architectures"]) >= {"sm_80", "sm_90a", "compute_80"}
 
 
-def test_every_op_with_a_cpu_kernel_has_one_on_cuda(doctor: dict) -> None:
-    reasons = {row["CUDA"]["why_not"] for row in doctor["kernels"].values()}
-    assert reasons == {doctor["cuda"]["why_not"]}, "not that weft has none"
+# Not written for CUDA yet: an op that gets a kernel there leaves this list.
+CPU_ALONE = {
+    "attention_backward",
+    "attention_forward",
+    "kv_cache_append_",
+    "merge_attention_states",
+    "rotary",
+    "rotary_",
+}
+
+
+def test_every_other_op_with_a_cpu_kernel_has_one_on_cuda(doctor: dict) -> None:
+    reasons = {op: row["CUDA"]["why_not"] for op, row in doctor["kernels"].items()}
+    without = {op for op, reason in reasons.items() if reason != doctor["cuda"]["why_not"]}
+    assert without == CPU_ALONE
 
 
 def test_it_says_whether_there_is_a_gpu(doctor: dict) -> None:
