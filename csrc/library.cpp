@@ -4,7 +4,9 @@
 
 #include "attention/cpu/attention.h"
 #include "cpu/memory.h"
+#include "int8/cpu/int8.h"
 #include "library_attention.h"
+#include "library_int8.h"
 #include "library_norm.h"
 #include "norm/cpu/norm.h"
 
@@ -48,15 +50,37 @@ struct CpuAttention : Cpu {
   static void merge(const attention::Merge& p) { attention::cpu::merge(p); }
 };
 
+struct CpuInt8 : Cpu {
+  static constexpr const char* dtypes = "float32, bfloat16 or float16";
+  static bool takes(DType dtype) { return is_float(dtype) && dtype != DType::f64; }
+  template <class Params>
+  static int64_t workspace_bytes(const Params& p) {
+    return int8::cpu::workspace_bytes(p);
+  }
+  static void quantize(const int8::Quantize& p) { int8::cpu::quantize(p); }
+  static void dequantize(const int8::Dequantize& p) { int8::cpu::dequantize(p); }
+  static void linear(const int8::Linear& p) { int8::cpu::linear(p); }
+  static int64_t packed_bytes(int64_t N, int64_t K, int bits) {
+    return int8::cpu::packed_bytes(N, K, bits);
+  }
+  static void check_packed(const char* op, const Tensor& packed, int64_t N, int64_t K, int bits) {
+    int8::cpu::check_packed(op, packed.const_data_ptr(), N, K, bits);
+  }
+  static void pack(const int8::Pack& p) { int8::cpu::pack(p); }
+  static void unpack(const int8::Unpack& p) { int8::cpu::unpack(p); }
+};
+
 }  // namespace
 }  // namespace weft
 
 STABLE_TORCH_LIBRARY(weft, m) {
   weft::norm::define_ops(m);
   weft::attention::define_ops(m);
+  weft::int8::define_ops(m);
 }
 
 STABLE_TORCH_LIBRARY_IMPL(weft, CPU, m) {
   weft::norm::implement_ops<weft::CpuNorm>(m);
   weft::attention::implement_ops<weft::CpuAttention>(m);
+  weft::int8::implement_ops<weft::CpuInt8>(m);
 }

@@ -565,30 +565,8 @@ class Ops {
       return t.mutable_data_ptr();
     }
 
-    // Where the rows of t lie, leading dimensions merged where strides allow; false if a copy is
-    // needed.
     bool view(const Tensor& t, Rows& rows) const {
-      const auto strides = t.strides();
-      const int leading = sizes.size() - static_cast<int>(ndim);
-      int64_t expected = 1;
-      for (int d = sizes.size() - 1; d >= leading; --d) {
-        if (sizes[d] != 1 && strides[d] != expected) return false;
-        expected *= sizes[d];
-      }
-      rows = {const_cast<void*>(t.const_data_ptr()), dtype_of(t), 0, {}, {}};
-      for (int d = 0; d < leading; ++d) {
-        if (sizes[d] == 1) continue;
-        if (rows.ndim > 0 && rows.stride[rows.ndim - 1] == sizes[d] * strides[d]) {
-          rows.size[rows.ndim - 1] *= sizes[d];
-          rows.stride[rows.ndim - 1] = strides[d];
-          continue;
-        }
-        if (rows.ndim == kMaxRowDims) return false;
-        rows.size[rows.ndim] = sizes[d];
-        rows.stride[rows.ndim++] = strides[d];
-      }
-      if (rows.ndim == 0) rows.ndim = 1;  // a single row
-      return true;
+      return view_rows(t, sizes.size() - static_cast<int>(ndim), rows);
     }
 
     static bool same(const Rows& a, const Rows& b) {

@@ -15,6 +15,7 @@
 
 #include "core/dtype.h"
 #include "core/error.h"
+#include "core/rows.h"
 
 namespace weft {
 
@@ -38,6 +39,7 @@ class Sizes {
   const int64_t* begin() const { return data_; }
   const int64_t* end() const { return data_ + size_; }
   int64_t operator[](int d) const { return data_[d]; }
+  int64_t& operator[](int d) { return data_[d]; }
   void push_back(int64_t size) {
     check(size_ < kMost, "weft: a tensor has more than ", kMost, " dimensions");
     data_[size_++] = size;
@@ -132,6 +134,32 @@ inline Tensor empty(const Sizes& sizes, DType dtype, const Tensor& like) {
   STABLE_TORCH_ERROR_CODE_CHECK(aoti_torch_empty_strided(
       sizes.size(), sizes.data(), strides, torch_dtype(dtype), device_type, device_index, &handle));
   return Tensor(handle);
+}
+
+// Where the rows of t lie, the leading dimensions merged where strides allow; false if a copy is
+// needed.
+inline bool view_rows(const Tensor& t, int leading, Rows& rows) {
+  const Sizes sizes = sizes_of(t);
+  const auto strides = t.strides();
+  int64_t expected = 1;
+  for (int d = sizes.size() - 1; d >= leading; --d) {
+    if (sizes[d] != 1 && strides[d] != expected) return false;
+    expected *= sizes[d];
+  }
+  rows = {const_cast<void*>(t.const_data_ptr()), dtype_of(t), 0, {}, {}};
+  for (int d = 0; d < leading; ++d) {
+    if (sizes[d] == 1) continue;
+    if (rows.ndim > 0 && rows.stride[rows.ndim - 1] == sizes[d] * strides[d]) {
+      rows.size[rows.ndim - 1] *= sizes[d];
+      rows.stride[rows.ndim - 1] = strides[d];
+      continue;
+    }
+    if (rows.ndim == kMaxRowDims) return false;
+    rows.size[rows.ndim] = sizes[d];
+    rows.stride[rows.ndim++] = strides[d];
+  }
+  if (rows.ndim == 0) rows.ndim = 1;  // a single row
+  return true;
 }
 
 // What stands for an output that was not asked for.

@@ -23,8 +23,10 @@ from ._fallback import fallbacks  # noqa: E402
 from .memory import reuse_memory  # noqa: E402
 from .ops import (  # noqa: E402
     Int8Output,
+    Quantized,
     apply_rotary_emb,
     attention,
+    dequantize_int8,
     dropout_mask,
     flash_attn_func,
     flash_attn_kvpacked_func,
@@ -34,15 +36,21 @@ from .ops import (  # noqa: E402
     flash_attn_varlen_qkvpacked_func,
     flash_attn_with_kvcache,
     fused_add_rms_norm,
+    int8_linear,
     kv_cache_append_,
     layer_norm,
     layer_norm_fn,
     layer_norm_int8,
+    llm_int8_linear,
     merge_attn_states,
+    pack_int8_weight,
+    quantize_int8,
     rms_norm,
     rms_norm_fn,
     rms_norm_int8,
     scaled_dot_product_attention,
+    unpack_int8_weight,
+    weight_only_linear,
 )
 from .optimize import Report, optimize, restore  # noqa: E402
 
@@ -53,10 +61,12 @@ __version__ = "0.1.0"
 
 __all__ = [
     "Int8Output",
+    "Quantized",
     "Report",
     "apply_rotary_emb",
     "attention",
     "compat",
+    "dequantize_int8",
     "dropout_mask",
     "fallbacks",
     "flash_attn_func",
@@ -67,20 +77,26 @@ __all__ = [
     "flash_attn_varlen_qkvpacked_func",
     "flash_attn_with_kvcache",
     "fused_add_rms_norm",
+    "int8_linear",
     "kv_cache_append_",
     "layer_norm",
     "layer_norm_fn",
     "layer_norm_int8",
+    "llm_int8_linear",
     "merge_attn_states",
     "nn",
     "ops",
     "optimize",
+    "pack_int8_weight",
+    "quantize_int8",
     "restore",
     "reuse_memory",
     "rms_norm",
     "rms_norm_fn",
     "rms_norm_int8",
     "scaled_dot_product_attention",
+    "unpack_int8_weight",
+    "weight_only_linear",
 ]
 
 

@@ -4,6 +4,6 @@ They are written from the formulas, not from the kernels, and the tests hold eve
 them. Nothing here is fast, and nothing but tests and benchmarks imports it.
 """
 
-from . import attention, norm, philox
+from . import attention, int8, norm, philox
 
-__all__ = ["attention", "norm", "philox"]
+__all__ = ["attention", "int8", "norm", "philox"]

@@ -1,0 +1,111 @@
+// Rows on their way to int8, on one ISA level: t = (activation(x) - shift) / smooth in floats, its
+// extremes, its rounding.
+#pragma once
+
+#include "cpu/activation.h"
+#include "cpu/panel_int8.h"
+#include "int8/cpu/kernels.h"
+
+namespace weft::int8::cpu::WEFT_CPU_LEVEL {
+
+using namespace ::weft::cpu::WEFT_CPU_LEVEL;  // NOLINT: one level's vectors
+
+constexpr int kFloats = kLanes<float>;
+
+template <class F>
+inline void with_float(DType t, F&& f) {
+  switch (t) {
+    case DType::bf16:
+      return f(bf16{});
+    case DType::f16:
+      return f(f16{});
+    default:
+      return f(float{});
+  }
+}
+
+// A vector from the n elements at p, zeros behind them.
+template <class T>
+inline Vec<float> load_some(const T* p, int64_t n) {
+  if (n >= kFloats) return load_lanes<float>(p);
+  T some[kFloats] = {};
+  for (int64_t i = 0; i < n; ++i) some[i] = p[i];
+  return load_lanes<float>(some);
+}
+template <class T>
+inline void store_some(T* p, Vec<float> v, int64_t n) {
+  if (n >= kFloats) return store_lanes<float>(p, v);
+  T some[kFloats];
+  store_lanes<float>(some, v);
+  for (int64_t i = 0; i < n; ++i) p[i] = some[i];
+}
+
+inline Vec<float> activate(Activation activation, Vec<float> v) {
+  switch (activation) {
+    case Activation::relu:
+      return relu(v);
+    case Activation::gelu:
+      return gelu(v);
+    case Activation::gelu_tanh:
+      return gelu_tanh(v);
+    case Activation::silu:
+    case Activation::silu_mul:
+      return silu(v);
+    case Activation::none:
+      break;
+  }
+  return v;
+}
+
+// t of a row, and zeros up to a whole vector.
+inline void transform_row(const Rows& x, int64_t n, int64_t C, Activation activation,
+                          const Smoothing& smoothing, float* t) {
+  with_float(x.dtype, [&](auto type) {
+    using T = decltype(type);
+    const T* p = reinterpret_cast<const T*>(x.row(n));
+    for (int64_t c = 0; c < C; c += kFloats) {
+      Vec<float> v = load_some(p + c, C - c);
+      if (activation != Activation::none) v = activate(activation, v);
+      if (activation == Activation::silu_mul) v *= load_some(p + C + c, C - c);
+      if (smoothing.shift) v -= load_some(smoothing.shift + c, C - c);
+      if (smoothing.smooth) {
+        v /= load_some(smoothing.smooth + c, C - c);
+      }
+      if (C - c < kFloats) {  // what is behind the row is 0, whatever was made of it
+        float lane[kFloats];
+        store_vec<float>(lane, v);
+        v = load_some(lane, C - c);
+      }
+      store_vec<float>(t + c, v);
+    }
+  });
+}
+
+inline Extremes extremes_of(const float* t, int64_t n, bool symmetric) {
+  Vec<float> min = {}, max = {}, magnitude = {};
+  for (int64_t i = 0; i < n; i += kFloats) {
+    const Vec<float> v = load_some(t + i, n - i);
+    magnitude = magnitude_max(magnitude, v);
+    if (!symmetric) min = vmin(v, min), max = vmax(v, max);
+  }
+  Extremes all;
+  for (int i = 0; i < kFloats; ++i) all.add({min[i], max[i], magnitude[i]});
+  return all;
+}
+
+// q of n elements; to nearest, ties to even. NaN becomes the zero point.
+inline void quantize_span(const float* t, int64_t n, Scale s, int8_t* q) {
+  const bool lost = s.lost();
+  const Vec<float> inverse = broadcast(lost ? 0.0f : 1 / s.scale),
+                   least = broadcast(static_cast<float>(-128 - s.zero_point)),
+                   most = broadcast(static_cast<float>(127 - s.zero_point));
+  const Vec<int32_t> zero = broadcast<int32_t>(s.zero_point);
+  for (int64_t i = 0; i < n; i += kFloats) {
+    Vec<float> v = load_some(t + i, n - i) * inverse;
+    v = v == v ? v : Vec<float>{};
+    v = vmin(vmax(v, least), most);
+    store_bytes(q + i, round_to_int(v) + zero, n - i);
+  }
+}
+
+}  // namespace weft::int8::cpu::WEFT_CPU_LEVEL

@@ -1,0 +1,293 @@
+"""INT8: quantisers, packed weights, and the linear layers on them.
+
+    q = clamp(round(t / scale) + zero_point, -128, 127), t = (activation(x) - shift) / smooth
+    y = activation(x Wᵀ + bias) + residual
+
+with x and W int8 (`int8_linear`), W alone int8 or int4 (`weight_only_linear`), or both int8 but for
+the columns of x that hold outliers (`llm_int8_linear`). Weights are packed once; what packing made
+of them belongs to weft, and checkpoints keep the plain int8 weight and its scales.
+"""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+from . import _int8_autograd, _int8_fake  # noqa: F401  they register themselves
+from ._grad import needs_grad
+
+_quantize = torch.ops.weft.int8_quantize.default
+_dequantize = torch.ops.weft.int8_dequantize.default
+_pack = torch.ops.weft.int8_pack.default
+_unpack = torch.ops.weft.int8_unpack.default
+_int8_linear = torch.ops.weft.int8_linear.default
+_weight_only_linear = torch.ops.weft.weight_only_linear.default
+_llm_int8_linear = torch.ops.weft.llm_int8_linear.default
+
+
+class Quantized(NamedTuple):
+    """About ``(values - zero_point) * scale``.
+
+    values: int8, the shape of t.
+    scale: float32; [] of a tensor, [..., 1] of tokens, [C] of channels, [..., C / group] of groups.
+    zero_point: int32, as scale; None if symmetric.
+    """
+
+    values: Tensor
+    scale: Tensor
+    zero_point: Tensor | None
+
+
+def quantize_int8(
+    x: Tensor,
+    scale: Tensor | None = None,
+    zero_point: Tensor | None = None,
+    *,
+    granularity: str = "token",
+    group_size: int = 0,
+    symmetric: bool = True,
+    activation: str = "none",
+    shift: Tensor | None = None,
+    smooth: Tensor | None = None,
+) -> Quantized:
+    r"""Quantises t = (activation(x) - shift) / smooth to int8, to the nearest, ties to even.
+
+    Static where `scale` is given, else dynamic:
+
+    * symmetric: scale = max\|t\| / 127, values from -127 to 127, zero point 0;
+    * asymmetric: scale = (max(t, 0) - min(t, 0)) / 255, values from -128 to 127,
+      zero_point = round(-128 - min(t, 0) / scale).
+
+    Where t is 0 throughout, the scale is 1. Where it holds NaN or infinity, the scale is that and
+    the values are the zero point; by a static scale NaN becomes the zero point, infinity the last
+    value.
+
+    Args:
+        x: [..., C], float32, bfloat16 or float16; [..., 2 C] for silu_mul.
+        scale: float32, of the shape that `granularity` gives scales.
+        zero_point: int32, as scale. Default: 0.
+        granularity: what has a scale of its own: "tensor", "token" (a row; of a weight [N, K], an
+            output channel), "channel" (an index of the last dimension), or "group" (`group_size`
+            elements of a row).
+        group_size: a divisor of C.
+        symmetric: of dynamic scales.
+        activation: "none", "relu", "gelu", "gelu_tanh", "silu", or "silu_mul":
+            silu(x[..., :C]) * x[..., C:].
+        shift, smooth: float32 [C].
+
+    Returns:
+        :class:`Quantized`.
+    """
+    values, scales, points = _quantize(
+        x, scale, zero_point, shift, smooth, activation, granularity, group_size, symmetric
+    )
+    if scale is not None:
+        return Quantized(values, scale, zero_point)
+    return Quantized(values, scales, None if symmetric else points)
+
+
+def dequantize_int8(
+    values: Tensor,
+    scale: Tensor,
+    zero_point: Tensor | None = None,
+    *,
+    dtype: torch.dtype = torch.float32,
+) -> Tensor:
+    """(values - zero_point) * scale, for every granularity of :func:`weft.quantize_int8`.
+
+    Args:
+        values: int8 [..., C].
+        scale: float32; its shape says which values a scale belongs to.
+        zero_point: int32, as scale. Default: 0.
+        dtype: of the result.
+    """
+    granularity, group_size = _granularity(values, scale)
+    return _dequantize(values, scale, zero_point, granularity, group_size, dtype)
+
+
+def _granularity(values: Tensor, scale: Tensor) -> tuple[str, int]:
+    """The granularity that has scales of this shape, and its group size."""
+    *rows, C = values.shape
+    if scale.dim() == 0:
+        return "tensor", 0
+    if scale.shape == (*rows, 1):
+        return "token", 0
+    if scale.shape == (C,):
+        return "channel", 0
+    if scale.shape[:-1] == tuple(rows) and scale.shape[-1] and C % scale.shape[-1] == 0:
+        return "group", C // scale.shape[-1]
+    raise ValueError(
+        f"weft.dequantize_int8: scale has shape {list(scale.shape)}, expected [], "
+        f"{[*rows, 1]}, {[C]} or {rows} and a divisor of {C}"
+    )
+
+
+def pack_int8_weight(weight: Tensor, *, bits: int = 8) -> Tensor:
+    """A weight as the kernels read it: opaque, for this version of weft and this kind of device.
+
+    Args:
+        weight: int8 [N, K], any strides (a Conv1D's [K, N] transposed); of 4 bits, -8 to 7 each.
+        bits: 8, or 4: two to a byte.
+
+    Returns:
+        uint8 [bytes], which :func:`weft.unpack_int8_weight` undoes.
+    """
+    return _pack(weight, bits)
+
+
+def unpack_int8_weight(packed: Tensor) -> Tensor:
+    """The int8 weight [N, K] that was packed."""
+    header = packed[:64].clone().view(torch.int64)
+    if packed.dtype != torch.uint8 or header.numel() != 8:
+        raise ValueError("weft.unpack_int8_weight: packed is no packed weight")
+    n, k, bits = header[1:4].tolist()
+    return _unpack(packed, n, k, bits)
+
+
+def int8_linear(
+    x: Tensor,
+    packed: Tensor,
+    weight_scale: Tensor,
+    bias: Tensor | None = None,
+    *,
+    x_scale: Tensor | None = None,
+    x_zero_point: Tensor | None = None,
+    symmetric: bool = True,
+    shift: Tensor | None = None,
+    smooth: Tensor | None = None,
+    activation: str = "none",
+    residual: Tensor | None = None,
+    out_dtype: torch.dtype | None = None,
+    out_scale: Tensor | None = None,
+    out_zero_point: int = 0,
+) -> Tensor:
+    """W8A8: x and the weight in int8, their products summed exactly in int32.
+
+    A float x is quantised within, by its rows' own scales or by `x_scale`, as
+    :func:`weft.quantize_int8` does it; an int8 x is taken as it is. A row with NaN or infinity
+    gives NaN.
+
+    Gradients, where they are asked for, are those of the linear layer without rounding: of x, bias
+    and residual, without activation.
+
+    Args:
+        x: [..., K].
+        packed: of an int8 weight [N, K].
+        weight_scale: float32 [N] (one for all: ``scale.expand(N)``).
+        bias: [N].
+        x_scale: float32, one element; of an int8 x one, or one a row.
+        x_zero_point: int32, as x_scale. Default: 0.
+        symmetric: of dynamic scales.
+        shift, smooth: float32 [K]: (x - shift) / smooth is what is quantised.
+        activation: "none", "relu", "gelu", "gelu_tanh" or "silu".
+        residual: [..., N], added behind the activation.
+        out_dtype: default x's, or float32 for an int8 x. torch.int32: the sums as they are.
+        out_scale, out_zero_point: the result in int8, by this scale of one element.
+
+    Returns:
+        [..., N].
+    """
+    if out_dtype is None:
+        out_dtype = torch.float32 if x.dtype == torch.int8 else x.dtype
+    if out_scale is not None:
+        out_dtype = torch.int8
+    args = (
+        x,
+        packed,
+        weight_scale,
+        x_scale,
+        x_zero_point,
+        shift,
+        smooth,
+        bias,
+        residual,
+        out_scale,
+        out_zero_point,
+        activation,
+        symmetric,
+        out_dtype,
+    )
+    return _run(_int8_linear, args, x, bias, residual)
+
+
+def weight_only_linear(
+    x: Tensor,
+    packed: Tensor,
+    weight_scale: Tensor,
+    bias: Tensor | None = None,
+    *,
+    weight_zero_point: Tensor | None = None,
+    bits: int = 8,
+    activation: str = "none",
+    residual: Tensor | None = None,
+) -> Tensor:
+    """W8A16 and W4A16: the weight in int8 or int4, x in floats.
+
+    x is rounded to 16 bits (bfloat16) or 24 (others) below the largest |x| of its row, and its
+    products with the weight are summed exactly. A row with NaN or infinity gives NaN.
+
+    Gradients: as :func:`weft.int8_linear`.
+
+    Args:
+        x: [..., K].
+        packed: of an int8 or int4 weight [N, K].
+        weight_scale: float32 [N], or [N, K / group] for groups of a multiple of 8.
+        bias: [N].
+        weight_zero_point: float32, as weight_scale: w stands for (w - zero_point) * scale.
+        bits: 8 or 4, as packed.
+        activation: "none", "relu", "gelu", "gelu_tanh" or "silu".
+        residual: [..., N], added behind the activation.
+
+    Returns:
+        [..., N] in x's dtype.
+    """
+    args = (x, packed, weight_scale, weight_zero_point, bias, residual, activation, bits)
+    return _run(_weight_only_linear, args, x, bias, residual)
+
+
+def llm_int8_linear(
+    x: Tensor,
+    packed: Tensor,
+    weight_scale: Tensor,
+    bias: Tensor | None = None,
+    *,
+    threshold: float = 6.0,
+    activation: str = "none",
+    residual: Tensor | None = None,
+    weight: Tensor | None = None,
+) -> Tensor:
+    """LLM.int8 (arXiv 2208.07339): :func:`weft.int8_linear` but for the columns with outliers.
+
+    Columns of x that hold any |x| >= threshold take no part in the rows' scales and are multiplied
+    in floats, with the weight's int8 values dequantised, before the result is stored. NaN and
+    infinity are outliers.
+
+    Args:
+        x: [..., K].
+        packed: of an int8 weight [N, K].
+        weight_scale: float32 [N].
+        bias: [N].
+        threshold: 0: no outliers.
+        activation: "none", "relu", "gelu", "gelu_tanh" or "silu".
+        residual: [..., N], added behind the activation.
+        weight: [N, K] in floats, what `packed` was quantised from: takes the gradient dyᵀ x, and no
+            part in the result.
+
+    Returns:
+        [..., N] in x's dtype.
+    """
+    args = (x, packed, weight_scale, bias, residual, weight, activation, threshold)
+    return _run(_llm_int8_linear, args, x, bias, residual, weight)
+
+
+def _run(op: torch._ops.OpOverload, args: tuple, *leaves: Tensor | None) -> Tensor:
+    if (
+        torch.compiler.is_compiling()
+        or needs_grad(*leaves)
+        or torch._C._are_functorch_transforms_active()
+    ):
+        return op(*args)
+    with torch._C._AutoDispatchBelowAutograd():  # half the cost of asking autograd once more
+        return op(*args)
