@@ -3,17 +3,18 @@
 //
 //   s[r][t] = q[r] · k[t]        o[r] = alpha[r] · o[r] + Σ p[r][t] · v[t]        M = S · G rows r
 //
-// Plan. A task is a range of one sequence's keys for several key heads. It goes over the keys in
-// chunks of kChunk, and within a chunk over the heads, so that memory is read nearly in order however
-// heads and keys lie; while it works on one (chunk, head) it prefetches the next. Scores: a tile of R
-// rows by L / R keys (L lanes) multiplies along D, which leaves L vectors of partial sums; they are
-// added up lane by lane in a tree that ends in one vector of L scores. Then the softmax of forward.h,
-// and the values: p spread over the lanes, times a row of v (two rows, interleaved, where bf16 has
-// its dot product), R rows by 16 / R vectors of o in registers.
+// Plan. A task is a range of one sequence's keys for several key heads, whose elements of one key lie
+// side by side. It goes over the keys in chunks of kChunk, over a chunk's keys and then its values in
+// blocks of some 32 KiB, and within a block over the heads: so memory is read in its own order, and
+// while one block is worked on, the lines of the next are prefetched one after the other, a few beside
+// each step. Scores: a tile of R rows by L / R keys (L lanes) multiplies along D, which leaves L
+// vectors of partial sums; they are added up lane by lane in a tree that ends in one vector of L
+// scores. Then the softmax of forward.h, and the values: p spread over the lanes, times a row of v (two
+// rows, interleaved, where bf16 has its dot product), R rows by 16 / R vectors of o in registers.
 //
 // Cost of a key of D = Dv = 128 in bf16 with 4 rows: 16 + 16 dot products, 15 for the sums, 8 shuffles,
-// 3 of softmax, about 60 cycles for 512 bytes. Memory gives one core fewer bytes than that: bound by
-// reading.
+// 4 for o, 3 of softmax, about 60 cycles for 512 bytes. Memory gives one core fewer bytes than that:
+// bound by reading.
 
 #include "attention/cpu/forward.h"
 
@@ -21,6 +22,9 @@ namespace weft::attention::cpu::WEFT_CPU_LEVEL {
 namespace {
 
 constexpr int64_t kChunk = 64;
+constexpr int64_t kBlockBytes = 32
+                                << 10;  // of keys or values, that are worked on between prefetches
+constexpr int64_t kLeastBlock = 16;     // keys: as many as a tile has lanes
 constexpr int64_t kMostRows = 16;
 
 // The element at lane i of every vector is its own row's: L vectors become one of L sums.
@@ -58,11 +62,11 @@ class Decoder {
     Scratch pieces(scratch);
     q_ = pieces.take<In>(heads * padded_ * p.D);
     o_ = pieces.take<A>(heads * padded_ * p.Dv);
-    s_ = pieces.take<A>(padded_ * kChunk);
-    p_rows_ = pieces.take<In>(padded_ * kChunk);
+    s_ = pieces.take<A>(heads * padded_ * kChunk);
+    p_rows_ = pieces.take<In>(heads * padded_ * kChunk);
     max_ = pieces.take<A>(heads * padded_);
     sum_ = pieces.take<A>(heads * padded_);
-    alpha_ = pieces.take<A>(padded_);
+    alpha_ = pieces.take<A>(heads * padded_);
     keep_ = pieces.take<A>(p.dropout.p > 0 ? kChunk : 0);
     bytes_ = pieces.used();
   }
@@ -72,35 +76,84 @@ class Decoder {
     task_ = &task;
     extent_ = p_.extent(task.b);
     rows_ = extent_.S * group_;
+    heads_ = task.k_end - task.k;
+    block_ = kLeastBlock;
+    while (2 * block_ <= kChunk && 2 * block_ * heads_ * p_.D * kSize <= kBlockBytes) block_ *= 2;
     start();
     const Range seen = {visible(p_, extent_, 0).begin, visible(p_, extent_, extent_.S - 1).end};
     const Range keys = intersect(seen, {task.key_begin, task.key_end});
-    Unit unit[2];
-    int64_t k = task.k, first = keys.begin / kChunk * kChunk;
-    if (!keys.empty()) find(unit[0], k, first, keys.end);
+    Chunk chunk[2];
+    int64_t first = keys.begin / kChunk * kChunk;
+    find(chunk[0], first, keys.end);
     for (int now = 0; first < keys.end; now ^= 1) {
-      const Unit& next = unit[now ^ 1];
-      if (++k == task.k_end) k = task.k, first += kChunk;
-      if (first < keys.end)
-        find(unit[now ^ 1], k, first, keys.end);
-      else
-        unit[now ^ 1].count = 0;
-      process(unit[now], next);
+      first += kChunk;
+      find(chunk[now ^ 1], first, keys.end);
+      process(chunk[now], chunk[now ^ 1]);
     }
-    for (int64_t head = task.k; head < task.k_end; ++head)
+    for (int64_t head = 0; head < heads_; ++head)
       for (int64_t r = 0; r < rows_; ++r) {
-        const int64_t at = (head - task.k) * padded_ + r;
-        finish_row(p_, extent_, task, (head - task.k) * p_.S * group_ + r, r / group_,
-                   head * group_ + r % group_, o_ + at * p_.Dv, p_.Dv, max_[at], sum_[at]);
+        const int64_t at = head * padded_ + r;
+        finish_row(p_, extent_, task, head * p_.S * group_ + r, r / group_,
+                   (task.k + head) * group_ + r % group_, o_ + at * p_.Dv, p_.Dv, max_[at],
+                   sum_[at]);
       }
   }
 
  private:
-  // The keys of one chunk and head.
-  struct Unit {
-    int64_t k, first, count = 0;
-    const char *keys[kChunk], *values[kChunk];
-    float key_scales[kChunk], value_scales[kChunk];
+  static constexpr int64_t kSize = sizeof(T);
+
+  // Where some keys lie: the task's first head of them, and its scale.
+  struct Rows {
+    const char* data[kChunk];
+    const float* scale[kChunk];
+  };
+  struct Chunk {
+    int64_t first, count;
+    Rows keys, values;
+  };
+
+  // The lines of a block in the order of memory, in even shares of a few at a time.
+  class Prefetch {
+   public:
+    Prefetch() = default;
+    // Of rows [from, to): `heads` pieces of `bytes`, `stride` bytes apart.
+    Prefetch(const Rows& rows, int64_t from, int64_t to, int64_t heads, int64_t bytes,
+             int64_t stride)
+        : row_(rows.data + from),
+          end_(rows.data + to),
+          heads_(heads),
+          bytes_(bytes),
+          stride_(stride) {
+      if (bytes == stride) bytes_ *= heads, heads_ = 1;
+    }
+    // In `steps` shares, as even as fours of lines are.
+    void divide(int64_t steps) {
+      const int64_t fours = (end_ - row_) * heads_ * ((bytes_ + 255) / 256);
+      share_ = (fours + steps - 1) / steps;
+    }
+    WEFT_INLINE void step() {
+      for (int64_t i = share_; i > 0 && row_ != end_; --i) {
+        const char* line = *row_ + head_ * stride_ + at_;
+#pragma GCC unroll 4
+        for (int j = 0; j < 4; ++j) __builtin_prefetch(line + 64 * j, 0, 2);
+        if ((at_ += 256) >= bytes_) next_piece();
+      }
+    }
+    void finish() {
+      while (row_ != end_) step();
+    }
+
+   private:
+    void next_piece() {
+      at_ = 0;
+      if (++head_ < heads_) return;
+      head_ = 0;
+      ++row_;
+    }
+
+    const char* const* row_ = nullptr;
+    const char* const* end_ = nullptr;
+    int64_t heads_ = 0, bytes_ = 0, stride_ = 0, share_ = 1, head_ = 0, at_ = 0;
   };
 
   static int64_t padded_rows(int64_t rows) {
@@ -110,22 +163,28 @@ class Decoder {
   }
   static constexpr int kMostTile = kLane < 8 ? kLane : 8;  // rows
 
-  void find(Unit& unit, int64_t k, int64_t first, int64_t end) const {
-    unit.k = k;
-    unit.first = first;
-    unit.count = first + kChunk < end ? kChunk : end - first;
-    const Range keys = {first, first + unit.count};
-    find_rows(p_, p_.k, p_.k_scale, extent_, task_->b, k, keys, unit.keys, unit.key_scales);
-    find_rows(p_, p_.v, p_.v_scale, extent_, task_->b, k, keys, unit.values, unit.value_scales);
+  void find(Chunk& chunk, int64_t first, int64_t end) const {
+    chunk.first = first;
+    chunk.count = first >= end ? 0 : first + kChunk < end ? kChunk : end - first;
+    find(chunk.keys, p_.k, p_.k_scale, {first, first + chunk.count});
+    find(chunk.values, p_.v, p_.v_scale, {first, first + chunk.count});
+  }
+  void find(Rows& rows, const Heads& tensor, const Vectors& scale, Range keys) const {
+    int64_t n = 0;
+    for_each_run(p_, extent_, task_->b, keys, [&](int64_t batch, int64_t row, int64_t count) {
+      for (int64_t i = 0; i < count; ++i, ++n) {
+        rows.data[n] = tensor.at(batch, row + i, task_->k);
+        if constexpr (kScaled) rows.scale[n] = &scale.at(batch, row + i, task_->k);
+      }
+    });
   }
 
   void start() {
-    const int64_t heads = task_->k_end - task_->k;
-    std::memset(q_, 0, static_cast<size_t>(heads * padded_ * p_.D) * sizeof(In));
-    std::memset(o_, 0, static_cast<size_t>(heads * padded_ * p_.Dv) * sizeof(A));
-    std::memset(p_rows_, 0, static_cast<size_t>(padded_ * kChunk) * sizeof(In));
-    std::memset(alpha_, 0, static_cast<size_t>(padded_) * sizeof(A));
-    for (int64_t k = 0; k < heads; ++k)
+    std::memset(q_, 0, static_cast<size_t>(heads_ * padded_ * p_.D) * sizeof(In));
+    std::memset(o_, 0, static_cast<size_t>(heads_ * padded_ * p_.Dv) * sizeof(A));
+    std::memset(p_rows_, 0, static_cast<size_t>(heads_ * padded_ * kChunk) * sizeof(In));
+    std::memset(alpha_, 0, static_cast<size_t>(heads_ * padded_) * sizeof(A));
+    for (int64_t k = 0; k < heads_; ++k)
       for (int64_t r = 0; r < rows_; ++r) {
         const int64_t at = k * padded_ + r, h = (task_->k + k) * group_ + r % group_;
         load_query(p_.q.at(extent_.q_batch, extent_.q_row + r / group_, h), q_ + at * p_.D);
@@ -142,27 +201,51 @@ class Decoder {
     });
   }
 
-  void process(const Unit& unit, const Unit& next) {
-    const int64_t at = (unit.k - task_->k) * padded_;
-    tiles([&](auto rows, int64_t r) {
-      scores<decltype(rows)::value>(q_ + (at + r) * p_.D, unit, r ? none_ : next, s_ + r * kChunk);
-    });
-    const Softmax<In> softmax(p_, extent_, task_->b, keep_);
-    const Range whole = {0, round_up(unit.count, Softmax<In>::kWide)},
-                keys = {unit.first, unit.first + unit.count};
-    for (int64_t r = 0; r < rows_; ++r) {
-      A* s = s_ + r * kChunk;
-      if constexpr (kScaled)
-        for (int64_t t = 0; t < unit.count; ++t) s[t] *= unit.key_scales[t];
-      alpha_[r] =
-          softmax.row(unit.k * group_ + r % group_, r / group_, unit.first, whole,
-                      intersect(keys, visible(p_, extent_, r / group_)), s, p_rows_ + r * kChunk,
-                      max_[at + r], sum_[at + r], kScaled ? unit.value_scales : nullptr);
+  void process(const Chunk& chunk, const Chunk& next) {
+    for (int64_t from = 0; from < chunk.count; from += block_) {
+      const int64_t to = from + block_ < chunk.count ? from + block_ : chunk.count;
+      prefetch_ = to < chunk.count ? block_of(chunk, chunk.keys, to, p_.D, p_.k.head)
+                                   : block_of(chunk, chunk.values, 0, p_.Dv, p_.v.head);
+      tiles([&](auto rows, int64_t r) { scores<decltype(rows)::value>(chunk, from, to, r); });
+      prefetch_.finish();
     }
-    tiles([&](auto rows, int64_t r) {
-      values<decltype(rows)::value>(p_rows_ + r * kChunk, unit, r ? none_ : next, alpha_ + r,
-                                    o_ + (at + r) * p_.Dv);
-    });
+    for (int64_t head = 0; head < heads_; ++head) weigh(chunk, head);
+    for (int64_t from = 0; from < chunk.count; from += block_) {
+      const int64_t to = from + block_ < chunk.count ? from + block_ : chunk.count;
+      prefetch_ = to < chunk.count ? block_of(chunk, chunk.values, to, p_.Dv, p_.v.head)
+                                   : block_of(next, next.keys, 0, p_.D, p_.k.head);
+      tiles([&](auto rows, int64_t r) { values<decltype(rows)::value>(chunk, from, to, r); });
+      prefetch_.finish();
+    }
+  }
+
+  Prefetch block_of(const Chunk& chunk, const Rows& rows, int64_t from, int64_t elements,
+                    int64_t head_stride) const {
+    const int64_t to = from + block_ < chunk.count ? from + block_ : chunk.count;
+    return {rows, from, to, heads_, elements * kSize, head_stride * kSize};
+  }
+
+  // Scores of one head become p, and alpha what its o is to be scaled with.
+  void weigh(const Chunk& chunk, int64_t head) {
+    const Softmax<In> softmax(p_, extent_, task_->b, keep_);
+    const Range whole = {0, round_up(chunk.count, Softmax<In>::kWide)},
+                keys = {chunk.first, chunk.first + chunk.count};
+    float key_scales[kChunk], value_scales[kChunk];
+    if constexpr (kScaled)
+      for (int64_t t = 0; t < chunk.count; ++t) {
+        key_scales[t] = chunk.keys.scale[t][head * p_.k_scale.head];
+        value_scales[t] = chunk.values.scale[t][head * p_.v_scale.head];
+      }
+    for (int64_t r = 0; r < rows_; ++r) {
+      const int64_t at = head * padded_ + r;
+      A* s = s_ + at * kChunk;
+      if constexpr (kScaled)
+        for (int64_t t = 0; t < chunk.count; ++t) s[t] *= key_scales[t];
+      alpha_[at] =
+          softmax.row((task_->k + head) * group_ + r % group_, r / group_, chunk.first, whole,
+                      intersect(keys, visible(p_, extent_, r / group_)), s, p_rows_ + at * kChunk,
+                      max_[at], sum_[at], kScaled ? value_scales : nullptr);
+    }
   }
 
   // f(R, first row) for tiles of R rows.
@@ -172,64 +255,82 @@ class Decoder {
     if constexpr (R > 1) tiles<R / 2>(f, r);
   }
 
-  // Rows [from, to) of the next unit, all their lines together: one by one, beside the loads of this
-  // unit, they take half as long again.
-  static void prefetch(const Unit& next, const char* const* rows, int64_t from, int64_t to,
-                       int64_t elements) {
-    const int64_t bytes = elements * static_cast<int64_t>(sizeof(T));
-    for (int64_t t = from; t < to && t < next.count; ++t)
-      for (int64_t i = 0; i < bytes; i += 64) __builtin_prefetch(rows[t] + i, 0, 2);
+  // Keys [from, to) of a chunk by rows r … r + R - 1 of every head.
+  template <int R>
+  void scores(const Chunk& chunk, int64_t from, int64_t to, int64_t r) {
+    constexpr int keys = kLane / R;
+    prefetch_.divide(heads_ * share(to - from, keys));
+    for (int64_t t = from; t < to; t += keys)
+      for (int64_t head = 0; head < heads_; ++head) {
+        prefetch_.step();
+        const T* row[keys];
+        for (int j = 0; j < keys; ++j)
+          row[j] = reinterpret_cast<const T*>(chunk.keys.data[t + j < to ? t + j : to - 1]) +
+                   head * p_.k.head;
+        const int64_t at = head * padded_ + r;
+        score_tile<R>(q_ + at * p_.D, row, s_ + at * kChunk + t);
+      }
   }
+  static int64_t share(int64_t n, int64_t of) { return (n + of - 1) / of; }
 
   template <int R>
-  void scores(const In* q, const Unit& unit, const Unit& next, A* s) const {
+  void score_tile(const In* q, const T* const* row, A* s) const {
     constexpr int keys = kLane / R;
-    for (int64_t t = 0; t < unit.count; t += keys) {
-      prefetch(next, next.keys, t, t + keys, p_.D);
-      const T* row[keys];
-      for (int j = 0; j < keys; ++j)
-        row[j] = reinterpret_cast<const T*>(unit.keys[t + j < unit.count ? t + j : unit.count - 1]);
-      Vec<A> sum[kLane] = {};
-      for (int64_t d = 0; d < p_.D; d += Load::kWide) {
-        Vec<A> x[R];
+    Vec<A> sum[kLane] = {};
+    for (int64_t d = 0; d < p_.D; d += Load::kWide) {
+      Vec<A> x[R];
 #pragma GCC unroll 8
-        for (int i = 0; i < R; ++i) x[i] = load_vec<A>(q + i * p_.D + d);
+      for (int i = 0; i < R; ++i) x[i] = load_vec<A>(q + i * p_.D + d);
 #pragma GCC unroll 16
-        for (int j = 0; j < keys; ++j) {
-          const Vec<A> y = Load::load(row[j] + d, Load::kWide, 1);
+      for (int j = 0; j < keys; ++j) {
+        const Vec<A> y = Load::load(row[j] + d, Load::kWide, 1);
 #pragma GCC unroll 8
-          for (int i = 0; i < R; ++i) sum[i * keys + j] = P::multiply(x[i], y, sum[i * keys + j]);
-        }
+        for (int i = 0; i < R; ++i) sum[i * keys + j] = P::multiply(x[i], y, sum[i * keys + j]);
       }
-      A all[kLane];
-      store_vec<A>(all, sum_lanes<A>(sum));
-      for (int i = 0; i < R; ++i) std::memcpy(s + i * kChunk + t, all + i * keys, keys * sizeof(A));
+    }
+    A all[kLane];
+    store_vec<A>(all, sum_lanes<A>(sum));
+    for (int i = 0; i < R; ++i) std::memcpy(s + i * kChunk, all + i * keys, keys * sizeof(A));
+  }
+
+  // The same with values: o = alpha · o + p · v, where alpha is 1 behind the chunk's first block.
+  template <int R>
+  void values(const Chunk& chunk, int64_t from, int64_t to, int64_t r) {
+    constexpr int64_t step = P::kStep;
+    constexpr int vectors = kLane < 16 ? 2 : R == 8 ? 2 : R == 4 ? 4 : 8;
+    const int64_t wide = p_.Dv / (vectors * kLane),
+                  rest = p_.Dv % (vectors * kLane) / (step * kLane);
+    prefetch_.divide(heads_ * (wide + rest) * share(to - from, step));
+    for (int64_t head = 0; head < heads_; ++head) {
+      int64_t column = 0;
+      for (; column + vectors * kLane <= p_.Dv; column += vectors * kLane)
+        value_columns<R, vectors>(chunk, from, to, head, r, column);
+      for (; column < p_.Dv; column += step * kLane)
+        value_columns<R, step>(chunk, from, to, head, r, column);
     }
   }
 
-  template <int R>
-  void values(const In* p, const Unit& unit, const Unit& next, const A* alpha, A* o) const {
-    constexpr int64_t step = P::kStep;
-    constexpr int vectors = kLane < 16 ? 2 : R == 8 ? 2 : R == 4 ? 4 : 8;
-    int64_t column = 0;
-    for (; column + vectors * kLane <= p_.Dv; column += vectors * kLane)
-      value_columns<R, vectors>(p, unit, column ? none_ : next, alpha, o, column);
-    for (; column < p_.Dv; column += step * kLane)
-      value_columns<R, step>(p, unit, column ? none_ : next, alpha, o, column);
-  }
-
   template <int R, int kVectors>
-  void value_columns(const In* p, const Unit& unit, const Unit& next, const A* alpha, A* o,
-                     int64_t column) const {
+  void value_columns(const Chunk& chunk, int64_t from, int64_t to, int64_t head, int64_t r,
+                     int64_t column) {
     constexpr int64_t step = P::kStep;
-    Vec<A> sum[R][kVectors] = {};
-    for (int64_t t = 0; t < unit.count; t += step) {
-      prefetch(next, next.values, t, t + step, p_.Dv);
-      const T* row = reinterpret_cast<const T*>(unit.values[t]) + column;
+    const int64_t at = head * padded_ + r, offset = head * p_.v.head + column;
+    const In* p = p_rows_ + at * kChunk;
+    A* o = o_ + at * p_.Dv + column;
+    Vec<A> sum[R][kVectors];
+#pragma GCC unroll 8
+    for (int i = 0; i < R; ++i) {
+      const Vec<A> alpha = broadcast(from ? A{1} : alpha_[at + i]);
+#pragma GCC unroll 8
+      for (int j = 0; j < kVectors; ++j) sum[i][j] = alpha * load_vec<A>(o + i * p_.Dv + j * kLane);
+    }
+    for (int64_t t = from; t < to; t += step) {
+      prefetch_.step();
+      const T* row = reinterpret_cast<const T*>(chunk.values.data[t]) + offset;
       Vec<A> y[kVectors];
       if constexpr (step == 2) {
         const T* second =
-            reinterpret_cast<const T*>(unit.values[t + 1 < unit.count ? t + 1 : t]) + column;
+            reinterpret_cast<const T*>(chunk.values.data[t + 1 < to ? t + 1 : t]) + offset;
 #pragma GCC unroll 8
         for (int j = 0; j < kVectors; j += 2) {
           y[j] = Load::load(row + j * kLane, Load::kWide, 1);
@@ -250,19 +351,16 @@ class Decoder {
 #pragma GCC unroll 8
     for (int i = 0; i < R; ++i)
 #pragma GCC unroll 8
-      for (int j = 0; j < kVectors; ++j) {
-        A* to = o + i * p_.Dv + column + j * kLane;
-        store_vec<A>(to, multiply_add(broadcast(alpha[i]), load_vec<A>(to), sum[i][j]));
-      }
+      for (int j = 0; j < kVectors; ++j) store_vec<A>(o + i * p_.Dv + j * kLane, sum[i][j]);
   }
 
   const Forward& p_;
   const ForwardTask* task_ = nullptr;
   Problem::Extent extent_ = {};
-  int64_t group_, padded_, rows_ = 0, bytes_ = 0;
+  int64_t group_, padded_, heads_ = 0, rows_ = 0, block_ = 0, bytes_ = 0;
   In *q_, *p_rows_;
   A *o_, *s_, *max_, *sum_, *alpha_, *keep_;
-  Unit none_ = {};
+  Prefetch prefetch_;
 };
 
 // f(Decoder of the problem's types).

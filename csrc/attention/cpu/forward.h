@@ -63,10 +63,11 @@ class Scratch {
   int64_t used_ = 0;
 };
 
-// Where keys of a sequence lie, whatever the cache is made of, and the scale of each.
-inline void find_rows(const Forward& p, const Heads& tensor, const Vectors& scale,
-                      const Problem::Extent& extent, int64_t b, int64_t k, Range keys,
-                      const char** rows, float* scales) {
+// f(batch, row, count) for the runs of rows that hold `keys` of sequence b, whatever the cache is made
+// of.
+template <class F>
+inline void for_each_run(const Forward& p, const Problem::Extent& extent, int64_t b, Range keys,
+                         F&& f) {
   const Sequences& sequences = p.sequences;
   int64_t batch = extent.k_batch, row = extent.k_row + keys.begin, left = keys.end - keys.begin;
   const int32_t* page = nullptr;
@@ -80,13 +81,22 @@ inline void find_rows(const Forward& p, const Heads& tensor, const Vectors& scal
       batch = *page++;
       if (run > sequences.page_size - row) run = sequences.page_size - row;
     }
-    const char* data = tensor.at(batch, row, k);
-    const int64_t stride = tensor.row * static_cast<int64_t>(size_of(tensor.dtype));
-    for (int64_t i = 0; i < run; ++i) *rows++ = data + i * stride;
-    for (int64_t i = 0; i < run; ++i) *scales++ = scale ? scale.at(batch, row + i, k) : 1.0f;
+    f(batch, row, run);
     left -= run;
     row = page ? 0 : row + run;
   }
+}
+
+// Where those of one key head lie, and the scale of each.
+inline void find_rows(const Forward& p, const Heads& tensor, const Vectors& scale,
+                      const Problem::Extent& extent, int64_t b, int64_t k, Range keys,
+                      const char** rows, float* scales) {
+  for_each_run(p, extent, b, keys, [&](int64_t batch, int64_t row, int64_t count) {
+    const char* data = tensor.at(batch, row, k);
+    const int64_t stride = tensor.row * static_cast<int64_t>(size_of(tensor.dtype));
+    for (int64_t i = 0; i < count; ++i) *rows++ = data + i * stride;
+    for (int64_t i = 0; i < count; ++i) *scales++ = scale ? scale.at(batch, row + i, k) : 1.0f;
+  });
 }
 
 // One row of the result, from o of Dv elements (up to a vector more may be read).

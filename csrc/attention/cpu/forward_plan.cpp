@@ -44,6 +44,7 @@ constexpr int64_t kThreadTasks = 4;  // for each thread, or blocks become smalle
 constexpr int64_t kSplitTasks = 64;  // tasks that splits are made for
 constexpr int64_t kSplitKeys = 512;  // what a split has at least
 constexpr int64_t kMostSplits = 128;
+constexpr int64_t kTaskBytes = 2048;  // of one key, that one task of decoding reads: half a page
 
 int64_t ceil_div(int64_t a, int64_t b) { return (a + b - 1) / b; }
 
@@ -78,7 +79,7 @@ struct Plan {
     splits = std::clamp<int64_t>(p.num_splits ? p.num_splits : wanted, 1, kMostSplits);
     split_keys = std::max<int64_t>(ceil_div(ceil_div(p.T, splits), block), 1) * block;
     splits = std::max<int64_t>(ceil_div(p.T, split_keys), 1);
-    task_heads = decode ? std::max<int64_t>(p.K, 1) : 1;
+    task_heads = decode ? side_by_side(p) : 1;
     while (task_heads > 1 && p.B * ceil_div(p.K, task_heads) * splits < kThreadTasks * threads)
       task_heads = ceil_div(task_heads, 2);
 
@@ -91,6 +92,13 @@ struct Plan {
     part_rows = splits > 1 ? heads * blocks * rows : 0;
     total = heads * key_blocks * packed_bytes + workers * scratch_bytes +
             splits * part_rows * (p.Dv + 1) * element(p);
+  }
+
+  // Key heads whose elements of one key are near each other: those that decoding takes together.
+  static int64_t side_by_side(const Forward& p) {
+    if (p.k.head > p.k.row || p.v.head > p.v.row) return 1;
+    const int64_t bytes = p.D * static_cast<int64_t>(size_of(p.k.dtype));
+    return std::clamp<int64_t>(kTaskBytes / bytes, 1, std::max<int64_t>(p.K, 1));
   }
 
   static int64_t element(const Forward& p) {
