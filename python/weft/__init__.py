@@ -55,14 +55,21 @@ from .ops import (  # noqa: E402
 from .optimize import Report, optimize, restore  # noqa: E402
 
 if TYPE_CHECKING:
-    from . import compat
+    from . import compat, quantization
+    from .quantization import W4A16, W8A16, Hybrid, LLMInt8, W8A8Dynamic, W8A8Static, quantize_
 
 __version__ = "0.1.0"
 
 __all__ = [
+    "Hybrid",
     "Int8Output",
+    "LLMInt8",
     "Quantized",
     "Report",
+    "W4A16",
+    "W8A16",
+    "W8A8Dynamic",
+    "W8A8Static",
     "apply_rotary_emb",
     "attention",
     "compat",
@@ -88,6 +95,8 @@ __all__ = [
     "ops",
     "optimize",
     "pack_int8_weight",
+    "quantization",
+    "quantize_",
     "quantize_int8",
     "restore",
     "reuse_memory",
@@ -100,7 +109,12 @@ __all__ = [
 ]
 
 
-def __getattr__(name: str):
-    if name == "compat":  # imported when it is first asked for: few programs do
-        return import_module(".compat", __name__)
+_QUANTIZATION = {"quantize_", "W4A16", "W8A16", "W8A8Dynamic", "W8A8Static", "Hybrid", "LLMInt8"}
+
+
+def __getattr__(name: str):  # what is imported when it is first asked for: few programs do
+    if name in ("compat", "quantization"):
+        return import_module(f".{name}", __name__)
+    if name in _QUANTIZATION:
+        return getattr(import_module(".quantization", __name__), name)
     raise AttributeError(f"module 'weft' has no attribute {name!r}")

@@ -75,7 +75,7 @@ def _cpu() -> Report:
         level, error = None, str(wrong)
     levels = {name: _C.isa_why_not(name) or None for name in _C.isa_levels()}
     return {
-        "model": _cpu_model(),
+        "model": cpu_model(),
         "level": level,
         "error": error,
         "forced_by_environment": os.environ.get("WEFT_CPU_ISA") or None,
@@ -87,7 +87,7 @@ def _cpu() -> Report:
     }
 
 
-def _cpu_model() -> str:
+def cpu_model() -> str:
     try:
         for line in Path("/proc/cpuinfo").read_text().splitlines():
             if line.startswith("model name"):

@@ -8,7 +8,6 @@ selected, and tells what happened.
 from __future__ import annotations
 
 import fnmatch
-import re
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import asdict, dataclass, field
@@ -17,6 +16,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from ._text_table import pattern, stack, text_table
 from .integrations import attention, norms, residual
 from .integrations._swap import is_swapped, swap, swap_back
 
@@ -50,7 +50,7 @@ class Report:
         return asdict(self)
 
     def __str__(self) -> str:
-        lines = _table(
+        lines = text_table(
             ("path", "before", "after", "why not"), list(_grouped([*self.swapped, *self.skipped]))
         )
         verb = "would be swapped" if self.dry_run else "swapped"
@@ -66,20 +66,10 @@ def _grouped(entries: Iterable[Entry]) -> Iterator[tuple[str, ...]]:
     one line."""
     groups: dict[tuple[str, ...], list[str]] = {}
     for e in entries:
-        pattern = re.sub(r"\b\d+\b", "*", e.path)
-        groups.setdefault((pattern, e.before, e.after, e.why_not), []).append(e.path)
-    for (pattern, *rest), paths in groups.items():
-        yield (paths[0] or "(the model)" if len(paths) == 1 else f"{pattern}  ×{len(paths)}", *rest)
-
-
-def _table(head: tuple[str, ...], rows: list[tuple[str, ...]]) -> list[str]:
-    used = [i for i, name in enumerate(head) if i == 0 or any(row[i] for row in rows)]
-    cells = [[row[i] for i in used] for row in (head, *rows)]
-    widths = [max(map(len, column)) for column in zip(*cells, strict=True)]
-    lines = [
-        "  ".join(c.ljust(w) for c, w in zip(row, widths, strict=True)).rstrip() for row in cells
-    ]
-    return [lines[0], "  ".join("-" * w for w in widths), *lines[1:]]
+        key = (pattern(e.path), e.before, e.after, e.why_not)
+        groups.setdefault(key, []).append(e.path)
+    for (_, *rest), paths in groups.items():
+        yield (stack(paths), *rest)
 
 
 def optimize(

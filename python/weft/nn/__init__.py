@@ -2,7 +2,9 @@
 
 from .apex import FusedLayerNorm, FusedRMSNorm, MixedFusedLayerNorm, MixedFusedRMSNorm
 from .attention import MultiheadAttention
+from .bitsandbytes import Linear8bitLt
 from .dropout_add import DropoutAddLayerNorm, DropoutAddRMSNorm
+from .int8 import HybridLinear, Int8Linear, LLMInt8Linear, WeightOnlyLinear
 from .norm import LayerNorm, RMSNorm
 
 __all__ = [
@@ -10,9 +12,14 @@ __all__ = [
     "DropoutAddRMSNorm",
     "FusedLayerNorm",
     "FusedRMSNorm",
+    "HybridLinear",
+    "Int8Linear",
+    "LLMInt8Linear",
     "LayerNorm",
+    "Linear8bitLt",
     "MixedFusedLayerNorm",
     "MixedFusedRMSNorm",
     "MultiheadAttention",
     "RMSNorm",
+    "WeightOnlyLinear",
 ]

@@ -1,0 +1,28 @@
+"""INT8 models: :func:`weft.quantize_`, its configs, calibration and smoothing."""
+
+from .config import W4A16, W8A16, Hybrid, LLMInt8, W8A8Dynamic, W8A8Static
+from .observers import EMA, MSE, AbsMax, Average, Observer, Percentile
+from .quantize import quantize_
+from .report import Layer, QuantizationReport
+from .smoothing import AdaptiveSmoothQuant, ShiftSmoothQuant, SmoothQuant
+
+__all__ = [
+    "EMA",
+    "MSE",
+    "W4A16",
+    "AbsMax",
+    "AdaptiveSmoothQuant",
+    "Average",
+    "Hybrid",
+    "LLMInt8",
+    "Layer",
+    "Observer",
+    "Percentile",
+    "QuantizationReport",
+    "ShiftSmoothQuant",
+    "SmoothQuant",
+    "W8A16",
+    "W8A8Dynamic",
+    "W8A8Static",
+    "quantize_",
+]
