@@ -56,7 +56,8 @@ from .optimize import Report, optimize, restore  # noqa: E402
 
 if TYPE_CHECKING:
     from . import compat, quantization
-    from .quantization import W4A16, W8A16, Hybrid, LLMInt8, W8A8Dynamic, W8A8Static, quantize_
+    from .quantization import W4A16, W8A16, Hybrid, LLMInt8, W8A8Dynamic, W8A8Static
+    from .quantize import quantize_
 
 __version__ = "0.1.0"
 
@@ -109,12 +110,14 @@ __all__ = [
 ]
 
 
-_QUANTIZATION = {"quantize_", "W4A16", "W8A16", "W8A8Dynamic", "W8A8Static", "Hybrid", "LLMInt8"}
+_CONFIGS = {"W4A16", "W8A16", "W8A8Dynamic", "W8A8Static", "Hybrid", "LLMInt8"}
 
 
 def __getattr__(name: str):  # what is imported when it is first asked for: few programs do
     if name in ("compat", "quantization"):
         return import_module(f".{name}", __name__)
-    if name in _QUANTIZATION:
+    if name in _CONFIGS:
         return getattr(import_module(".quantization", __name__), name)
+    if name == "quantize_":
+        return import_module(".quantize", __name__).quantize_
     raise AttributeError(f"module 'weft' has no attribute {name!r}")

@@ -9,9 +9,9 @@ from torch.nn import functional as F
 from torch.testing import assert_close
 
 import weft
+from weft.integrations.folding import fold, is_foldable
 from weft.quantization import AdaptiveSmoothQuant
 from weft.quantization.calibration import ROWS, ChannelStatistics, batches, evaluating, trace, watch
-from weft.quantization.folding import fold, is_foldable
 from weft.quantization.smoothing import fake_quantize, pieces_of, search, smooth_scales
 
 from .models import Block, C, PostNorm

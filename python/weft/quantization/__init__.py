@@ -1,8 +1,7 @@
-"""INT8 models: :func:`weft.quantize_`, its configs, calibration and smoothing."""
+"""What :func:`weft.quantize_` is told and tells: configs, observers, smoothing, reports."""
 
 from .config import W4A16, W8A16, Hybrid, LLMInt8, W8A8Dynamic, W8A8Static
 from .observers import EMA, MSE, AbsMax, Average, Observer, Percentile
-from .quantize import quantize_
 from .report import Layer, QuantizationReport
 from .smoothing import AdaptiveSmoothQuant, ShiftSmoothQuant, SmoothQuant
 
@@ -24,5 +23,4 @@ __all__ = [
     "W8A16",
     "W8A8Dynamic",
     "W8A8Static",
-    "quantize_",
 ]

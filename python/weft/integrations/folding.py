@@ -14,7 +14,7 @@ import torch
 from torch import Tensor, nn
 
 from .. import nn as weft_nn
-from ..integrations.norms import CANDIDATES, EXACT, NormLike, is_leaf, is_norm, probe
+from .norms import CANDIDATES, EXACT, NormLike, is_leaf, is_norm, probe
 
 
 class Folded(NamedTuple):

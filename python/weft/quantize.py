@@ -1,8 +1,8 @@
 """weft.quantize_: the linear layers of a model on INT8 weights, in place.
 
-With calibration the model is run three times: once to see who reads what (`calibration.trace`),
-once for statistics of each channel, from which shift and smooth follow, and once, where the scales
-are static, with an observer behind them. Only then does anything change.
+With calibration the model is run three times: to see who reads what (`quantization.calibration`),
+for statistics of each channel, from which shift and smooth follow, and, where the scales are
+static, with an observer behind them. Only then does anything change.
 """
 
 from __future__ import annotations
@@ -16,10 +16,12 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from .._progress import progress
-from ..nn._int8_weight import Quantized
-from ..nn._quantized_linear import QuantizedLinear
-from .calibration import (
+from ._progress import progress
+from .integrations.folding import fold, is_foldable
+from .integrations.linears import Filter, call_by_parts, owners, weight_of, why_not
+from .nn._int8_weight import Quantized
+from .nn._quantized_linear import QuantizedLinear
+from .quantization.calibration import (
     Calibration,
     ChannelStatistics,
     Group,
@@ -30,12 +32,10 @@ from .calibration import (
     trace,
     watch,
 )
-from .config import Config, W8A8Static
-from .folding import fold, is_foldable
-from .linears import Filter, call_by_parts, owners, weight_of, why_not
-from .observers import Observer
-from .report import Layer, QuantizationReport, sqnr
-from .smoothing import AdaptiveSmoothQuant, Smoothing, search, smooth_scales
+from .quantization.config import Config, W8A8Static
+from .quantization.observers import Observer
+from .quantization.report import Layer, QuantizationReport, sqnr
+from .quantization.smoothing import AdaptiveSmoothQuant, Smoothing, search, smooth_scales
 
 UNREACHED = "the calibration never reached it"
 
