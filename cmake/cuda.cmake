@@ -53,7 +53,9 @@ list(JOIN names " " names)
 
 add_library(weft_cuda SHARED ${cuda_sources})
 # Multiplications and additions are fused where the source says fma: the same row has the same bits in every kernel.
-set_source_files_properties(csrc/norm/cuda/backward.cu csrc/norm/cuda/forward.cu PROPERTIES COMPILE_OPTIONS -fmad=false)
+set(unfused ${cuda_sources})
+list(FILTER unfused INCLUDE REGEX "csrc/(attention|norm)/.*[.]cu$")
+set_source_files_properties(${unfused} PROPERTIES COMPILE_OPTIONS -fmad=false)
 target_compile_definitions(weft_cuda PRIVATE USE_CUDA WEFT_CUDA_ARCHITECTURES="${names}")
 target_link_libraries(weft_cuda PRIVATE torch_stable ${torch_cuda})
 install(TARGETS weft_cuda LIBRARY DESTINATION .)

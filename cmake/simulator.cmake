@@ -19,12 +19,13 @@ add_library(weft_gpu_tests MODULE tests/gpu/kernels/library.cpp)
 target_link_libraries(weft_gpu_tests PRIVATE weft_simulator torch_stable)
 
 # The CUDA kernels behind the ops, on CPU tensors, in namespace weft_simulator. To the host compiler a .cu file is C++.
-set(simulated csrc/norm/cuda/backward.cu csrc/norm/cuda/forward.cu)
+set(simulated csrc/attention/cuda/forward_sm80.cu csrc/norm/cuda/backward.cu csrc/norm/cuda/forward.cu)
 set(simulated_cpp)
 foreach(source IN LISTS simulated)
   string(REGEX REPLACE "^csrc/" "" source ${source})
   file(CONFIGURE OUTPUT simulated/${source}.cpp CONTENT "#include \"${source}\"\n")
   list(APPEND simulated_cpp ${CMAKE_CURRENT_BINARY_DIR}/simulated/${source}.cpp)
 endforeach()
-add_library(weft_simulated_ops MODULE csrc/library_simulator.cpp csrc/norm/cuda/plan.cpp ${simulated_cpp})
+add_library(weft_simulated_ops MODULE csrc/library_simulator.cpp csrc/attention/cuda/plan.cpp
+            csrc/norm/cuda/plan.cpp ${simulated_cpp})
 target_link_libraries(weft_simulated_ops PRIVATE weft_simulator torch_stable)

@@ -7,14 +7,16 @@
 #include <string>
 #include <tuple>
 
+#include "attention/cuda/attention.h"
 #include "gpu/device.h"
+#include "library_attention.h"
 #include "library_norm.h"
 #include "norm/cuda/norm.h"
 
 namespace weft {
 namespace {
 
-struct CudaNorm {
+struct Cuda {
   static constexpr const char* name = "CUDA";
   static constexpr const char* dtypes = "float32, bfloat16 or float16 (on CUDA)";
   static bool has(const Tensor& t) { return t.is_cuda(); }
@@ -29,11 +31,16 @@ struct CudaNorm {
   static void prepare(void*, int64_t) {}
 
   // The current device, and torch's current stream on it.
-  static norm::cuda::Device device() {
+  template <class Device>
+  static Device device() {
     void* stream = nullptr;
     check(aoti_torch_get_current_cuda_stream(-1, &stream) == 0, "weft: no current CUDA stream");
     return {gpu::limits(), stream};
   }
+};
+
+struct CudaNorm : Cuda {
+  static norm::cuda::Device device() { return Cuda::device<norm::cuda::Device>(); }
   static int64_t workspace_bytes(const norm::Forward&) { return 0; }
   static int64_t workspace_bytes(const norm::Backward& p) {
     return norm::cuda::workspace_bytes(p, gpu::limits());
@@ -43,6 +50,15 @@ struct CudaNorm {
   static void dropout_mask(const Dropout& dropout, int64_t count, int stream, bool* mask) {
     norm::cuda::dropout_mask(dropout, count, stream, mask, device());
   }
+};
+
+struct CudaAttention : Cuda {
+  static constexpr bool reads_indices = false;
+  static attention::cuda::Device device() { return Cuda::device<attention::cuda::Device>(); }
+  static int64_t workspace_bytes(const attention::Forward& p) {
+    return attention::cuda::workspace_bytes(p, gpu::limits());
+  }
+  static void forward(const attention::Forward& p) { attention::cuda::forward(p, device()); }
 };
 
 std::tuple<int64_t, int64_t, std::string> cuda_build_info() {
@@ -60,4 +76,7 @@ STABLE_TORCH_LIBRARY_IMPL(weft, CompositeImplicitAutograd, m) {
   m.impl("cuda_build_info", TORCH_BOX(&weft::cuda_build_info));
 }
 
-STABLE_TORCH_LIBRARY_IMPL(weft, CUDA, m) { weft::norm::implement_ops<weft::CudaNorm>(m); }
+STABLE_TORCH_LIBRARY_IMPL(weft, CUDA, m) {
+  weft::norm::implement_ops<weft::CudaNorm>(m);
+  weft::attention::implement_forward<weft::CudaAttention>(m);
+}

@@ -32,7 +32,7 @@ class Backend:
     float64: bool = True  # as the CPU has it, for checking gradients
     families: tuple[str, ...] | None = None  # whose kernels it has; None: all of them
 
-    def runs(self, file: str, test: str, parameters: dict[str, Any]) -> bool:
+    def runs(self, family: str, file: str, test: str, parameters: dict[str, Any]) -> bool:
         """Whether a test is worth its time here."""
         return True
 
@@ -54,7 +54,7 @@ def cpu_levels() -> list[Backend]:
 def cuda() -> list[Backend]:
     built = torch._C._dispatch_has_kernel_for_dispatch_key("weft::norm_forward", "CUDA")
     here = built and torch.cuda.is_available()
-    return [Backend("cuda", "cuda", float64=False, families=("norm",))] if here else []
+    return [Backend("cuda", "cuda", float64=False, families=("norm", "attention"))] if here else []
 
 
 @dataclass(frozen=True)
@@ -73,13 +73,15 @@ class Simulator(Backend):
     )
     clusters: bool = True  # as sm_90 has them
 
-    def runs(self, file: str, test: str, parameters: dict[str, Any]) -> bool:
+    def runs(self, family: str, file: str, test: str, parameters: dict[str, Any]) -> bool:
         """Half of the kernels' own tests: each with two of four pairs of norm and dtype.
 
         Where clusters would share long rows, the other half runs without them: nothing else is
         different there.
         """
         shape = parameters.get("shape", ())
+        if family == "attention":
+            return self._runs_attention(file, test, parameters)
         long = "wide" in test or max(shape, default=0) > 16384
         if file not in self.FILES or torch.Size(shape).numel() > 2**17:
             return False
@@ -91,6 +93,21 @@ class Simulator(Backend):
         is_half = parameters["dtype"] != torch.float32
         first = zlib.crc32(test.encode()) % 2 == 0
         return self.clusters == ((is_layer_norm == is_half) == first)
+
+    ATTENTION_FILES: ClassVar = (
+        "test_forward",
+        "test_sequences",
+        "test_options",
+        "test_dropout",
+        "test_determinism",
+    )
+
+    def _runs_attention(self, file: str, test: str, parameters: dict[str, Any]) -> bool:
+        """Forward alone, and of the many cases of a test a part: they cost a second each."""
+        if file not in self.ATTENTION_FILES or "backward" in test:
+            return False
+        draw = zlib.crc32(f"{test}-{sorted(map(str, parameters.values()))}".encode())
+        return self.clusters and draw % 4 == 0
 
     @contextmanager
     def active(self) -> Iterator[None]:
@@ -125,8 +142,8 @@ def _op(name: str) -> torch._ops.OpOverload:
 
 def simulators() -> list[Backend]:
     return [
-        Simulator("simulator-sm90", float64=False, families=("norm",)),
-        Simulator("simulator-sm80", float64=False, families=("norm",), clusters=False),
+        Simulator("simulator-sm90", float64=False, families=("norm", "attention")),
+        Simulator("simulator-sm80", float64=False, families=("norm", "attention"), clusters=False),
     ]
 
 

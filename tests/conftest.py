@@ -87,7 +87,7 @@ def _is_beyond_backend(item: pytest.Item) -> bool:
     if backend.families is not None and family not in backend.families:
         return True
     doubles = torch.float64 in parameters.values() or "gradcheck" in name
-    return (doubles and not backend.float64) or not backend.runs(file, name, parameters)
+    return (doubles and not backend.float64) or not backend.runs(family, file, name, parameters)
 
 
 def pytest_configure(config: pytest.Config) -> None:

@@ -67,7 +67,8 @@ def allowed_rooms(path: Path, families: set[str]) -> set[str]:
     """The folders of csrc that `path`, relative to csrc, may include from."""
     room = path.parts[0]
     if len(path.parts) == 1:  # library.cpp, library_norm.h, …: where all comes together
-        return set(ROOMS) | families | {f"library_{family}.h" for family in families}
+        own = {f"library_{which}{x}.h" for which in ("", "simulator_") for x in families}
+        return set(ROOMS) | families | own | {"library_simulator.h"}
     if room in ROOMS:
         return ROOMS[room] | {room}
     if path.name == "ops.h":

@@ -1,0 +1,23 @@
+// The attention family on CUDA, as the op libraries call it: for a GPU, and for the simulator.
+#pragma once
+
+#include <cstdint>
+
+#include "attention/params.h"
+#include "gpu/device.h"
+#include "gpu/launch.h"
+
+namespace weft::attention::cuda {
+
+// Where a call runs.
+struct Device {
+  gpu::Limits limits;
+  gpu::Stream stream = nullptr;
+};
+
+// Bytes of workspace that the call needs in params.workspace (16-byte aligned).
+int64_t workspace_bytes(const Forward&, const gpu::Limits&);
+
+void forward(const Forward&, const Device&);
+
+}  // namespace weft::attention::cuda

@@ -1,0 +1,356 @@
+// Forward for sm_80 and whatever comes after. Formulas: attention/params.h.
+//
+// A block takes a tile of rows, 16 or 32 a warp, over the key blocks that they see (plan.h), in the
+// manner of FlashAttention-2, arXiv 2307.08691:
+//
+//   Q           once, into shared memory; swizzled, as all tiles are (tiles.h)
+//   for each block of keys
+//     S = Q · Kᵀ            m16n8k16, both from shared memory by ldmatrix; float: 3 × tf32
+//     options, -inf         where a block is not seen whole (scores.h)
+//     P = 2^(S - max)       in registers; O is brought to the new maximum
+//     O += P · V            P as A from registers, V by ldmatrix, transposed
+//   O, lse      out (finish.h)
+//
+// K and V come by cp.async into a ring of `stages` tiles, K and V of a block one after the other: while
+// one tile is multiplied the next stages - 1 are on their way. One barrier a tile says both that it is
+// there and that the one before it is free. int8 tiles come into a ring of bytes, and each thread turns
+// what it has brought itself into a tile of numbers, exactly; the scales of keys go to S, those of
+// values to P.
+//
+// The plain kernel knows windows and nothing else. The other has all options as run-time switches,
+// and rows that are no vectors are read element by element.
+// Cost: 4 · S · T · D FLOPs a head, half of it causal; K and V are read once for each tile of rows.
+// Bound by the tensor cores from some hundred rows a key head on, by reading K and V below.
+#pragma once
+
+#include "attention/cuda/finish.h"
+#include "attention/cuda/tiles.h"
+
+namespace weft::attention::cuda {
+
+template <class X, int kD, int kDv, bool kPlain>
+struct ForwardTraits {
+  static constexpr HeadSize kSize = {kD, kDv};
+  static constexpr ForwardTile kTile = forward_tile(sizeof(X), kSize, kPlain);
+  static constexpr int kThreads = kTile.threads(), kM = kTile.rows(), kN = kTile.keys,
+                       kStages = kTile.stages, kMTiles = kTile.m_tiles;
+  static constexpr int kStageColumns = kD > kDv ? kD : kDv;
+  // float16 has few exponents: what scales of values make of weights is held up by as much.
+  static constexpr float kLift = std::is_same_v<X, f16> ? 64 : 1;
+};
+
+template <class X, int kD, int kDv, bool kPlain>
+struct ForwardShared {
+  using T = ForwardTraits<X, kD, kDv, kPlain>;
+  static constexpr uint32_t kStage = T::kN * T::kStageColumns;
+
+  SharedLayout layout;
+  Shared<X> q = layout.take<X>(T::kM* kD, 128);
+  Shared<X> ring;         // [stages]; of int8 caches [2], for K and V
+  Shared<int8_t> bytes;   // int8 caches alone: [stages]
+  Shared<float> scales;   // likewise, of each key
+
+  WEFT_INLINE explicit ForwardShared(bool int8)
+      : ring(layout.take<X>(kStage * (int8 ? 2 : T::kStages), 128)),
+        bytes(layout.take<int8_t>(int8 ? kStage * T::kStages : 0, 128)),
+        scales(layout.take<float>(int8 ? T::kN * T::kStages : 0)) {}
+};
+
+// The keys `needed` of a block in blocks of kN: tile 2j is K of block j, tile 2j + 1 is V.
+template <class X, int kD, int kDv, bool kPlain>
+class KeyTiles {
+  using T = ForwardTraits<X, kD, kDv, kPlain>;
+  using Smem = ForwardShared<X, kD, kDv, kPlain>;
+  static constexpr int kN = T::kN, kStages = T::kStages;
+
+ public:
+  WEFT_DEVICE KeyTiles(const ForwardCall& call, const Smem& smem, const Sequence& e, int64_t b,
+                       int64_t k, int64_t chunk, Span needed)
+      : call_(call),
+        smem_(smem),
+        e_(e),
+        b_(b),
+        k_(k),
+        chunk_(chunk),
+        needed_(needed),
+        first_(needed.begin / kN),
+        count_(needed.empty() ? 0 : (needed.end + kN - 1) / kN - first_),
+        int8_(!kPlain && call.p.k.dtype == DType::i8) {}
+
+  WEFT_DEVICE int count() const { return 2 * count_; }
+  WEFT_DEVICE int32_t first_key(int s) const { return (first_ + s / 2) * kN; }
+  WEFT_DEVICE bool int8() const { return int8_; }
+
+  WEFT_DEVICE void start() {
+    WEFT_UNROLL
+    for (int s = 0; s < kStages - 1; ++s) issue(s);
+  }
+  // Tile s is there, for all threads, and tile s - 1 makes room for another.
+  WEFT_DEVICE void arrive(int s) {
+    copy_async_wait<kStages - 2>();
+    if (int8_) {
+      if (s % 2 == 0)
+        widen<kD>(s);
+      else
+        widen<kDv>(s);
+    }
+    sync_block();
+    issue(s + kStages - 1);
+  }
+  WEFT_DEVICE Shared<X> operator[](int s) const {
+    const int at = int8_ ? s % 2 : s % kStages;
+    return smem_.ring.from(static_cast<uint32_t>(at) * Smem::kStage, Smem::kStage);
+  }
+  // The scale of key `column` of an int8 tile.
+  WEFT_DEVICE float scale(int s, uint32_t column) const {
+    return smem_.scales[static_cast<uint32_t>(s % kStages) * kN + column];
+  }
+
+ private:
+  WEFT_DEVICE Shared<int8_t> bytes(int s) const {
+    return smem_.bytes.from(static_cast<uint32_t>(s % kStages) * Smem::kStage, Smem::kStage);
+  }
+
+  WEFT_DEVICE void issue(int s) {
+    if (s < count()) {
+      const Forward& p = call_.p;
+      if (s % 2 == 0)
+        bring<kD>(s, p.k, p.k_scale, 0, p.D);
+      else
+        bring<kDv>(s, p.v, p.v_scale, chunk_ * kDv, p.Dv - chunk_ * kDv);
+    }
+    copy_async_commit();
+  }
+
+  // `columns` columns of the tensor, from `from` on.
+  template <int kWidth>
+  WEFT_DEVICE void bring(int s, const Heads& tensor, const Vectors& scales, int64_t from,
+                         int64_t columns) {
+    if (!int8_) {
+      bring_units<X, kWidth>(s, tensor, from, columns, (*this)[s],
+                             [](uint32_t r, uint32_t c) { return tile_index<X, kWidth>(r, c); });
+    } else if constexpr (!kPlain) {
+      bring_units<int8_t, kWidth>(s, tensor, from, columns, bytes(s),
+                                  [](uint32_t r, uint32_t c) { return r * kWidth + c; });
+      for (uint32_t r = thread(); r < kN; r += T::kThreads) {
+        const int32_t t = first_key(s) + static_cast<int32_t>(r);
+        float scale = 0;
+        if (t >= needed_.begin && t < needed_.end) {
+          const KeyPlace at = key_place(call_.p.sequences, e_, b_, t);
+          scale =
+              load(scales.data + at.batch * scales.batch + at.row * scales.row + k_ * scales.head);
+        }
+        smem_.scales[static_cast<uint32_t>(s % kStages) * kN + r] = scale;
+      }
+    }
+  }
+
+  template <class E, int kWidth, class Index>
+  WEFT_DEVICE void bring_units(int s, const Heads& tensor, int64_t from, int64_t columns,
+                               Shared<E> to, const Index& index) {
+    for_units<E, kN, kWidth, T::kThreads>([&](uint32_t r, uint32_t column) {
+      const int32_t t = first_key(s) + static_cast<int32_t>(r);
+      const E* row = static_cast<const E*>(tensor.data);
+      int valid = 0;
+      if (t >= needed_.begin && t < needed_.end) {
+        const KeyPlace at = key_place(call_.p.sequences, e_, b_, t);
+        row += at.batch * tensor.batch + at.row * tensor.row + k_ * tensor.head + from + column;
+        valid = static_cast<int>(columns) - static_cast<int>(column);
+      }
+      copy_unit(to, index(r, column), row, valid, kPlain || call_.plan.vector);
+    });
+  }
+
+  // What this thread has brought of an int8 tile, as numbers.
+  template <int kWidth>
+  WEFT_DEVICE void widen(int s) const {
+    const Shared<int8_t> from = bytes(s);
+    const Shared<X> to = (*this)[s];
+    for_units<int8_t, kN, kWidth, T::kThreads>([&](uint32_t r, uint32_t column) {
+      const Vec<int8_t, 16> v = from.template load<16>(r * kWidth + column);
+      WEFT_UNROLL
+      for (int u = 0; u < 16; u += kUnit<X>) {
+        Vec<X, kUnit<X>> unit;
+        WEFT_UNROLL
+        for (int i = 0; i < kUnit<X>; ++i) unit[i] = convert<X>(static_cast<float>(v[u + i]));
+        to.template store<kUnit<X>>(tile_index<X, kWidth>(r, column + static_cast<uint32_t>(u)),
+                                    unit);
+      }
+    });
+  }
+
+  const ForwardCall& call_;
+  const Smem& smem_;
+  const Sequence& e_;
+  int64_t b_, k_, chunk_;
+  Span needed_;
+  int32_t first_, count_;
+  bool int8_;
+};
+
+template <class X, int kD, int kDv, bool kPlain>
+WEFT_KERNEL_BOUNDS((ForwardTraits<X, kD, kDv, kPlain>::kThreads), 1)
+void forward_sm80_kernel(WEFT_GRID_CONSTANT const ForwardCall call) {
+  using T = ForwardTraits<X, kD, kDv, kPlain>;
+  using Op = Operands<X>;
+  constexpr int kM = T::kM, kN = T::kN, kMTiles = T::kMTiles;
+  constexpr int kRows = 2 * kMTiles, kColumns = kN / 4;  // scores of a thread
+  const Forward& p = call.p;
+  const ForwardPlan& plan = call.plan;
+  const ForwardShared<X, kD, kDv, kPlain> smem(!kPlain && p.k.dtype == DType::i8);
+
+  // ---- which rows, which keys. Later rows, which see more keys where causal, come first.
+  int64_t index = block().x;
+  const auto part_of = [&](int64_t count) {
+    const int64_t part = index % count;
+    index /= count;
+    return part;
+  };
+  const int64_t row_block = plan.row_blocks - 1 - part_of(plan.row_blocks),
+                chunk = part_of(plan.chunks), split = part_of(plan.splits), k = part_of(p.K),
+                b = index;
+  const Sequence e = sequence_of(p, b);
+  const auto rows = e.S * plan.group, row0 = static_cast<int32_t>(row_block * kM);
+  if (row0 >= rows) return;
+  const auto row_of = [&](uint32_t r) {
+    const int32_t row = min(row0 + static_cast<int32_t>(r), rows - 1), i = row / plan.group;
+    return Row{i, static_cast<int32_t>(k) * plan.group + row - i * plan.group};
+  };
+  const Span early = keys_of(p, e, row_of(0).i), late = keys_of(p, e, row_of(kM - 1).i),
+             own = {static_cast<int32_t>(split * plan.split_keys),
+                    static_cast<int32_t>(min((split + 1) * plan.split_keys, int64_t{e.T}))},
+             whole = {late.begin, early.end};  // seen by all rows
+  KeyTiles<X, kD, kDv, kPlain> tiles(call, smem, e, b, k, chunk,
+                                     intersect({early.begin, late.end}, own));
+
+  for_units<X, kM, kD, T::kThreads>([&](uint32_t r, uint32_t column) {
+    const Row row = row_of(r);
+    const X* from = static_cast<const X*>(p.q.data) + e.q_batch * p.q.batch +
+                    (e.q_row + row.i) * p.q.row + row.h * p.q.head + column;
+    const bool exists = row0 + static_cast<int32_t>(r) < rows;
+    copy_unit(smem.q, tile_index<X, kD>(r, column), from,
+              exists ? static_cast<int>(p.D) - static_cast<int>(column) : 0,
+              kPlain || plan.vector);
+  });
+  tiles.start();
+
+  // ---- the rows of this thread
+  const uint32_t warp_row = warp() * 16 * kMTiles;
+  const auto row_in_tile = [&](int r) {
+    return warp_row + static_cast<uint32_t>(r / 2 * 16 + r % 2 * 8) + lane() / 4;
+  };
+  Row mine[kRows];
+  WEFT_UNROLL
+  for (int r = 0; r < kRows; ++r) mine[r] = row_of(row_in_tile(r));
+  Softmax<kRows> softmax;
+  FragmentC<float> o[kMTiles][kDv / 8];
+  WEFT_UNROLL
+  for (auto& tile : o)
+    WEFT_UNROLL
+    for (auto& c : tile) c = FragmentC<float>::filled(0);
+
+  WEFT_NO_UNROLL
+  for (int s = 0; s < tiles.count(); s += 2) {
+    FragmentC<float> scores[kMTiles][kN / 8];
+    WEFT_UNROLL
+    for (auto& tile : scores)
+      WEFT_UNROLL
+      for (auto& c : tile) c = FragmentC<float>::filled(0);
+    const auto score = [&](int r, int j) -> float& {
+      return scores[r / 2][j / 2][static_cast<uint32_t>(r % 2 * 2 + j % 2)];
+    };
+    const auto each_score = [&](const auto& f) {
+      WEFT_UNROLL
+      for (int j = 0; j < kColumns; ++j) {
+        const float factor = f(column_of(lane(), static_cast<uint32_t>(j)));
+        WEFT_UNROLL
+        for (int r = 0; r < kRows; ++r) score(r, j) *= factor;
+      }
+    };
+
+    // S = Q · Kᵀ
+    tiles.arrive(s);
+    const Shared<X> key = tiles[s];
+    WEFT_UNROLL
+    for (int d = 0; d < kD; d += Op::kStep) {
+      if (kD > 128 && d >= p.D) continue;
+      typename Op::A a[kMTiles];
+      WEFT_UNROLL
+      for (int m = 0; m < kMTiles; ++m)
+        a[m] = Op::template a<kD>(smem.q, warp_row + static_cast<uint32_t>(16 * m),
+                                  static_cast<uint32_t>(d));
+      WEFT_UNROLL
+      for (int n = 0; n < kN; n += 16) {
+        typename Op::B pair[2];
+        Op::template b<kD>(key, static_cast<uint32_t>(n), static_cast<uint32_t>(d), pair);
+        WEFT_UNROLL
+        for (int m = 0; m < kMTiles; ++m)
+          WEFT_UNROLL
+          for (int i = 0; i < 2; ++i) Op::multiply(scores[m][n / 8 + i], a[m], pair[i]);
+      }
+    }
+
+    // P = 2^(S - max)
+    const int32_t t = tiles.first_key(s);
+    if constexpr (!kPlain) {
+      if (tiles.int8()) each_score([&](uint32_t column) { return tiles.scale(s, column); });
+      if (call.scoring.changes)
+        change<kRows, kColumns>(p, call.scoring, e, b, mine, t, score);
+    }
+    if (t < whole.begin || t + kN > min(whole.end, own.end))
+      hide<kRows, kColumns>(p, e, mine, own, t, score);
+    float alpha[kRows];
+    softmax.template update<kColumns>(call.scoring.scale, score, alpha);
+    if constexpr (!kPlain)
+      if (call.scoring.drops) drop<kRows, kColumns>(p, call.scoring, b, mine, t, score);
+    WEFT_UNROLL
+    for (int m = 0; m < kMTiles; ++m)
+      WEFT_UNROLL
+      for (auto& c : o[m])
+        WEFT_UNROLL
+        for (int i = 0; i < 4; ++i) c[static_cast<uint32_t>(i)] *= alpha[2 * m + i / 2];
+
+    // O += P · V
+    tiles.arrive(s + 1);
+    const Shared<X> value = tiles[s + 1];
+    if constexpr (!kPlain)
+      if (tiles.int8())
+        each_score([&](uint32_t column) { return tiles.scale(s + 1, column) * T::kLift; });
+    WEFT_UNROLL
+    for (int n = 0; n < kN; n += Op::kStep) {
+      typename Op::A a[kMTiles];
+      WEFT_UNROLL
+      for (int m = 0; m < kMTiles; ++m) a[m] = Op::a(scores[m], n / Op::kStep);
+      WEFT_UNROLL
+      for (int d = 0; d < kDv; d += 16) {
+        typename Op::B pair[2];
+        Op::template b_rows<kDv>(value, static_cast<uint32_t>(n), static_cast<uint32_t>(d), pair);
+        WEFT_UNROLL
+        for (int m = 0; m < kMTiles; ++m)
+          WEFT_UNROLL
+          for (int i = 0; i < 2; ++i) Op::multiply(o[m][d / 8 + i], a[m], pair[i]);
+      }
+    }
+  }
+  copy_async_wait<0>();
+
+  // ---- out
+  const float lowered = tiles.int8() ? 1 / T::kLift : 1.0f;
+  WEFT_UNROLL
+  for (int r = 0; r < kRows; ++r) {
+    const float* sink = p.sinks && split == 0 ? p.sinks.data + mine[r].h * p.sinks.head : nullptr;
+    const auto [lse, factor] = softmax.finish(r, sink);
+    if (row0 + static_cast<int32_t>(row_in_tile(r)) >= rows) continue;
+    FinishedRow row(call, e, b, split, mine[r]);
+    if (chunk == 0 && lane() % 4 == 0) row.store_lse(lse);
+    WEFT_UNROLL
+    for (int n = 0; n < kDv / 8; ++n) {
+      const FragmentC<float>& c = o[r / 2][n];
+      const auto i = static_cast<uint32_t>(r % 2 * 2);
+      row.store_pair(chunk * kDv + n * 8 + lane() % 4 * 2, c[i] * (factor * lowered),
+                     c[i + 1] * (factor * lowered));
+    }
+  }
+}
+
+}  // namespace weft::attention::cuda

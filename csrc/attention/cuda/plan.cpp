@@ -1,0 +1,79 @@
+#include "attention/cuda/plan.h"
+
+#include <algorithm>
+
+#include "attention/cuda/attention.h"
+#include "core/error.h"
+
+namespace weft::attention::cuda {
+
+namespace {
+
+int64_t ceil_div(int64_t a, int64_t b) { return (a + b - 1) / b; }
+
+// Every row of 16-byte vectors that a kernel reads, begins at a multiple of 16 bytes.
+bool is_vector(const Heads& t) {
+  const auto size = static_cast<int64_t>(size_of(t.dtype));
+  const auto aligned = [](int64_t bytes) { return bytes % 16 == 0; };
+  return aligned(static_cast<int64_t>(reinterpret_cast<uintptr_t>(t.data))) &&
+         aligned(t.batch * size) && aligned(t.row * size) && aligned(t.head * size);
+}
+
+// Nothing stands between the product and the exponential but a positive scale.
+bool is_plain(const Forward& p) {
+  return p.q.dtype != DType::f32 && p.k.dtype == p.q.dtype && p.softmax_scale > 0 &&
+         p.softcap == 0 && !p.bias && !p.mask && !p.alibi && p.dropout.p == 0;
+}
+
+// The keys are split where there are not blocks enough to fill the GPU, two to a multiprocessor: the
+// smallest number whose waves of blocks are at least 85 % as full as the fullest.
+int64_t splits_of(int64_t blocks, int64_t key_blocks, const Limits& limits) {
+  constexpr int64_t kWorthIt = 4;  // key blocks
+  const int64_t slots = 2 * int64_t{limits.multiprocessors};
+  if (blocks * 5 >= slots * 2 || key_blocks <= kWorthIt) return 1;
+  const int64_t most = std::min(key_blocks, kMostSplits);
+  const auto fullness = [&](int64_t splits) {
+    const int64_t total = blocks * splits;
+    return static_cast<double>(total) / static_cast<double>(ceil_div(total, slots) * slots);
+  };
+  double best = 0;
+  for (int64_t n = 1; n <= most; ++n) best = std::max(best, fullness(n));
+  for (int64_t n = 1; n <= most; ++n)
+    if (fullness(n) >= 0.85 * best) return n;
+  return most;
+}
+
+}  // namespace
+
+ForwardPlan plan(const Forward& p, const Limits& limits) {
+  ForwardPlan plan;
+  plan.head_size = head_size_of(p.D, p.Dv);
+  plan.group = static_cast<int32_t>(p.H / p.K);
+  plan.vector = is_vector(p.q) && is_vector(p.k) && is_vector(p.v);
+  const int64_t rows = p.S * plan.group;
+  check(rows <= INT32_MAX && p.T <= INT32_MAX, "weft.attention_forward: a sequence of ", p.S,
+        " queries and ", p.T, " keys is longer than the CUDA kernels count");
+
+  const size_t element = size_of(p.q.dtype);
+  const auto tile = [&](bool plain) { return forward_tile(element, plan.head_size, plain); };
+  if (plan.vector && is_plain(p) && rows > tile(false).rows() && plan.head_size.D <= 256)
+    plan.kernel = ForwardKernel::sm80_plain;
+
+  const ForwardTile own = tile(plan.kernel == ForwardKernel::sm80_plain);
+  plan.row_blocks = ceil_div(rows, own.rows());
+  plan.chunks = ceil_div(p.Dv, plan.head_size.Dv);
+  const int64_t blocks = p.B * p.K * plan.row_blocks * plan.chunks,
+                key_blocks = ceil_div(p.T, own.keys),
+                wanted = p.num_splits ? p.num_splits : splits_of(blocks, key_blocks, limits),
+                splits = std::clamp<int64_t>(wanted, 1, kMostSplits);
+  plan.split_keys = std::max<int64_t>(ceil_div(key_blocks, splits), 1) * own.keys;
+  plan.splits = std::max<int64_t>(ceil_div(p.T, plan.split_keys), 1);
+  if (plan.splits > 1) plan.workspace_bytes = plan.splits * p.B * p.S * p.H * (p.Dv + 1) * 4;
+  return plan;
+}
+
+int64_t workspace_bytes(const Forward& p, const Limits& limits) {
+  return plan(p, limits).workspace_bytes;
+}
+
+}  // namespace weft::attention::cuda

@@ -1,0 +1,88 @@
+// Which kernel takes a call, and who works on what: pure functions of shapes and of the device.
+//
+// Rows of a key head are its queries times the query heads that share it, these next to each other:
+// row r of a sequence is query r / group of head k · group + r % group. So K and V are read once for
+// all heads of a group, and decoding fills a tile's rows. A block takes a tile of rows over all key
+// blocks that they see, or over one split of the keys; key blocks begin at multiples of their size,
+// so that a row's sums have the same bits in any tile.
+#pragma once
+
+#include <cstdint>
+
+#include "attention/params.h"
+#include "gpu/device.h"
+
+namespace weft::attention::cuda {
+
+using gpu::Limits;
+
+// Head sizes that kernels are compiled for: D and Dv of a call fit into `D` and `Dv`; of a larger Dv,
+// blocks take Dv columns each, and make the scores again.
+struct HeadSize {
+  int D, Dv;
+  constexpr bool operator==(const HeadSize&) const = default;
+};
+constexpr HeadSize kHeadSizes[] = {{64, 64}, {128, 128}, {256, 256}, {512, 256}};
+constexpr HeadSize head_size_of(int64_t D, int64_t Dv) {
+  for (const HeadSize& size : kHeadSizes)
+    if (D <= size.D && Dv <= size.D) return size;
+  return {};
+}
+
+// ---- forward
+
+// The kernels, the most general last.
+enum class ForwardKernel : uint8_t {
+  sm80_plain,  // windows alone, vectors of 16 bytes
+  sm80_any,
+};
+
+// A tile of the sm_80 kernels: 16 · m_tiles rows a warp, `keys` keys at a time, and as many tiles of K
+// and V, one after the other, in shared memory as there are stages.
+struct ForwardTile {
+  int warps, m_tiles, keys, stages;
+
+  constexpr int rows() const { return 16 * warps * m_tiles; }
+  constexpr int threads() const { return 32 * warps; }
+};
+// Registers of a thread: O takes m_tiles · Dv / 2, S m_tiles · keys / 2. Shared memory in KiB, of Q and
+// the stages: see the right.
+constexpr ForwardTile forward_tile(size_t element, HeadSize size, bool plain) {
+  if (element == 4) switch (size.D) {
+      case 64:
+        return {4, 1, 32, 3};  // 16 + 3 · 8
+      case 128:
+        return {4, 1, 32, 3};  // 32 + 3 · 16
+      case 256:
+        return {4, 1, 16, 2};  // 64 + 2 · 16
+      default:
+        return {1, 1, 16, 2};  // 32 + 2 · 32
+    }
+  switch (size.D) {
+    case 64:
+      return {4, plain ? 2 : 1, 64, 4};  // 16 + 4 · 8; 8 less
+    case 128:
+      return {4, plain ? 2 : 1, 64, 3};  // 32 + 3 · 16; 16 less
+    case 256:
+      return {plain ? 8 : 4, 1, 32, 2};  // 64 + 2 · 16; 32 less
+    default:
+      return {4, 1, 16, 2};  // 64 + 2 · 16
+  }
+}
+
+constexpr int64_t kMostSplits = 128;
+
+struct ForwardPlan {
+  ForwardKernel kernel = ForwardKernel::sm80_any;
+  HeadSize head_size = {};
+  bool vector = false;       // rows of q, k and v are moved 16 bytes at a time
+  int32_t group = 1;         // query heads of a key head
+  int64_t row_blocks = 0;    // tiles of rows of the longest sequence
+  int64_t chunks = 1;        // of Dv columns, for each a block
+  int64_t splits = 1;        // of the keys, for each a block …
+  int64_t split_keys = 0;    // … with as many keys, a multiple of a key block
+  int64_t workspace_bytes = 0;  // of partial results: [splits, B, S, H, Dv] and lse, float32
+};
+ForwardPlan plan(const Forward& p, const Limits& limits);
+
+}  // namespace weft::attention::cuda

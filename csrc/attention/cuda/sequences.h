@@ -1,0 +1,86 @@
+// Where the rows of a batch lie, and which keys a query sees, as kernels look them up.
+#pragma once
+
+#include "attention/params.h"
+#include "gpu/gpu.h"
+
+namespace weft::attention::cuda {
+
+using namespace ::weft::gpu;
+
+// Problem::extent, from tensors that only the GPU can read.
+struct Sequence {
+  int64_t q_batch, q_row, k_batch, k_row;  // where the first query and key are
+  int32_t S, T;
+};
+WEFT_DEVICE Sequence sequence_of(const Problem& p, int64_t b) {
+  const Sequences& s = p.sequences;
+  Sequence e = {b, 0, b, 0, static_cast<int32_t>(p.S), static_cast<int32_t>(p.T)};
+  if (s.cache_row) e.k_batch = load(s.cache_row + b);
+  if (s.cu_q) {
+    const int32_t begin = load(s.cu_q + b);
+    e.q_batch = 0, e.q_row = begin, e.S = load(s.cu_q + b + 1) - begin;
+  }
+  if (s.cu_k) {
+    const int32_t begin = load(s.cu_k + b);
+    e.k_batch = 0, e.k_row = begin, e.T = load(s.cu_k + b + 1) - begin;
+  }
+  if (s.used_q) e.S = load(s.used_q + b);
+  if (s.used_k) e.T = load(s.used_k + b);
+  if (s.leftpad) {
+    const int32_t left = load(s.leftpad + b);
+    e.k_row += left, e.T -= left;
+  }
+  return e;
+}
+
+// Where key t of sequence b is: of a paged cache, batch is the page.
+struct KeyPlace {
+  int64_t batch, row;
+};
+WEFT_DEVICE KeyPlace key_place(const Sequences& s, const Sequence& e, int64_t b, int32_t t) {
+  const int64_t row = e.k_row + t;
+  if (!s.block_table) return {e.k_batch, row};
+  const auto at = static_cast<uint32_t>(row), size = static_cast<uint32_t>(s.page_size);
+  return {load(s.block_table + b * s.table_stride + at / size), at % size};
+}
+
+// Where query i of head h has its lse, or anything else that is [B, H, S], or [H, total_q] packed.
+WEFT_DEVICE int64_t lse_index(const Problem& p, const Sequence& e, int64_t b, int64_t h,
+                              int64_t i) {
+  return p.sequences.cu_q ? h * p.total_q + e.q_row + i : (b * p.H + h) * p.S + i;
+}
+
+// ---- the window
+
+// Keys [begin, end).
+struct Span {
+  int32_t begin, end;
+  WEFT_INLINE bool empty() const { return begin >= end; }
+};
+WEFT_DEVICE Span intersect(Span a, Span b) {
+  return {max(a.begin, b.begin), min(a.end, b.end)};
+}
+
+// The key on query 0's diagonal.
+WEFT_DEVICE int32_t key_offset(const Problem& p, const Sequence& e) {
+  return p.top_left ? 0 : e.T - e.S;
+}
+// What query i sees. Both ends grow with i: queries i … j need the keys from i's begin to j's end,
+// and all of them see those from j's begin to i's end.
+WEFT_DEVICE Span keys_of(const Problem& p, const Sequence& e, int32_t i) {
+  const int64_t at = static_cast<int64_t>(i) + key_offset(p, e), T = e.T;
+  const auto inside = [&](int64_t t) { return static_cast<int32_t>(max<int64_t>(0, min(t, T))); };
+  return {p.window_left < 0 ? 0 : inside(at - p.window_left),
+          p.window_right < 0 ? e.T : inside(at + p.window_right + 1)};
+}
+
+// The queries of a sequence that see key t: the same from the other side.
+WEFT_DEVICE Span queries_of(const Problem& p, const Sequence& e, int32_t t) {
+  const int64_t at = static_cast<int64_t>(t) - key_offset(p, e), S = e.S;
+  const auto inside = [&](int64_t i) { return static_cast<int32_t>(max<int64_t>(0, min(i, S))); };
+  return {p.window_right < 0 ? 0 : inside(at - p.window_right),
+          p.window_left < 0 ? e.S : inside(at + p.window_left + 1)};
+}
+
+}  // namespace weft::attention::cuda

@@ -1,0 +1,180 @@
+// Tiles of rows of q, k and v in shared memory, and products of a warp from them. For kernels that
+// read with cp.async or element by element, and multiply with mma.
+//
+// A tile is [rows, kColumns], in units of 16 bytes: unit c of row r is stored as unit c ^ (r & 7), so
+// that the eight rows that ldmatrix reads together lie in different banks.
+#pragma once
+
+#include "attention/cuda/sequences.h"
+
+namespace weft::attention::cuda {
+
+template <class X>
+constexpr int kUnit = static_cast<int>(16 / sizeof(X));  // elements
+
+template <class X, int kColumns>
+WEFT_DEVICE uint32_t tile_index(uint32_t row, uint32_t column) {
+  static_assert(kColumns % (8 * kUnit<X>) == 0);
+  constexpr uint32_t unit = kUnit<X>;
+  return row * kColumns + ((column / unit) ^ (row & 7)) * unit + column % unit;
+}
+
+// One unit of 16 bytes from global memory: elements from `valid` on are 0, and not read. By cp.async
+// where rows are vectors, else element by element, at once.
+template <class X>
+WEFT_DEVICE void copy_unit(Shared<X> to, uint32_t at, const X* from, int valid, bool vector) {
+  constexpr int E = kUnit<X>;
+  valid = max(0, min(valid, E));
+  if (vector) return copy_async<E>(to, at, from, static_cast<uint32_t>(valid));
+  Vec<X, E> unit = {};
+  WEFT_UNROLL
+  for (int e = 0; e < E; ++e)
+    if (e < valid) unit[e] = load(from + e);
+  to.template store<E>(at, unit);
+}
+
+// The units of a tile, divided among a block's threads: f(row, column of the first element).
+template <class X, int kRows, int kColumns, int kThreads, class F>
+WEFT_DEVICE void for_units(const F& f) {
+  constexpr int kUnits = kColumns / kUnit<X>, kAll = kRows * kUnits;
+  WEFT_UNROLL
+  for (int pass = 0; pass < (kAll + kThreads - 1) / kThreads; ++pass) {
+    const uint32_t unit = thread() + pass * kThreads;
+    if (kAll % kThreads == 0 || unit < kAll) f(unit / kUnits, unit % kUnits * kUnit<X>);
+  }
+}
+
+// ---- products. The type of A and B in registers, and how many of K one step takes.
+template <class X>
+struct Operands {
+  using A = FragmentA<X>;
+  using B = FragmentB<X>;
+  static constexpr int kStep = 16;
+
+  // The rows [row, row + 16) × columns [k, k + kStep) of a tile.
+  template <int kColumns>
+  WEFT_DEVICE static A a(Shared<X> tile, uint32_t row, uint32_t k) {
+    const Place at = A::named(lane());
+    return A{ldmatrix<4>(tile, tile_index<X, kColumns>(row + at.row, k + at.column))};
+  }
+  // Two neighbours in n: the tile's rows are n, [n, n + 16) × columns [k, k + kStep).
+  template <int kColumns>
+  WEFT_DEVICE static void b(Shared<X> tile, uint32_t n, uint32_t k, B (&pair)[2]) {
+    const Place at = B::named(lane());
+    const Vec<uint32_t, 4> w =
+        ldmatrix<4>(tile, tile_index<X, kColumns>(n + at.column, k + at.row));
+    pair[0] = {{{w[0], w[1]}}};
+    pair[1] = {{{w[2], w[3]}}};
+  }
+  // The same where the tile's rows are k: rows [k, k + kStep) × columns [n, n + 16).
+  template <int kColumns>
+  WEFT_DEVICE static void b_rows(Shared<X> tile, uint32_t k, uint32_t n, B (&pair)[2]) {
+    const Place at = B::named_transposed(lane());
+    const Vec<uint32_t, 4> w =
+        ldmatrix_transposed<4>(tile, tile_index<X, kColumns>(k + at.row, n + at.column));
+    pair[0] = {{{w[0], w[1]}}};
+    pair[1] = {{{w[2], w[3]}}};
+  }
+  // Columns [16k, 16k + 16) of a result in registers as A.
+  template <int N>
+  WEFT_DEVICE static A a(const FragmentC<float> (&c)[N], int step) {
+    return fragment_a<X>(c[2 * step], c[2 * step + 1]);
+  }
+  WEFT_DEVICE static void multiply(FragmentC<float>& c, const A& a, const B& b) { mma(c, a, b); }
+};
+
+// float as two tf32, x = high + low to the last place but one; a · b without low · low. Where high is
+// no number, high · low is left out: it would make inf · v a NaN.
+struct SplitTf32 {
+  tf32 high, low;
+  bool finite;
+
+  WEFT_DEVICE static SplitTf32 of(uint32_t bits) {
+    float x, h;
+    __builtin_memcpy(&x, &bits, sizeof x);
+    SplitTf32 s = {to_tf32(x), {0}, true};
+    s.finite = (s.high.bits & 0x7F800000) != 0x7F800000;
+    __builtin_memcpy(&h, &s.high.bits, sizeof h);
+    if (s.finite) s.low = to_tf32(x - h);
+    return s;
+  }
+};
+
+template <>
+struct Operands<float> {
+  static constexpr int kStep = 8;
+
+  struct A {
+    FragmentA<tf32> high, low, finite;  // finite: high, 0 where it is none
+
+    A() = default;
+    WEFT_DEVICE explicit A(const Vec<uint32_t, 4>& words) {
+      WEFT_UNROLL
+      for (int i = 0; i < 4; ++i) {
+        const SplitTf32 s = SplitTf32::of(words[i]);
+        high.words[i] = s.high.bits;
+        low.words[i] = s.low.bits;
+        finite.words[i] = s.finite ? s.high.bits : 0;
+      }
+    }
+  };
+  struct B {
+    FragmentB<tf32> high, low, finite;
+
+    B() = default;
+    WEFT_DEVICE B(uint32_t first, uint32_t second) {
+      const SplitTf32 s[2] = {SplitTf32::of(first), SplitTf32::of(second)};
+      WEFT_UNROLL
+      for (int i = 0; i < 2; ++i) {
+        high.words[i] = s[i].high.bits;
+        low.words[i] = s[i].low.bits;
+        finite.words[i] = s[i].finite ? s[i].high.bits : 0;
+      }
+    }
+  };
+
+  template <int kColumns>
+  WEFT_DEVICE static A a(Shared<float> tile, uint32_t row, uint32_t k) {
+    const Place at = FragmentA<tf32>::named(lane());
+    return A(ldmatrix<4>(tile, tile_index<float, kColumns>(row + at.row, k + at.column)));
+  }
+  template <int kColumns>
+  WEFT_DEVICE static void b(Shared<float> tile, uint32_t n, uint32_t k, B (&pair)[2]) {
+    const Place at = FragmentB<tf32>::named(lane());
+    const Vec<uint32_t, 4> w =
+        ldmatrix<4>(tile, tile_index<float, kColumns>(n + at.column, k + at.row));
+    pair[0] = B(w[0], w[1]);
+    pair[1] = B(w[2], w[3]);
+  }
+  // Row k of B is row 2k of the tile's eight, k + 4 is 2k + 1: as a() below has them.
+  template <int kColumns>
+  WEFT_DEVICE static void b_rows(Shared<float> tile, uint32_t k, uint32_t n, B (&pair)[2]) {
+    WEFT_UNROLL
+    for (int i = 0; i < 2; ++i) {
+      uint32_t words[2];
+      WEFT_UNROLL
+      for (int w = 0; w < 2; ++w) {
+        const float x = tile[tile_index<float, kColumns>(k + lane() % 4 * 2 + w,
+                                                         n + 8 * i + lane() / 4)];
+        __builtin_memcpy(&words[w], &x, sizeof x);
+      }
+      pair[i] = B(words[0], words[1]);
+    }
+  }
+  // Columns [8k, 8k + 8) of a result: a lane holds two neighbours, A wants columns that lie 4 apart.
+  template <int N>
+  WEFT_DEVICE static A a(const FragmentC<float> (&c)[N], int step) {
+    Vec<uint32_t, 4> words;
+    WEFT_UNROLL
+    for (int i = 0; i < 4; ++i)
+      __builtin_memcpy(&words[i], &c[step].data.data[i % 2 * 2 + i / 2], sizeof(float));
+    return A(words);
+  }
+  WEFT_DEVICE static void multiply(FragmentC<float>& c, const A& a, const B& b) {
+    mma(c, a.low, b.finite);
+    mma(c, a.finite, b.low);
+    mma(c, a.high, b.high);
+  }
+};
+
+}  // namespace weft::attention::cuda
