@@ -19,7 +19,8 @@ add_library(weft_gpu_tests MODULE tests/gpu/kernels/library.cpp)
 target_link_libraries(weft_gpu_tests PRIVATE weft_simulator torch_stable)
 
 # The CUDA kernels behind the ops, on CPU tensors, in namespace weft_simulator. To the host compiler a .cu file is C++.
-set(simulated csrc/attention/cuda/forward_sm80.cu csrc/norm/cuda/backward.cu csrc/norm/cuda/forward.cu)
+set(simulated ${cuda_sources})
+list(FILTER simulated INCLUDE REGEX "csrc/(attention|norm)/.*[.]cu$")
 set(simulated_cpp)
 foreach(source IN LISTS simulated)
   string(REGEX REPLACE "^csrc/" "" source ${source})

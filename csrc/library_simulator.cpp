@@ -13,12 +13,14 @@ namespace {
 
 void configure(int64_t seed, bool late_completion, bool clusters) {
   gpu::sim::options() = {static_cast<uint64_t>(seed), late_completion, /*check_races=*/true};
-  simulator::limits() = clusters ? gpu::Limits{4, 227 << 10, true} : gpu::Limits{4, 163 << 10, false};
+  simulator::limits() =
+      clusters ? gpu::Limits{4, 227 << 10, true} : gpu::Limits{4, 163 << 10, false};
 }
 
 // Who works on rows of a width, with up to `most` columns a thread in registers.
 std::tuple<int64_t, int64_t, int64_t, int64_t, int64_t> geometry(int64_t C, int64_t most) {
-  const norm::cuda::Geometry g = norm::cuda::geometry(C, static_cast<int>(most), simulator::limits());
+  const norm::cuda::Geometry g =
+      norm::cuda::geometry(C, static_cast<int>(most), simulator::limits());
   return {g.lanes, g.threads, g.rows, g.split, g.span};
 }
 

@@ -102,9 +102,11 @@ class Simulator(Backend):
         "test_determinism",
     )
 
+    BACKWARD_TOO: ClassVar = ("test_packed", "test_used_part_of_packed_sequences")
+
     def _runs_attention(self, file: str, test: str, parameters: dict[str, Any]) -> bool:
         """Forward alone, and of the many cases of a test a part: they cost a second each."""
-        if file not in self.ATTENTION_FILES or "backward" in test:
+        if file not in self.ATTENTION_FILES or "backward" in test or test in self.BACKWARD_TOO:
             return False
         draw = zlib.crc32(f"{test}-{sorted(map(str, parameters.values()))}".encode())
         return self.clusters and draw % 4 == 0

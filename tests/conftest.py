@@ -86,7 +86,8 @@ def _is_beyond_backend(item: pytest.Item) -> bool:
     name, file, family = item.originalname, item.path.stem, item.path.parent.name
     if backend.families is not None and family not in backend.families:
         return True
-    doubles = torch.float64 in parameters.values() or "gradcheck" in name
+    values = [*parameters.values(), *parameters.get("row", {}).values()]
+    doubles = torch.float64 in values or "gradcheck" in name
     return (doubles and not backend.float64) or not backend.runs(family, file, name, parameters)
 
 

@@ -44,7 +44,6 @@ def test_it_loads_and_says_what_it_was_built_for(doctor: dict) -> None:
 # Not written for CUDA yet: an op that gets a kernel there leaves this list.
 CPU_ALONE = {
     "attention_backward",
-    "attention_forward",
     "kv_cache_append_",
     "merge_attention_states",
     "rotary",

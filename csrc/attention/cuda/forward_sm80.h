@@ -17,7 +17,7 @@
 // what it has brought itself into a tile of numbers, exactly; the scales of keys go to S, those of
 // values to P.
 //
-// The plain kernel knows windows and nothing else. The other has all options as run-time switches,
+// The plain kernel knows windows and nothing else, no pages either. The other has all options as run-time switches,
 // and rows that are no vectors are read element by element.
 // Cost: 4 · S · T · D FLOPs a head, half of it causal; K and V are read once for each tile of rows.
 // Bound by the tensor cores from some hundred rows a key head on, by reading K and V below.
@@ -45,10 +45,10 @@ struct ForwardShared {
   static constexpr uint32_t kStage = T::kN * T::kStageColumns;
 
   SharedLayout layout;
-  Shared<X> q = layout.take<X>(T::kM* kD, 128);
-  Shared<X> ring;         // [stages]; of int8 caches [2], for K and V
-  Shared<int8_t> bytes;   // int8 caches alone: [stages]
-  Shared<float> scales;   // likewise, of each key
+  Shared<X> q = layout.take<X>(T::kM * kD, 128);
+  Shared<X> ring;        // [stages]; of int8 caches [2], for K and V
+  Shared<int8_t> bytes;  // int8 caches alone: [stages]
+  Shared<float> scales;  // likewise, of each key
 
   WEFT_INLINE explicit ForwardShared(bool int8)
       : ring(layout.take<X>(kStage * (int8 ? 2 : T::kStages), 128)),
@@ -64,8 +64,8 @@ class KeyTiles {
   static constexpr int kN = T::kN, kStages = T::kStages;
 
  public:
-  WEFT_DEVICE KeyTiles(const ForwardCall& call, const Smem& smem, const Sequence& e, int64_t b,
-                       int64_t k, int64_t chunk, Span needed)
+  WEFT_DEVICE KeyTiles(const ForwardCall& call, const Smem& smem, const Sequence& e, int32_t b,
+                       int32_t k, int32_t chunk, Span needed)
       : call_(call),
         smem_(smem),
         e_(e),
@@ -82,20 +82,20 @@ class KeyTiles {
   WEFT_DEVICE bool int8() const { return int8_; }
 
   WEFT_DEVICE void start() {
-    WEFT_UNROLL
-    for (int s = 0; s < kStages - 1; ++s) issue(s);
+    WEFT_NO_UNROLL
+    for (int s = 0; s < kStages - 1; ++s)
+      if (s % 2 == 0)
+        issue<false>(s);
+      else
+        issue<true>(s);
   }
-  // Tile s is there, for all threads, and tile s - 1 makes room for another.
+  // Tile s, of V or of K, is there for all threads, and tile s - 1 makes room for another.
+  template <bool kIsV>
   WEFT_DEVICE void arrive(int s) {
     copy_async_wait<kStages - 2>();
-    if (int8_) {
-      if (s % 2 == 0)
-        widen<kD>(s);
-      else
-        widen<kDv>(s);
-    }
+    if (int8_) widen<kIsV ? kDv : kD>(s);
     sync_block();
-    issue(s + kStages - 1);
+    issue<kIsV == (kStages % 2 == 1)>(s + kStages - 1);
   }
   WEFT_DEVICE Shared<X> operator[](int s) const {
     const int at = int8_ ? s % 2 : s % kStages;
@@ -111,13 +111,14 @@ class KeyTiles {
     return smem_.bytes.from(static_cast<uint32_t>(s % kStages) * Smem::kStage, Smem::kStage);
   }
 
+  template <bool kIsV>
   WEFT_DEVICE void issue(int s) {
     if (s < count()) {
       const Forward& p = call_.p;
-      if (s % 2 == 0)
-        bring<kD>(s, p.k, p.k_scale, 0, p.D);
+      if constexpr (kIsV)
+        bring<kDv>(s, p.v, p.v_scale, int64_t{chunk_} * kDv, p.Dv - int64_t{chunk_} * kDv);
       else
-        bring<kDv>(s, p.v, p.v_scale, chunk_ * kDv, p.Dv - chunk_ * kDv);
+        bring<kD>(s, p.k, p.k_scale, 0, p.D);
     }
     copy_async_commit();
   }
@@ -126,12 +127,26 @@ class KeyTiles {
   template <int kWidth>
   WEFT_DEVICE void bring(int s, const Heads& tensor, const Vectors& scales, int64_t from,
                          int64_t columns) {
+    const auto bring_as = [&](const auto& to, const auto& index) {
+      using E = typename std::remove_cvref_t<decltype(to)>::Element;
+      bring_tile<kN, kWidth, T::kThreads, sizeof(X) == 2>(
+          to, kPlain || call_.plan.vector,
+          [&](uint32_t r, uint32_t column, const E*& unit) {
+            const int32_t t = first_key(s) + static_cast<int32_t>(r);
+            unit = static_cast<const E*>(tensor.data);
+            if (t < needed_.begin || t >= needed_.end) return 0;
+            const KeyPlace at = kPlain ? KeyPlace{e_.k_batch, e_.k_row + t}
+                                       : key_place(call_.p.sequences, e_, b_, t);
+            unit +=
+                at.batch * tensor.batch + at.row * tensor.row + k_ * tensor.head + from + column;
+            return static_cast<int>(columns) - static_cast<int>(column);
+          },
+          index);
+    };
     if (!int8_) {
-      bring_units<X, kWidth>(s, tensor, from, columns, (*this)[s],
-                             [](uint32_t r, uint32_t c) { return tile_index<X, kWidth>(r, c); });
+      bring_as((*this)[s], [](uint32_t r, uint32_t c) { return tile_index<X, kWidth>(r, c); });
     } else if constexpr (!kPlain) {
-      bring_units<int8_t, kWidth>(s, tensor, from, columns, bytes(s),
-                                  [](uint32_t r, uint32_t c) { return r * kWidth + c; });
+      bring_as(bytes(s), [](uint32_t r, uint32_t c) { return r * kWidth + c; });
       for (uint32_t r = thread(); r < kN; r += T::kThreads) {
         const int32_t t = first_key(s) + static_cast<int32_t>(r);
         float scale = 0;
@@ -145,28 +160,12 @@ class KeyTiles {
     }
   }
 
-  template <class E, int kWidth, class Index>
-  WEFT_DEVICE void bring_units(int s, const Heads& tensor, int64_t from, int64_t columns,
-                               Shared<E> to, const Index& index) {
-    for_units<E, kN, kWidth, T::kThreads>([&](uint32_t r, uint32_t column) {
-      const int32_t t = first_key(s) + static_cast<int32_t>(r);
-      const E* row = static_cast<const E*>(tensor.data);
-      int valid = 0;
-      if (t >= needed_.begin && t < needed_.end) {
-        const KeyPlace at = key_place(call_.p.sequences, e_, b_, t);
-        row += at.batch * tensor.batch + at.row * tensor.row + k_ * tensor.head + from + column;
-        valid = static_cast<int>(columns) - static_cast<int>(column);
-      }
-      copy_unit(to, index(r, column), row, valid, kPlain || call_.plan.vector);
-    });
-  }
-
   // What this thread has brought of an int8 tile, as numbers.
   template <int kWidth>
   WEFT_DEVICE void widen(int s) const {
     const Shared<int8_t> from = bytes(s);
     const Shared<X> to = (*this)[s];
-    for_units<int8_t, kN, kWidth, T::kThreads>([&](uint32_t r, uint32_t column) {
+    for_units<int8_t, kN, kWidth, T::kThreads, false>([&](uint32_t r, uint32_t column) {
       const Vec<int8_t, 16> v = from.template load<16>(r * kWidth + column);
       WEFT_UNROLL
       for (int u = 0; u < 16; u += kUnit<X>) {
@@ -182,7 +181,7 @@ class KeyTiles {
   const ForwardCall& call_;
   const Smem& smem_;
   const Sequence& e_;
-  int64_t b_, k_, chunk_;
+  int32_t b_, k_, chunk_;
   Span needed_;
   int32_t first_, count_;
   bool int8_;
@@ -200,21 +199,21 @@ void forward_sm80_kernel(WEFT_GRID_CONSTANT const ForwardCall call) {
   const ForwardShared<X, kD, kDv, kPlain> smem(!kPlain && p.k.dtype == DType::i8);
 
   // ---- which rows, which keys. Later rows, which see more keys where causal, come first.
-  int64_t index = block().x;
+  uint32_t index = block().x;
   const auto part_of = [&](int64_t count) {
-    const int64_t part = index % count;
-    index /= count;
-    return part;
+    const uint32_t part = index % static_cast<uint32_t>(count);
+    index /= static_cast<uint32_t>(count);
+    return static_cast<int32_t>(part);
   };
-  const int64_t row_block = plan.row_blocks - 1 - part_of(plan.row_blocks),
+  const int32_t row_block = static_cast<int32_t>(plan.row_blocks) - 1 - part_of(plan.row_blocks),
                 chunk = part_of(plan.chunks), split = part_of(plan.splits), k = part_of(p.K),
-                b = index;
+                b = static_cast<int32_t>(index);
   const Sequence e = sequence_of(p, b);
-  const auto rows = e.S * plan.group, row0 = static_cast<int32_t>(row_block * kM);
+  const int32_t rows = e.S * plan.group, row0 = row_block * kM;
   if (row0 >= rows) return;
   const auto row_of = [&](uint32_t r) {
     const int32_t row = min(row0 + static_cast<int32_t>(r), rows - 1), i = row / plan.group;
-    return Row{i, static_cast<int32_t>(k) * plan.group + row - i * plan.group};
+    return Row{i, k * plan.group + row - i * plan.group};
   };
   const Span early = keys_of(p, e, row_of(0).i), late = keys_of(p, e, row_of(kM - 1).i),
              own = {static_cast<int32_t>(split * plan.split_keys),
@@ -223,15 +222,17 @@ void forward_sm80_kernel(WEFT_GRID_CONSTANT const ForwardCall call) {
   KeyTiles<X, kD, kDv, kPlain> tiles(call, smem, e, b, k, chunk,
                                      intersect({early.begin, late.end}, own));
 
-  for_units<X, kM, kD, T::kThreads>([&](uint32_t r, uint32_t column) {
-    const Row row = row_of(r);
-    const X* from = static_cast<const X*>(p.q.data) + e.q_batch * p.q.batch +
-                    (e.q_row + row.i) * p.q.row + row.h * p.q.head + column;
-    const bool exists = row0 + static_cast<int32_t>(r) < rows;
-    copy_unit(smem.q, tile_index<X, kD>(r, column), from,
-              exists ? static_cast<int>(p.D) - static_cast<int>(column) : 0,
-              kPlain || plan.vector);
-  });
+  bring_tile<kM, kD, T::kThreads, false>(
+      smem.q, kPlain || plan.vector,
+      [&](uint32_t r, uint32_t column, const X*& unit) {
+        const Row row = row_of(r);
+        unit = static_cast<const X*>(p.q.data) + e.q_batch * p.q.batch +
+               int64_t{e.q_row + row.i} * p.q.row + row.h * p.q.head + column;
+        return row0 + static_cast<int32_t>(r) < rows
+                   ? static_cast<int>(p.D) - static_cast<int>(column)
+                   : 0;
+      },
+      [](uint32_t r, uint32_t c) { return tile_index<X, kD>(r, c); });
   tiles.start();
 
   // ---- the rows of this thread
@@ -239,23 +240,27 @@ void forward_sm80_kernel(WEFT_GRID_CONSTANT const ForwardCall call) {
   const auto row_in_tile = [&](int r) {
     return warp_row + static_cast<uint32_t>(r / 2 * 16 + r % 2 * 8) + lane() / 4;
   };
-  Row mine[kRows];
-  WEFT_UNROLL
-  for (int r = 0; r < kRows; ++r) mine[r] = row_of(row_in_tile(r));
+  struct Rows {
+    Row row[kRows];
+  };
+  const auto own_rows = [&] {  // made where they are needed: registers are short
+    Rows mine;
+    WEFT_UNROLL
+    for (int r = 0; r < kRows; ++r) mine.row[r] = row_of(row_in_tile(r));
+    return mine;
+  };
   Softmax<kRows> softmax;
   FragmentC<float> o[kMTiles][kDv / 8];
   WEFT_UNROLL
-  for (auto& tile : o)
-    WEFT_UNROLL
-    for (auto& c : tile) c = FragmentC<float>::filled(0);
+  for (auto& tile : o) WEFT_UNROLL
+  for (auto& c : tile) c = FragmentC<float>::filled(0);
 
   WEFT_NO_UNROLL
   for (int s = 0; s < tiles.count(); s += 2) {
     FragmentC<float> scores[kMTiles][kN / 8];
     WEFT_UNROLL
-    for (auto& tile : scores)
-      WEFT_UNROLL
-      for (auto& c : tile) c = FragmentC<float>::filled(0);
+    for (auto& tile : scores) WEFT_UNROLL
+    for (auto& c : tile) c = FragmentC<float>::filled(0);
     const auto score = [&](int r, int j) -> float& {
       return scores[r / 2][j / 2][static_cast<uint32_t>(r % 2 * 2 + j % 2)];
     };
@@ -269,11 +274,9 @@ void forward_sm80_kernel(WEFT_GRID_CONSTANT const ForwardCall call) {
     };
 
     // S = Q · Kᵀ
-    tiles.arrive(s);
+    tiles.template arrive<false>(s);
     const Shared<X> key = tiles[s];
-    WEFT_UNROLL
-    for (int d = 0; d < kD; d += Op::kStep) {
-      if (kD > 128 && d >= p.D) continue;
+    const auto multiply = [&](int d) {
       typename Op::A a[kMTiles];
       WEFT_UNROLL
       for (int m = 0; m < kMTiles; ++m)
@@ -284,10 +287,16 @@ void forward_sm80_kernel(WEFT_GRID_CONSTANT const ForwardCall call) {
         typename Op::B pair[2];
         Op::template b<kD>(key, static_cast<uint32_t>(n), static_cast<uint32_t>(d), pair);
         WEFT_UNROLL
-        for (int m = 0; m < kMTiles; ++m)
-          WEFT_UNROLL
-          for (int i = 0; i < 2; ++i) Op::multiply(scores[m][n / 8 + i], a[m], pair[i]);
+        for (int m = 0; m < kMTiles; ++m) WEFT_UNROLL
+        for (int i = 0; i < 2; ++i) Op::multiply(scores[m][n / 8 + i], a[m], pair[i]);
       }
+    };
+    if constexpr (sizeof(X) == 2 && kD <= 128) {
+      WEFT_UNROLL
+      for (int d = 0; d < kD; d += Op::kStep) multiply(d);
+    } else {
+      WEFT_NO_UNROLL
+      for (int d = 0; d < min(p.D, int64_t{kD}); d += Op::kStep) multiply(d);
     }
 
     // P = 2^(S - max)
@@ -295,23 +304,21 @@ void forward_sm80_kernel(WEFT_GRID_CONSTANT const ForwardCall call) {
     if constexpr (!kPlain) {
       if (tiles.int8()) each_score([&](uint32_t column) { return tiles.scale(s, column); });
       if (call.scoring.changes)
-        change<kRows, kColumns>(p, call.scoring, e, b, mine, t, score);
+        change<kRows, kColumns>(p, call.scoring, e, b, own_rows().row, t, score);
     }
     if (t < whole.begin || t + kN > min(whole.end, own.end))
-      hide<kRows, kColumns>(p, e, mine, own, t, score);
+      hide<kRows, kColumns>(p, e, own_rows().row, own, t, score);
     float alpha[kRows];
     softmax.template update<kColumns>(call.scoring.scale, score, alpha);
     if constexpr (!kPlain)
-      if (call.scoring.drops) drop<kRows, kColumns>(p, call.scoring, b, mine, t, score);
+      if (call.scoring.drops) drop<kRows, kColumns>(p, call.scoring, b, own_rows().row, t, score);
     WEFT_UNROLL
-    for (int m = 0; m < kMTiles; ++m)
-      WEFT_UNROLL
-      for (auto& c : o[m])
-        WEFT_UNROLL
-        for (int i = 0; i < 4; ++i) c[static_cast<uint32_t>(i)] *= alpha[2 * m + i / 2];
+    for (int m = 0; m < kMTiles; ++m) WEFT_UNROLL
+    for (auto& c : o[m]) WEFT_UNROLL
+    for (int i = 0; i < 4; ++i) c[static_cast<uint32_t>(i)] *= alpha[2 * m + i / 2];
 
     // O += P · V
-    tiles.arrive(s + 1);
+    tiles.template arrive<true>(s + 1);
     const Shared<X> value = tiles[s + 1];
     if constexpr (!kPlain)
       if (tiles.int8())
@@ -326,9 +333,8 @@ void forward_sm80_kernel(WEFT_GRID_CONSTANT const ForwardCall call) {
         typename Op::B pair[2];
         Op::template b_rows<kDv>(value, static_cast<uint32_t>(n), static_cast<uint32_t>(d), pair);
         WEFT_UNROLL
-        for (int m = 0; m < kMTiles; ++m)
-          WEFT_UNROLL
-          for (int i = 0; i < 2; ++i) Op::multiply(o[m][d / 8 + i], a[m], pair[i]);
+        for (int m = 0; m < kMTiles; ++m) WEFT_UNROLL
+        for (int i = 0; i < 2; ++i) Op::multiply(o[m][d / 8 + i], a[m], pair[i]);
       }
     }
   }
@@ -338,10 +344,11 @@ void forward_sm80_kernel(WEFT_GRID_CONSTANT const ForwardCall call) {
   const float lowered = tiles.int8() ? 1 / T::kLift : 1.0f;
   WEFT_UNROLL
   for (int r = 0; r < kRows; ++r) {
-    const float* sink = p.sinks && split == 0 ? p.sinks.data + mine[r].h * p.sinks.head : nullptr;
+    const Row mine = row_of(row_in_tile(r));
+    const float* sink = p.sinks && split == 0 ? p.sinks.data + mine.h * p.sinks.head : nullptr;
     const auto [lse, factor] = softmax.finish(r, sink);
     if (row0 + static_cast<int32_t>(row_in_tile(r)) >= rows) continue;
-    FinishedRow row(call, e, b, split, mine[r]);
+    FinishedRow row(call, e, b, split, mine);
     if (chunk == 0 && lane() % 4 == 0) row.store_lse(lse);
     WEFT_UNROLL
     for (int n = 0; n < kDv / 8; ++n) {

@@ -7,11 +7,6 @@
 
 namespace weft::attention::cuda {
 
-namespace {
-
-int64_t ceil_div(int64_t a, int64_t b) { return (a + b - 1) / b; }
-
-// Every row of 16-byte vectors that a kernel reads, begins at a multiple of 16 bytes.
 bool is_vector(const Heads& t) {
   const auto size = static_cast<int64_t>(size_of(t.dtype));
   const auto aligned = [](int64_t bytes) { return bytes % 16 == 0; };
@@ -19,10 +14,15 @@ bool is_vector(const Heads& t) {
          aligned(t.batch * size) && aligned(t.row * size) && aligned(t.head * size);
 }
 
-// Nothing stands between the product and the exponential but a positive scale.
+namespace {
+
+int64_t ceil_div(int64_t a, int64_t b) { return (a + b - 1) / b; }
+
+// Nothing stands between the product and the exponential but a positive scale, and keys lie in rows.
 bool is_plain(const Forward& p) {
   return p.q.dtype != DType::f32 && p.k.dtype == p.q.dtype && p.softmax_scale > 0 &&
-         p.softcap == 0 && !p.bias && !p.mask && !p.alibi && p.dropout.p == 0;
+         p.softcap == 0 && !p.bias && !p.mask && !p.alibi && p.dropout.p == 0 &&
+         !p.sequences.block_table;
 }
 
 // The keys are split where there are not blocks enough to fill the GPU, two to a multiprocessor: the
@@ -51,7 +51,7 @@ ForwardPlan plan(const Forward& p, const Limits& limits) {
   plan.group = static_cast<int32_t>(p.H / p.K);
   plan.vector = is_vector(p.q) && is_vector(p.k) && is_vector(p.v);
   const int64_t rows = p.S * plan.group;
-  check(rows <= INT32_MAX && p.T <= INT32_MAX, "weft.attention_forward: a sequence of ", p.S,
+  check(rows <= kMostRows && p.T <= kMostRows, "weft.attention_forward: a sequence of ", p.S,
         " queries and ", p.T, " keys is longer than the CUDA kernels count");
 
   const size_t element = size_of(p.q.dtype);

@@ -29,7 +29,12 @@ constexpr HeadSize head_size_of(int64_t D, int64_t Dv) {
   return {};
 }
 
+// Every row begins at a multiple of 16 bytes.
+bool is_vector(const Heads& t);
+
 // ---- forward
+
+constexpr int64_t kMostRows = int64_t{1} << 30;  // of a sequence: kernels count in 32 bits
 
 // The kernels, the most general last.
 enum class ForwardKernel : uint8_t {
@@ -50,9 +55,9 @@ struct ForwardTile {
 constexpr ForwardTile forward_tile(size_t element, HeadSize size, bool plain) {
   if (element == 4) switch (size.D) {
       case 64:
-        return {4, 1, 32, 3};  // 16 + 3 · 8
+        return {4, 1, 16, 4};  // 16 + 4 · 4
       case 128:
-        return {4, 1, 32, 3};  // 32 + 3 · 16
+        return {4, 1, 16, 3};  // 32 + 3 · 8
       case 256:
         return {4, 1, 16, 2};  // 64 + 2 · 16
       default:
@@ -62,7 +67,7 @@ constexpr ForwardTile forward_tile(size_t element, HeadSize size, bool plain) {
     case 64:
       return {4, plain ? 2 : 1, 64, 4};  // 16 + 4 · 8; 8 less
     case 128:
-      return {4, plain ? 2 : 1, 64, 3};  // 32 + 3 · 16; 16 less
+      return {4, plain ? 2 : 1, 32, 4};  // 32 + 4 · 8; 16 less
     case 256:
       return {plain ? 8 : 4, 1, 32, 2};  // 64 + 2 · 16; 32 less
     default:
@@ -75,12 +80,12 @@ constexpr int64_t kMostSplits = 128;
 struct ForwardPlan {
   ForwardKernel kernel = ForwardKernel::sm80_any;
   HeadSize head_size = {};
-  bool vector = false;       // rows of q, k and v are moved 16 bytes at a time
-  int32_t group = 1;         // query heads of a key head
-  int64_t row_blocks = 0;    // tiles of rows of the longest sequence
-  int64_t chunks = 1;        // of Dv columns, for each a block
-  int64_t splits = 1;        // of the keys, for each a block …
-  int64_t split_keys = 0;    // … with as many keys, a multiple of a key block
+  bool vector = false;          // rows of q, k and v are moved 16 bytes at a time
+  int32_t group = 1;            // query heads of a key head
+  int64_t row_blocks = 0;       // tiles of rows of the longest sequence
+  int64_t chunks = 1;           // of Dv columns, for each a block
+  int64_t splits = 1;           // of the keys, for each a block …
+  int64_t split_keys = 0;       // … with as many keys, a multiple of a key block
   int64_t workspace_bytes = 0;  // of partial results: [splits, B, S, H, Dv] and lse, float32
 };
 ForwardPlan plan(const Forward& p, const Limits& limits);

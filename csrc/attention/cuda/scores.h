@@ -22,7 +22,7 @@ struct Row {
   int32_t i, h;
 };
 
-// The options as kernels want them. Where `changes`, change() makes of a product what softmax sees,
+// The options as kernels want them. Where `changes`, change() makes of products what softmax sees,
 // in units of log 2; else softmax multiplies it with `scale`.
 struct Scoring {
   float scale = 1;
@@ -77,46 +77,66 @@ WEFT_DEVICE float log2_exact(float x) {
   return fma(t, series, static_cast<float>(e));
 }
 
-// An element of a floating tensor of any dtype.
-WEFT_DEVICE float load_float(const void* data, DType dtype, int64_t i) {
-  if (dtype == DType::f32) return load(static_cast<const float*>(data) + i);
-  if (dtype == DType::bf16) return to_float(load(static_cast<const bf16*>(data) + i));
-  return to_float(load(static_cast<const f16*>(data) + i));
+// A tensor of scores at one row: where key 0 is, in elements.
+WEFT_DEVICE int64_t row_index(const Scores& t, int64_t b, const Row& row) {
+  return b * t.batch + row.h * t.head + row.i * t.row;
 }
 
-// One score of row, key t: what softmax sees, in units of log 2.
-WEFT_DEVICE float changed(const Problem& p, const Scoring& scoring, const Sequence& e, int64_t b,
-                          const Row& row, int32_t t, float s) {
-  s *= scoring.before;
-  if (scoring.cap > 0) s = tanh_exact(s) * scoring.cap;
-  if (p.alibi) {
-    const float slope = load(p.alibi.data + b * p.alibi.batch + row.h * p.alibi.head);
-    const auto away = static_cast<float>(t - (row.i + key_offset(p, e)));
-    s = fma(away < 0 ? away : -away, slope * static_cast<float>(kLog2e), s);
-  }
-  if (p.bias)
-    s = fma(load_float(p.bias.data, p.bias.dtype,
-                       b * p.bias.batch + row.h * p.bias.head + row.i * p.bias.row +
-                           t * p.bias.column),
-            static_cast<float>(kLog2e), s);
-  if (p.mask && !load(static_cast<const uint8_t*>(p.mask.data) + b * p.mask.batch +
-                      row.h * p.mask.head + row.i * p.mask.row + t * p.mask.column))
-    s = -__builtin_inff();
-  return s;
-}
-
-// change(): all of a thread's scores, rows r of kRows by elements j of kColumns, of the block from key
-// `first` on, where the row sees them. What a row does not see is never looked up.
+// All of a thread's scores, rows r of kRows by elements j of kColumns, of the block from key `first`
+// on: products become what softmax sees, in units of log 2. What a row does not see is not looked up.
 template <int kRows, int kColumns, class S>
 WEFT_DEVICE void change(const Problem& p, const Scoring& scoring, const Sequence& e, int64_t b,
                         const Row (&rows)[kRows], int32_t first, const S& s) {
+  const auto mine = [&](int j) {
+    return static_cast<int32_t>(column_of(lane(), static_cast<uint32_t>(j)));
+  };
   WEFT_UNROLL
   for (int r = 0; r < kRows; ++r) {
-    const Span seen = keys_of(p, e, rows[r].i);
+    const Row& row = rows[r];
     WEFT_UNROLL
-    for (int j = 0; j < kColumns; ++j) {
-      const int32_t t = first + static_cast<int32_t>(column_of(lane(), j));
-      if (t >= seen.begin && t < seen.end) s(r, j) = changed(p, scoring, e, b, rows[r], t, s(r, j));
+    for (int j = 0; j < kColumns; ++j) s(r, j) *= scoring.before;
+    if (scoring.cap > 0) {
+      WEFT_UNROLL
+      for (int j = 0; j < kColumns; ++j) s(r, j) = tanh_exact(s(r, j)) * scoring.cap;
+    }
+    if (p.alibi) {
+      const float slope = load(p.alibi.data + b * p.alibi.batch + row.h * p.alibi.head) *
+                          static_cast<float>(kLog2e);
+      const int32_t diagonal = row.i + key_offset(p, e) - first;
+      WEFT_UNROLL
+      for (int j = 0; j < kColumns; ++j) {
+        const int32_t away = mine(j) - diagonal;
+        s(r, j) = fma(static_cast<float>(away < 0 ? away : -away), slope, s(r, j));
+      }
+    }
+    if (!p.bias && !p.mask) continue;
+    const Span seen = keys_of(p, e, row.i);
+    const int32_t begin = seen.begin - first, end = seen.end - first;
+    const auto each_seen = [&](const Scores& t, const auto& f) {
+      const int64_t at = row_index(t, b, row) + first * t.column;
+      WEFT_UNROLL
+      for (int j = 0; j < kColumns; ++j)
+        if (mine(j) >= begin && mine(j) < end) f(at + mine(j) * t.column, s(r, j));
+    };
+    const auto add = [&](auto type) {
+      const auto* bias = static_cast<const decltype(type)*>(p.bias.data);
+      each_seen(p.bias, [&](int64_t at, float& x) {
+        x = fma(convert<float>(load(bias + at)), static_cast<float>(kLog2e), x);
+      });
+    };
+    if (p.bias) {
+      if (p.bias.dtype == DType::f32)
+        add(float{});
+      else if (p.bias.dtype == DType::bf16)
+        add(bf16{});
+      else
+        add(f16{});
+    }
+    if (p.mask) {
+      const auto* mask = static_cast<const uint8_t*>(p.mask.data);
+      each_seen(p.mask, [&](int64_t at, float& x) {
+        if (!load(mask + at)) x = -__builtin_inff();
+      });
     }
   }
 }
@@ -137,38 +157,38 @@ WEFT_DEVICE void hide(const Problem& p, const Sequence& e, const Row (&rows)[kRo
   }
 }
 
-// Dropout of weights: element ((b · H + h) · S + i) · T + t of the mask.
-class Draw {
- public:
-  WEFT_DEVICE Draw(const Problem& p, const Scoring& scoring, int64_t b, const Row& row)
-      : scoring_(scoring),
-        first_(static_cast<uint64_t>(((b * p.H + row.h) * p.S + row.i) * p.T)) {}
-
-  // 0, or what a weight that is kept is multiplied with.
-  WEFT_DEVICE float operator()(int32_t t) {
-    const uint64_t e = first_ + static_cast<uint64_t>(t), index = e / 4;
-    if (index != index_) words_ = philox(scoring_.key, index_ = index);
-    const uint32_t w = e % 4;
-    const uint32_t word = w < 2 ? (w == 0 ? words_[0] : words_[1])
-                                : (w == 2 ? words_[2] : words_[3]);
-    return word >= scoring_.threshold ? scoring_.kept : 0.0f;
+// Dropout of weights: element ((b · H + h) · S + i) · T + t of the mask. A bit for each element of the
+// thread's row: is it kept? `first` and the thread's columns are even, so that two neighbours come of
+// one block of random words, or of two where the row begins at an odd element.
+template <int kColumns>
+WEFT_DEVICE uint32_t kept_bits(const Problem& p, const Scoring& scoring, int64_t b, const Row& row,
+                               int32_t first) {
+  static_assert(kColumns <= 32);
+  const uint64_t begin =
+      static_cast<uint64_t>(((b * p.H + row.h) * p.S + row.i) * p.T + first + lane() % 4 * 2);
+  uint32_t bits = 0;
+  WEFT_NO_UNROLL
+  for (uint32_t pair = 0; pair < kColumns / 2; ++pair) {
+    const uint64_t at = begin + 8 * pair;
+    Vec<uint32_t, 4> words = philox(scoring.key, at / 4);
+    const uint32_t in = at % 4;
+    const uint32_t low = in < 2 ? (in == 0 ? words[0] : words[1]) : in == 2 ? words[2] : words[3];
+    uint32_t high = in == 0 ? words[1] : in == 1 ? words[2] : words[3];
+    if (in == 3) high = philox(scoring.key, at / 4 + 1)[0];
+    bits |= (low >= scoring.threshold ? 1u : 0u) << (2 * pair);
+    bits |= (high >= scoring.threshold ? 2u : 0u) << (2 * pair);
   }
-
- private:
-  const Scoring& scoring_;
-  uint64_t first_, index_ = ~uint64_t{0};
-  Vec<uint32_t, 4> words_ = {};
-};
+  return bits;
+}
 
 template <int kRows, int kColumns, class S>
 WEFT_DEVICE void drop(const Problem& p, const Scoring& scoring, int64_t b, const Row (&rows)[kRows],
                       int32_t first, const S& s) {
   WEFT_UNROLL
   for (int r = 0; r < kRows; ++r) {
-    Draw draw(p, scoring, b, rows[r]);
+    const uint32_t bits = kept_bits<kColumns>(p, scoring, b, rows[r], first);
     WEFT_UNROLL
-    for (int j = 0; j < kColumns; ++j)
-      s(r, j) *= draw(first + static_cast<int32_t>(column_of(lane(), j)));
+    for (int j = 0; j < kColumns; ++j) s(r, j) *= (bits >> j & 1) ? scoring.kept : 0.0f;
   }
 }
 

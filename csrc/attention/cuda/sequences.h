@@ -10,10 +10,10 @@ using namespace ::weft::gpu;
 
 // Problem::extent, from tensors that only the GPU can read.
 struct Sequence {
-  int64_t q_batch, q_row, k_batch, k_row;  // where the first query and key are
+  int32_t q_batch, q_row, k_batch, k_row;  // where the first query and key are
   int32_t S, T;
 };
-WEFT_DEVICE Sequence sequence_of(const Problem& p, int64_t b) {
+WEFT_DEVICE Sequence sequence_of(const Problem& p, int32_t b) {
   const Sequences& s = p.sequences;
   Sequence e = {b, 0, b, 0, static_cast<int32_t>(p.S), static_cast<int32_t>(p.T)};
   if (s.cache_row) e.k_batch = load(s.cache_row + b);
@@ -38,8 +38,8 @@ WEFT_DEVICE Sequence sequence_of(const Problem& p, int64_t b) {
 struct KeyPlace {
   int64_t batch, row;
 };
-WEFT_DEVICE KeyPlace key_place(const Sequences& s, const Sequence& e, int64_t b, int32_t t) {
-  const int64_t row = e.k_row + t;
+WEFT_DEVICE KeyPlace key_place(const Sequences& s, const Sequence& e, int32_t b, int32_t t) {
+  const int32_t row = e.k_row + t;
   if (!s.block_table) return {e.k_batch, row};
   const auto at = static_cast<uint32_t>(row), size = static_cast<uint32_t>(s.page_size);
   return {load(s.block_table + b * s.table_stride + at / size), at % size};
@@ -58,9 +58,7 @@ struct Span {
   int32_t begin, end;
   WEFT_INLINE bool empty() const { return begin >= end; }
 };
-WEFT_DEVICE Span intersect(Span a, Span b) {
-  return {max(a.begin, b.begin), min(a.end, b.end)};
-}
+WEFT_DEVICE Span intersect(Span a, Span b) { return {max(a.begin, b.begin), min(a.end, b.end)}; }
 
 // The key on query 0's diagonal.
 WEFT_DEVICE int32_t key_offset(const Problem& p, const Sequence& e) {

@@ -19,28 +19,47 @@ WEFT_DEVICE uint32_t tile_index(uint32_t row, uint32_t column) {
   return row * kColumns + ((column / unit) ^ (row & 7)) * unit + column % unit;
 }
 
-// One unit of 16 bytes from global memory: elements from `valid` on are 0, and not read. By cp.async
-// where rows are vectors, else element by element, at once.
-template <class X>
-WEFT_DEVICE void copy_unit(Shared<X> to, uint32_t at, const X* from, int valid, bool vector) {
-  constexpr int E = kUnit<X>;
-  valid = max(0, min(valid, E));
-  if (vector) return copy_async<E>(to, at, from, static_cast<uint32_t>(valid));
-  Vec<X, E> unit = {};
-  WEFT_UNROLL
-  for (int e = 0; e < E; ++e)
-    if (e < valid) unit[e] = load(from + e);
-  to.template store<E>(at, unit);
+// The units of a tile, divided among a block's threads: f(row, column of the first element).
+template <class X, int kRows, int kColumns, int kThreads, bool kUnroll, class F>
+WEFT_DEVICE void for_units(const F& f) {
+  constexpr int kUnits = kColumns / kUnit<X>, kAll = kRows * kUnits,
+                kPasses = (kAll + kThreads - 1) / kThreads;
+  const auto one = [&](int pass) {
+    const uint32_t unit = thread() + static_cast<uint32_t>(pass) * kThreads;
+    if (kAll % kThreads == 0 || unit < kAll) f(unit / kUnits, unit % kUnits * kUnit<X>);
+  };
+  if constexpr (kUnroll) {
+    WEFT_UNROLL
+    for (int pass = 0; pass < kPasses; ++pass) one(pass);
+  } else {
+    WEFT_NO_UNROLL
+    for (int pass = 0; pass < kPasses; ++pass) one(pass);
+  }
 }
 
-// The units of a tile, divided among a block's threads: f(row, column of the first element).
-template <class X, int kRows, int kColumns, int kThreads, class F>
-WEFT_DEVICE void for_units(const F& f) {
-  constexpr int kUnits = kColumns / kUnit<X>, kAll = kRows * kUnits;
-  WEFT_UNROLL
-  for (int pass = 0; pass < (kAll + kThreads - 1) / kThreads; ++pass) {
-    const uint32_t unit = thread() + pass * kThreads;
-    if (kAll % kThreads == 0 || unit < kAll) f(unit / kUnits, unit % kUnits * kUnit<X>);
+// A tile of kRows × kColumns, brought by all threads of a block unit by unit: source(row, column,
+// pointer) gives the address of a unit and how many of its elements there are (the rest are 0, and
+// not read); index(row, column) is its place in the tile. By cp.async where rows are vectors, else
+// element by element, at once.
+template <int kRows, int kColumns, int kThreads, bool kUnroll, class X, class Source, class Index>
+WEFT_DEVICE void bring_tile(Shared<X> to, bool vector, const Source& source, const Index& index) {
+  constexpr int E = kUnit<X>;
+  if (vector) {
+    for_units<X, kRows, kColumns, kThreads, kUnroll>([&](uint32_t r, uint32_t column) {
+      const X* from;
+      const auto valid = static_cast<uint32_t>(max(0, min(source(r, column, from), E)));
+      copy_async<E>(to, index(r, column), from, valid);
+    });
+  } else {
+    for_units<X, kRows, kColumns, kThreads, false>([&](uint32_t r, uint32_t column) {
+      const X* from;
+      const int valid = source(r, column, from);
+      Vec<X, E> unit = {};
+      WEFT_UNROLL
+      for (int e = 0; e < E; ++e)
+        if (e < valid) unit[e] = load(from + e);
+      to.template store<E>(index(r, column), unit);
+    });
   }
 }
 
@@ -154,8 +173,8 @@ struct Operands<float> {
       uint32_t words[2];
       WEFT_UNROLL
       for (int w = 0; w < 2; ++w) {
-        const float x = tile[tile_index<float, kColumns>(k + lane() % 4 * 2 + w,
-                                                         n + 8 * i + lane() / 4)];
+        const float x =
+            tile[tile_index<float, kColumns>(k + lane() % 4 * 2 + w, n + 8 * i + lane() / 4)];
         __builtin_memcpy(&words[w], &x, sizeof x);
       }
       pair[i] = B(words[0], words[1]);

@@ -1,0 +1,24 @@
+// Forward: the kernel that the plan names, and the merge of splits.
+#include "attention/cuda/launch.h"
+#include "attention/cuda/merge_splits.h"
+
+namespace weft::attention::cuda {
+
+void forward(const Forward& p, const Device& device) {
+  if (p.B == 0 || p.S == 0) return;
+  const ForwardCall call = {p, cuda::plan(p, device.limits), Scoring(p)};
+  if (p.q.dtype == DType::bf16)
+    forward_sm80_bf16(call, device);
+  else if (p.q.dtype == DType::f16)
+    forward_sm80_f16(call, device);
+  else
+    forward_sm80_f32(call, device);
+  if (call.plan.splits > 1)
+    launch<merge_splits_kernel>(
+        {.grid = {grid_size(ceil_div<int64_t>(p.B * p.S * p.H, kMergeThreads / kWarp))},
+         .block = kMergeThreads,
+         .stream = device.stream},
+        call);
+}
+
+}  // namespace weft::attention::cuda
