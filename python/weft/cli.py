@@ -1,4 +1,4 @@
-"""The command ``weft``: what is installed and runs here, and a demonstration of it."""
+"""The command ``weft``: what is installed and runs here, a demonstration of it, and tuning."""
 
 from __future__ import annotations
 
@@ -18,6 +18,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
     doctor.add_argument(
         "--limits", action="store_true", help="also measure the machine's limits (some seconds)"
     )
+    commands.add_parser(
+        "tune", help="measure from how many rows on W8A8 is the faster, for weft.Hybrid"
+    )
     demo = commands.add_parser("demo", help="a real model, on torch and on weft")
     if arguments[:1] == ["demo"]:  # what it needs is imported only for it
         from . import demo as demonstration
@@ -27,6 +30,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
     options = parser.parse_args(arguments)
     if options.command == "demo":
         return demonstration.main(options) or 0
+    if options.command == "tune":
+        from .quantization import crossover
+
+        return crossover.main()
 
     from . import _doctor
 

@@ -216,6 +216,27 @@ def test_bitsandbytes():
         layer.load_state_dict(state | {"weight_format": torch.tensor(1, dtype=torch.uint8)})
 
 
+def test_bitsandbytes_trains():
+    layer = weft.nn.Linear8bitLt(C, 32)
+    assert isinstance(layer, nn.Linear) and layer.weight.dtype == torch.float32
+    exact = nn.Linear(C, 32)
+    exact.load_state_dict(layer.state_dict())
+    x = X.clone().requires_grad_()
+    y = exact(X.clone())
+    assert_close(layer(x), y, atol=0.05, rtol=0)
+    assert not torch.equal(layer(x), y)
+    dy = torch.randn_like(y)
+    layer(x).backward(dy)
+    exact(X).backward(dy)
+    assert_close(layer.weight.grad, exact.weight.grad, atol=1e-5, rtol=1e-5)
+    assert_close(layer.bias.grad, exact.bias.grad)
+    assert_close(x.grad, dy @ exact.weight, atol=0.05, rtol=0.01)
+    assert torch.equal(copy.deepcopy(layer)(x), layer(x))
+    frozen = weft.nn.Linear8bitLt(C, 32, has_fp16_weights=False)
+    frozen.load_state_dict(layer.state_dict())
+    assert torch.equal(frozen(X), layer(X))
+
+
 def test_quantize_weight():
     weight = torch.randn(8, 32)
     values, scale, zero_point = quantize_weight(weight)

@@ -2,7 +2,7 @@
 
 from .apex import FusedLayerNorm, FusedRMSNorm, MixedFusedLayerNorm, MixedFusedRMSNorm
 from .attention import MultiheadAttention
-from .bitsandbytes import Linear8bitLt
+from .bitsandbytes import Linear8bitLt, TrainedLinear8bitLt
 from .dropout_add import DropoutAddLayerNorm, DropoutAddRMSNorm
 from .int8 import HybridLinear, Int8Linear, LLMInt8Linear, WeightOnlyLinear
 from .norm import LayerNorm, RMSNorm
@@ -21,5 +21,6 @@ __all__ = [
     "MixedFusedRMSNorm",
     "MultiheadAttention",
     "RMSNorm",
+    "TrainedLinear8bitLt",
     "WeightOnlyLinear",
 ]

@@ -5,16 +5,17 @@ from __future__ import annotations
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
-from ..ops.int8 import int8_linear
+from ..ops.int8 import llm_int8_linear
+from ._int8_weight import pack, quantize_weight
 from .int8 import Device, LLMInt8Linear
 
 ROW = 0  # the one `weight_format` whose weight is plain rows
 
 
 class Linear8bitLt(LLMInt8Linear):
-    """bitsandbytes' Linear8bitLt on weft's kernels, for inference.
+    """bitsandbytes' Linear8bitLt on weft's kernels.
 
     Its checkpoints are bitsandbytes': `weight` int8 [N, K], `SCB` float32 [N] (the largest |w| of
     each row), `weight_format`, `bias`. Weights of floats are quantised when they are loaded; there
@@ -24,11 +25,19 @@ class Linear8bitLt(LLMInt8Linear):
     Args:
         input_features, output_features: K, N.
         bias: have one. Default: True.
-        has_fp16_weights: only False is there: weights that are trained stay with torch.nn.Linear.
+        has_fp16_weights: keep the weight in floats, quantise it at every call, and give it its
+            gradient: for training. What is made is then a :class:`TrainedLinear8bitLt`. Default:
+            True, as in bitsandbytes.
         threshold: where outliers begin; 0, the default, for no outliers.
-        index: nothing, as in bitsandbytes' inference.
+        index: nothing, as in bitsandbytes.
         device: of all that it holds.
     """
+
+    def __new__(cls, *args: Any, **kwargs: Any) -> Any:
+        trained = kwargs.get("has_fp16_weights", args[3] if len(args) > 3 else True)
+        if cls is Linear8bitLt and trained and (args or kwargs):  # nothing at all: a copy
+            return TrainedLinear8bitLt(*args, **kwargs)
+        return super().__new__(cls)
 
     def __init__(
         self,
@@ -40,16 +49,7 @@ class Linear8bitLt(LLMInt8Linear):
         index: Any = None,
         device: Device = None,
     ) -> None:
-        if has_fp16_weights:
-            raise NotImplementedError(
-                "weft.nn.Linear8bitLt keeps its weight in int8: pass has_fp16_weights=False"
-            )
         super().__init__(input_features, output_features, bias, device, threshold=threshold)
-
-    def forward(self, input: Tensor) -> Tensor:
-        if self.threshold == 0:
-            return int8_linear(input, self._weight(), self.weight_scale, self.bias)
-        return super().forward(input)
 
     def _save_to_state_dict(self, destination: Any, prefix: str, keep_vars: bool) -> None:
         super()._save_to_state_dict(destination, prefix, keep_vars)
@@ -66,3 +66,38 @@ class Linear8bitLt(LLMInt8Linear):
         if "SCB" in given:
             given["weight_scale"] = given.pop("SCB").float() / 127
         return super()._translate(given)
+
+
+class TrainedLinear8bitLt(nn.Linear):
+    """:class:`Linear8bitLt` whose weight is in floats, and a parameter.
+
+    The result is that of the quantised weight; the gradients are those of the linear layer without
+    rounding. Arguments and threshold: as there.
+    """
+
+    def __init__(
+        self,
+        input_features: int,
+        output_features: int,
+        bias: bool = True,
+        has_fp16_weights: bool = True,
+        threshold: float = 0.0,
+        index: Any = None,
+        device: Device = None,
+    ) -> None:
+        super().__init__(input_features, output_features, bias, device)
+        self.threshold = threshold
+
+    def forward(self, input: Tensor) -> Tensor:
+        values, scale, _ = quantize_weight(self.weight)
+        return llm_int8_linear(
+            input,
+            pack(values, 8),
+            scale,
+            self.bias,
+            threshold=self.threshold,
+            weight=self.weight if self.weight.requires_grad else None,
+        )
+
+    def extra_repr(self) -> str:
+        return f"{super().extra_repr()}, threshold={self.threshold}"

@@ -13,11 +13,14 @@ import statistics
 import time
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor
 
 from .. import _C, _doctor
+from .._progress import progress
+from .._text_table import text_table
 from ..nn import HybridLinear
 
 DEFAULT = 8
@@ -38,10 +41,18 @@ def machine() -> str:
 def stored() -> int:
     """The crossover measured here, or `DEFAULT`."""
     try:
-        found = json.loads(path().read_text()).get(machine(), {})
-        return int(found["crossover"])
-    except (OSError, ValueError, KeyError, AttributeError):
+        return int(_entries()[machine()]["crossover"])
+    except (KeyError, TypeError, ValueError):
         return DEFAULT
+
+
+def _entries() -> dict[str, Any]:
+    """What the file holds; nothing where it is none, or none of ours."""
+    try:
+        found = json.loads(path().read_text())
+    except (OSError, ValueError):
+        return {}
+    return found if isinstance(found, dict) else {}
 
 
 @torch.inference_mode()
@@ -93,10 +104,7 @@ def _seconds(layer: HybridLinear, x: Tensor) -> float:
 
 def _store(rows: int, ratios: dict[int, float], dtype: torch.dtype) -> None:
     file = path()
-    try:
-        known = json.loads(file.read_text())
-    except (OSError, ValueError):
-        known = {}
+    known = _entries()
     known[machine()] = {
         "crossover": rows,
         "dtype": str(dtype).removeprefix("torch."),
@@ -106,3 +114,13 @@ def _store(rows: int, ratios: dict[int, float], dtype: torch.dtype) -> None:
     aside = file.with_suffix(f".{os.getpid()}")
     aside.write_text(json.dumps(known, indent=2) + "\n")
     aside.replace(file)  # whole or not at all
+
+
+def main() -> int:
+    """``weft tune``."""
+    with progress("W8A8 and W8A16, alternately", len(ROWS)) as advance:
+        ratios = measure(advance=advance)
+    rows = [(str(r), f"{ratio:.2f}×") for r, ratio in ratios.items()]
+    print("\n".join(text_table(("rows", "W8A8 is faster by"), rows)))
+    print(f"{machine()}: W8A8 from {stored()} rows on, kept in {path()}")
+    return 0
