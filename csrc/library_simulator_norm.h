@@ -11,13 +11,13 @@ class NormMemory : simulator::Memory {
  public:
   NormMemory(int64_t N, int64_t C) : N_(N), C_(C) {}
 
-  void input(const norm::Rows& rows) {
+  void input(const Rows& rows) {
     each(rows, [&](const void* data, int64_t n) { Memory::input(data, rows.dtype, n); });
   }
   void input(const norm::Channels& c) { Memory::input(c.data, c.dtype, c.heads * C_); }
   void input(const norm::PerRow& v) { Memory::input(v.data, v.dtype, N_); }
   void input(const float* scale) { Memory::input(scale, DType::f32, 1); }
-  void output(const norm::Rows& rows) {
+  void output(const Rows& rows) {
     each(rows, [&](const void* data, int64_t n) { Memory::output(data, rows.dtype, n); });
   }
   void output(const norm::Channels& c) { Memory::output(c.data, c.dtype, c.heads * C_); }
@@ -33,7 +33,7 @@ class NormMemory : simulator::Memory {
  private:
   // Rows that lie apart are allocations of their own, so that what is between them is no one's.
   template <class F>
-  void each(const norm::Rows& rows, const F& add) {
+  void each(const Rows& rows, const F& add) {
     if (!rows || N_ == 0) return;
     constexpr int64_t kManyRows = 64;
     if (rows.ndim == 1 && (rows.stride[0] == C_ || N_ > kManyRows)) {
@@ -54,13 +54,13 @@ struct SimulatorNorm : simulator::Backend {
 
   static void forward(const norm::Forward& p) {
     NormMemory memory(p.N, p.C);
-    for (const norm::Rows* rows : {&p.x, &p.residual, &p.residual2, &p.x1}) memory.input(*rows);
+    for (const Rows* rows : {&p.x, &p.residual, &p.residual2, &p.x1}) memory.input(*rows);
     for (const norm::Channels* c : {&p.x_bias, &p.layerscale, &p.weight, &p.bias, &p.weight1,
                                     &p.bias1, &p.int8.shift, &p.int8.smooth})
       memory.input(*c);
     memory.input(p.rowscale);
     memory.input(p.int8.scale);
-    for (const norm::Rows* rows : {&p.y, &p.y1, &p.residual_out, &p.mask, &p.mask1, &p.int8.q})
+    for (const Rows* rows : {&p.y, &p.y1, &p.residual_out, &p.mask, &p.mask1, &p.int8.q})
       memory.output(*rows);
     memory.output(p.mean);
     memory.output(p.rstd);
@@ -72,12 +72,12 @@ struct SimulatorNorm : simulator::Backend {
 
   static void backward(const norm::Backward& p) {
     NormMemory memory(p.N, p.C);
-    for (const norm::Rows* rows : {&p.dy, &p.dy1, &p.dresidual_out, &p.saved, &p.x})
+    for (const Rows* rows : {&p.dy, &p.dy1, &p.dresidual_out, &p.saved, &p.x})
       memory.input(*rows);
     for (const norm::Channels* c : {&p.weight, &p.bias, &p.weight1, &p.x_bias, &p.layerscale})
       if (c->data) memory.input(*c);
     for (const norm::PerRow* v : {&p.mean, &p.rstd, &p.rowscale}) memory.input(*v);
-    for (const norm::Rows* rows : {&p.dx, &p.dx1, &p.dresidual, &p.dresidual2})
+    for (const Rows* rows : {&p.dx, &p.dx1, &p.dresidual, &p.dresidual2})
       memory.output(*rows);
     for (const norm::Channels* c :
          {&p.dweight, &p.dbias, &p.dweight1, &p.dbias1, &p.dx_bias, &p.dlayerscale})
