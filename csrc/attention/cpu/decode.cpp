@@ -14,16 +14,17 @@
 //
 // Cost of a key of D = Dv = 128 in bf16 with 4 rows: 16 + 16 dot products, 15 for the sums, 8 shuffles,
 // 4 for o, 3 of softmax, about 60 cycles for 512 bytes. Memory gives one core fewer bytes than that:
-// bound by reading.
+// bound by reading. An int8 cache and 16-bit queries take as much arithmetic for half the bytes:
+// 16-bit integers stand for q and p then, exact to a step of 1/32767 of a row's largest.
 
 #include "attention/cpu/forward.h"
+#include "cpu/words.h"
 
 namespace weft::attention::cpu::WEFT_CPU_LEVEL {
 namespace {
 
 constexpr int64_t kChunk = 64;
-constexpr int64_t kBlockBytes = 32
-                                << 10;  // of keys or values, that are worked on between prefetches
+constexpr int64_t kBlockBytes = 32768;  // of keys or values, between two starts of prefetching
 constexpr int64_t kLeastBlock = 16;     // keys: as many as a tile has lanes
 constexpr int64_t kMostRows = 16;
 
@@ -47,14 +48,53 @@ inline Vec<A> sum_lanes(Vec<A>* v) {
     return v[0];
 }
 
+// How elements T of keys and values are multiplied, as In: vectors of sums, and kStep products to each.
+template <class T, class In>
+struct Products {
+  using S = acc_t<In>;
+  using Load = Packed<In, T>;
+  static constexpr int kStep = Panel<In>::kStep, kWide = Load::kWide;
+
+  static Vec<S> load(const T* p) { return Load::load(p, kWide, 1); }
+  static Vec<S> spread(const In* p) { return Panel<In>::spread(p); }
+  static Vec<S> multiply(Vec<S> a, Vec<S> b, Vec<S> sum) { return Panel<In>::multiply(a, b, sum); }
+  static void zip([[maybe_unused]] Vec<S>& first, [[maybe_unused]] Vec<S>& second) {
+    if constexpr (kStep == 2) zip_bf16(first, second);
+  }
+};
+
+// Bytes against queries and p in 16 bits, exactly but for these: a step of each row's own.
+#if defined(__AVX512VNNI__)
+template <>
+struct Products<int8_t, int16_t> {
+  using S = int32_t;
+  static constexpr int kStep = 2, kWide = 2 * kLanes<S>;
+
+  static Vec<S> load(const int8_t* p) { return load_words(p); }
+  static Vec<S> spread(const int16_t* p) {
+    int32_t both;
+    std::memcpy(&both, p, 4);
+    return broadcast<int32_t>(both);
+  }
+  static Vec<S> multiply(Vec<S> a, Vec<S> b, Vec<S> sum) { return dot_words(a, b, sum); }
+  static void zip(Vec<S>& first, Vec<S>& second) {
+    auto a = reinterpret_cast<Vec<float>>(first), b = reinterpret_cast<Vec<float>>(second);
+    zip_bf16(a, b);
+    first = reinterpret_cast<Vec<S>>(a);
+    second = reinterpret_cast<Vec<S>>(b);
+  }
+};
+#endif
+
 // T: how keys and values lie. In: what products are computed in.
 template <class T, class In>
 class Decoder {
   using A = acc_t<In>;
-  using P = Panel<In>;
-  using Load = Packed<In, T>;
-  static constexpr int kLane = P::kLane;
-  static constexpr bool kScaled = std::is_same_v<T, int8_t>;
+  using P = Products<T, In>;
+  using S = typename P::S;
+  static constexpr int kLane = kLanes<A>;
+  static constexpr bool kScaled = std::is_same_v<T, int8_t>, kWords = std::is_same_v<In, int16_t>;
+  using Weigh = Softmax<std::conditional_t<kWords, float, In>>;
 
  public:
   Decoder(const Forward& p, int64_t heads, void* scratch)
@@ -67,6 +107,8 @@ class Decoder {
     max_ = pieces.take<A>(heads * padded_);
     sum_ = pieces.take<A>(heads * padded_);
     alpha_ = pieces.take<A>(heads * padded_);
+    q_scale_ = pieces.take<A>(kWords ? heads * padded_ : 0);
+    p_scale_ = pieces.take<A>(kWords ? heads * padded_ : 0);
     keep_ = pieces.take<A>(p.dropout.p > 0 ? kChunk : 0);
     bytes_ = pieces.used();
   }
@@ -126,17 +168,17 @@ class Decoder {
           stride_(stride) {
       if (bytes == stride) bytes_ *= heads, heads_ = 1;
     }
-    // In `steps` shares, as even as fours of lines are.
+    // In `steps` shares, as even as pairs of lines are.
     void divide(int64_t steps) {
-      const int64_t fours = (end_ - row_) * heads_ * ((bytes_ + 255) / 256);
-      share_ = (fours + steps - 1) / steps;
+      const int64_t pairs = (end_ - row_) * heads_ * ((bytes_ + 127) / 128);
+      share_ = (pairs + steps - 1) / steps;
     }
     WEFT_INLINE void step() {
       for (int64_t i = share_; i > 0 && row_ != end_; --i) {
         const char* line = *row_ + head_ * stride_ + at_;
-#pragma GCC unroll 4
-        for (int j = 0; j < 4; ++j) __builtin_prefetch(line + 64 * j, 0, 2);
-        if ((at_ += 256) >= bytes_) next_piece();
+        __builtin_prefetch(line, 0, 2);
+        __builtin_prefetch(line + 64, 0, 2);
+        if ((at_ += 128) >= bytes_) next_piece();
       }
     }
     void finish() {
@@ -174,7 +216,10 @@ class Decoder {
     for_each_run(p_, extent_, task_->b, keys, [&](int64_t batch, int64_t row, int64_t count) {
       for (int64_t i = 0; i < count; ++i, ++n) {
         rows.data[n] = tensor.at(batch, row + i, task_->k);
-        if constexpr (kScaled) rows.scale[n] = &scale.at(batch, row + i, task_->k);
+        if constexpr (kScaled) {
+          rows.scale[n] = &scale.at(batch, row + i, task_->k);
+          __builtin_prefetch(rows.scale[n]);
+        }
       }
     });
   }
@@ -187,17 +232,25 @@ class Decoder {
     for (int64_t k = 0; k < heads_; ++k)
       for (int64_t r = 0; r < rows_; ++r) {
         const int64_t at = k * padded_ + r, h = (task_->k + k) * group_ + r % group_;
-        load_query(p_.q.at(extent_.q_batch, extent_.q_row + r / group_, h), q_ + at * p_.D);
-        Softmax<In>::start(p_, task_->first, h, max_[at], sum_[at]);
+        const char* q = p_.q.at(extent_.q_batch, extent_.q_row + r / group_, h);
+        if constexpr (kWords) {
+          float row[kMostElements];
+          load_query<float>(q, row);
+          q_scale_[at] = round_to_words(row, p_.D, q_ + at * p_.D);
+        } else {
+          load_query<In>(q, q_ + at * p_.D);
+        }
+        Weigh::start(p_, task_->first, h, max_[at], sum_[at]);
       }
   }
 
-  void load_query(const char* from, In* to) const {
-    with_key_type<In>(p_.q.dtype, [&](auto type) {
-      using Q = decltype(type);
+  template <class To>
+  void load_query(const char* from, To* to) const {
+    with_key_type<To>(p_.q.dtype, [&](auto type) {
+      using Load = Packed<To, decltype(type)>;
+      const auto* q = reinterpret_cast<const decltype(type)*>(from);
       for (int64_t d = 0; d < p_.D; d += Load::kWide)
-        store_vec<A>(to + d,
-                     Packed<In, Q>::load(reinterpret_cast<const Q*>(from) + d, Load::kWide, 1));
+        store_vec<A>(to + d, Load::load(q + d, Load::kWide, 1));
     });
   }
 
@@ -227,8 +280,8 @@ class Decoder {
 
   // Scores of one head become p, and alpha what its o is to be scaled with.
   void weigh(const Chunk& chunk, int64_t head) {
-    const Softmax<In> softmax(p_, extent_, task_->b, keep_);
-    const Range whole = {0, round_up(chunk.count, Softmax<In>::kWide)},
+    const Weigh softmax(p_, extent_, task_->b, keep_);
+    const Range whole = {0, round_up(chunk.count, Weigh::kWide)},
                 keys = {chunk.first, chunk.first + chunk.count};
     float key_scales[kChunk], value_scales[kChunk];
     if constexpr (kScaled)
@@ -240,11 +293,20 @@ class Decoder {
       const int64_t at = head * padded_ + r;
       A* s = s_ + at * kChunk;
       if constexpr (kScaled)
-        for (int64_t t = 0; t < chunk.count; ++t) s[t] *= key_scales[t];
-      alpha_[at] =
-          softmax.row((task_->k + head) * group_ + r % group_, r / group_, chunk.first, whole,
-                      intersect(keys, visible(p_, extent_, r / group_)), s, p_rows_ + at * kChunk,
-                      max_[at], sum_[at], kScaled ? value_scales : nullptr);
+        for (int64_t t = 0; t < chunk.count; ++t)
+          s[t] *= key_scales[t] * (kWords ? q_scale_[at] : 1);
+      const auto row = [&](auto* to) {
+        return softmax.row((task_->k + head) * group_ + r % group_, r / group_, chunk.first, whole,
+                           intersect(keys, visible(p_, extent_, r / group_)), s, to, max_[at],
+                           sum_[at], kScaled ? value_scales : nullptr);
+      };
+      In* p = p_rows_ + at * kChunk;
+      if constexpr (kWords) {
+        alpha_[at] = row(s);
+        p_scale_[at] = round_to_words(s, whole.end, p);
+      } else {
+        alpha_[at] = row(p);
+      }
     }
   }
 
@@ -276,20 +338,20 @@ class Decoder {
   template <int R>
   void score_tile(const In* q, const T* const* row, A* s) const {
     constexpr int keys = kLane / R;
-    Vec<A> sum[kLane] = {};
-    for (int64_t d = 0; d < p_.D; d += Load::kWide) {
-      Vec<A> x[R];
+    Vec<S> sum[kLane] = {};
+    for (int64_t d = 0; d < p_.D; d += P::kWide) {
+      Vec<S> x[R];
 #pragma GCC unroll 8
-      for (int i = 0; i < R; ++i) x[i] = load_vec<A>(q + i * p_.D + d);
+      for (int i = 0; i < R; ++i) x[i] = load_vec<S>(q + i * p_.D + d);
 #pragma GCC unroll 16
       for (int j = 0; j < keys; ++j) {
-        const Vec<A> y = Load::load(row[j] + d, Load::kWide, 1);
+        const Vec<S> y = P::load(row[j] + d);
 #pragma GCC unroll 8
         for (int i = 0; i < R; ++i) sum[i * keys + j] = P::multiply(x[i], y, sum[i * keys + j]);
       }
     }
     A all[kLane];
-    store_vec<A>(all, sum_lanes<A>(sum));
+    store_vec<A>(all, __builtin_convertvector(sum_lanes<S>(sum), Vec<A>));
     for (int i = 0; i < R; ++i) std::memcpy(s + i * kChunk, all + i * keys, keys * sizeof(A));
   }
 
@@ -317,41 +379,43 @@ class Decoder {
     const int64_t at = head * padded_ + r, offset = head * p_.v.head + column;
     const In* p = p_rows_ + at * kChunk;
     A* o = o_ + at * p_.Dv + column;
-    Vec<A> sum[R][kVectors];
-#pragma GCC unroll 8
-    for (int i = 0; i < R; ++i) {
-      const Vec<A> alpha = broadcast(from ? A{1} : alpha_[at + i]);
-#pragma GCC unroll 8
-      for (int j = 0; j < kVectors; ++j) sum[i][j] = alpha * load_vec<A>(o + i * p_.Dv + j * kLane);
-    }
+    Vec<S> sum[R][kVectors] = {};
     for (int64_t t = from; t < to; t += step) {
       prefetch_.step();
       const T* row = reinterpret_cast<const T*>(chunk.values.data[t]) + offset;
-      Vec<A> y[kVectors];
+      Vec<S> y[kVectors];
       if constexpr (step == 2) {
         const T* second =
             reinterpret_cast<const T*>(chunk.values.data[t + 1 < to ? t + 1 : t]) + offset;
 #pragma GCC unroll 8
         for (int j = 0; j < kVectors; j += 2) {
-          y[j] = Load::load(row + j * kLane, Load::kWide, 1);
-          y[j + 1] = Load::load(second + j * kLane, Load::kWide, 1);
-          zip_bf16(y[j], y[j + 1]);
+          y[j] = P::load(row + j * kLane);
+          y[j + 1] = P::load(second + j * kLane);
+          P::zip(y[j], y[j + 1]);
         }
       } else {
 #pragma GCC unroll 8
-        for (int j = 0; j < kVectors; ++j) y[j] = Load::load(row + j * kLane, Load::kWide, 1);
+        for (int j = 0; j < kVectors; ++j) y[j] = P::load(row + j * kLane);
       }
 #pragma GCC unroll 8
       for (int i = 0; i < R; ++i) {
-        const Vec<A> x = P::spread(p + i * kChunk + t);
+        const Vec<S> x = P::spread(p + i * kChunk + t);
 #pragma GCC unroll 8
         for (int j = 0; j < kVectors; ++j) sum[i][j] = P::multiply(x, y[j], sum[i][j]);
       }
     }
 #pragma GCC unroll 8
-    for (int i = 0; i < R; ++i)
+    for (int i = 0; i < R; ++i) {
+      const Vec<A> alpha = broadcast(from ? A{1} : alpha_[at + i]),
+                   scale = broadcast(kWords ? p_scale_[at + i] : A{1});
 #pragma GCC unroll 8
-      for (int j = 0; j < kVectors; ++j) store_vec<A>(o + i * p_.Dv + j * kLane, sum[i][j]);
+      for (int j = 0; j < kVectors; ++j) {
+        A* to_o = o + i * p_.Dv + j * kLane;
+        Vec<A> product = __builtin_convertvector(sum[i][j], Vec<A>);
+        if constexpr (kWords) product = product * scale;
+        store_vec<A>(to_o, multiply_add(alpha, load_vec<A>(to_o), product));
+      }
+    }
   }
 
   const Forward& p_;
@@ -359,13 +423,22 @@ class Decoder {
   Problem::Extent extent_ = {};
   int64_t group_, padded_, heads_ = 0, rows_ = 0, block_ = 0, bytes_ = 0;
   In *q_, *p_rows_;
-  A *o_, *s_, *max_, *sum_, *alpha_, *keep_;
+  A *o_, *s_, *max_, *sum_, *alpha_, *q_scale_, *p_scale_, *keep_;
   Prefetch prefetch_;
 };
+
+// Whether an int8 cache is multiplied by 16-bit integers: queries of 16 bits lose nothing by it.
+bool takes_words(const Forward& p) {
+  constexpr int64_t wide = 2 * kLanes<float>;
+  return kWordDot && size_of(p.q.dtype) == 2 && p.D % wide == 0 && p.Dv % wide == 0;
+}
 
 // f(Decoder of the problem's types).
 template <class F>
 inline auto with_decoder(const Forward& p, int64_t heads, void* scratch, F&& f) {
+  if constexpr (kWordDot)
+    if (p.k.dtype == DType::i8 && takes_words(p))
+      return f(Decoder<int8_t, int16_t>(p, heads, scratch));
   if (p.k.dtype == DType::i8) return f(Decoder<int8_t, float>(p, heads, scratch));
   return with_float_type(p.k.dtype, [&](auto type) {
     using T = decltype(type);
