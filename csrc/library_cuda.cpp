@@ -59,6 +59,9 @@ struct CudaAttention : Cuda {
     return attention::cuda::workspace_bytes(p, gpu::limits());
   }
   static void forward(const attention::Forward& p) { attention::cuda::forward(p, device()); }
+  static void append(const attention::Append& p) { attention::cuda::append(p, device()); }
+  static void rotary(const attention::Rotary& p) { attention::cuda::rotary(p, device()); }
+  static void merge(const attention::Merge& p) { attention::cuda::merge(p, device()); }
 };
 
 std::tuple<int64_t, int64_t, std::string> cuda_build_info() {
@@ -79,4 +82,5 @@ STABLE_TORCH_LIBRARY_IMPL(weft, CompositeImplicitAutograd, m) {
 STABLE_TORCH_LIBRARY_IMPL(weft, CUDA, m) {
   weft::norm::implement_ops<weft::CudaNorm>(m);
   weft::attention::implement_forward<weft::CudaAttention>(m);
+  weft::attention::implement_cache<weft::CudaAttention>(m);
 }

@@ -111,6 +111,82 @@ struct SimulatorAttention : simulator::Backend {
     attention::cuda::forward(p, {simulator::limits()});
     memory.check_written();
   }
+
+  static void append(const attention::Append& p) {
+    simulator::Memory memory;
+    const attention::Sequences& s = p.sequences;
+    memory.input(p.cu_new, DType::i32, p.B + 1);
+    memory.input(s.used_k, DType::i32, p.B);
+    memory.input(s.cache_row, DType::i32, p.B);
+    memory.input(s.block_table, DType::i32, p.B * s.table_stride);
+    const int64_t batches = p.cu_new ? 1 : p.B;
+    const auto new_rows = [&](const attention::Heads& t, int64_t elements) {
+      if (batches == 0 || p.S == 0) return;
+      memory.input(t.data, t.dtype,
+                   (batches - 1) * t.batch + (p.S - 1) * t.row + (p.K - 1) * t.head + elements);
+    };
+    new_rows(p.k, p.D);
+    new_rows(p.v, p.Dv);
+    // The rows that the call is about, and no others.
+    for (int64_t b = 0; b < p.B; ++b) {
+      const int64_t used = s.used_k ? s.used_k[b] : 0,
+                    count = p.cu_new ? p.cu_new[b + 1] - p.cu_new[b] : p.S;
+      for (int64_t row = used; row < used + count; ++row) {
+        int64_t batch = s.cache_row ? s.cache_row[b] : b, at = row;
+        if (s.block_table) {
+          batch = s.block_table[b * s.table_stride + row / s.page_size];
+          at = row % s.page_size;
+        }
+        for (int64_t k = 0; k < p.K; ++k) {
+          const auto scale = [&](const attention::Vectors& t) {
+            if (t) memory.update(&t.at(batch, at, k), DType::f32, 1);
+          };
+          memory.output(p.k_cache.at(batch, at, k), p.k_cache.dtype, p.D);
+          memory.output(p.v_cache.at(batch, at, k), p.v_cache.dtype, p.Dv);
+          scale(p.k_scale);
+          scale(p.v_scale);
+        }
+      }
+    }
+    attention::cuda::append(p, {simulator::limits()});
+    memory.check_written();
+  }
+
+  static void rotary(const attention::Rotary& p) {
+    simulator::Memory memory;
+    memory.input(p.cu_seqlens, DType::i32, p.B + 1);
+    memory.input(p.offsets, DType::i32, p.B);
+    memory.input(p.cos, p.table_dtype, p.rows * (p.R / 2));
+    memory.input(p.sin, p.table_dtype, p.rows * (p.R / 2));
+    const int64_t batches = p.cu_seqlens ? 1 : p.B, rows = p.cu_seqlens ? p.total : p.S;
+    const auto span = [&](const attention::Heads& t) {
+      if (batches == 0 || rows == 0 || p.H == 0) return int64_t{0};
+      return (batches - 1) * t.batch + (rows - 1) * t.row + (p.H - 1) * t.head + p.D;
+    };
+    if (p.out.data != p.x.data) memory.input(p.x.data, p.x.dtype, span(p.x));
+    if (p.out.data != p.x.data && !p.cu_seqlens)
+      memory.output(p.out.data, p.out.dtype, span(p.out));
+    else
+      memory.update(p.out.data, p.out.dtype, span(p.out));
+    attention::cuda::rotary(p, {simulator::limits()});
+    memory.check_written();
+  }
+
+  static void merge(const attention::Merge& p) {
+    simulator::Memory memory;
+    if (p.B > 0 && p.S > 0 && p.H > 0) {
+      memory.input(p.parts.data, p.parts.dtype,
+                   (p.P - 1) * p.part + (p.B - 1) * p.parts.batch + (p.S - 1) * p.parts.row +
+                       (p.H - 1) * p.parts.head + p.Dv);
+      memory.input(p.lse, DType::f32,
+                   (p.P - 1) * p.lse_part + (p.B - 1) * p.lse_batch + (p.H - 1) * p.lse_head +
+                       (p.S - 1) * p.lse_row + 1);
+    }
+    memory.output(p.out.data, p.out.dtype, p.B * p.S * p.H * p.Dv);
+    memory.output(p.lse_out, DType::f32, p.B * p.H * p.S);
+    attention::cuda::merge(p, {simulator::limits()});
+    memory.check_written();
+  }
 };
 
 }  // namespace weft

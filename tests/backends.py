@@ -100,6 +100,7 @@ class Simulator(Backend):
         "test_options",
         "test_dropout",
         "test_determinism",
+        "test_cache",
     )
 
     BACKWARD_TOO: ClassVar = ("test_packed", "test_used_part_of_packed_sequences")

@@ -42,13 +42,7 @@ def test_it_loads_and_says_what_it_was_built_for(doctor: dict) -> None:
 
 
 # Not written for CUDA yet: an op that gets a kernel there leaves this list.
-CPU_ALONE = {
-    "attention_backward",
-    "kv_cache_append_",
-    "merge_attention_states",
-    "rotary",
-    "rotary_",
-}
+CPU_ALONE = {"attention_backward"}
 
 
 def test_every_other_op_with_a_cpu_kernel_has_one_on_cuda(doctor: dict) -> None:

@@ -19,5 +19,8 @@ struct Device {
 int64_t workspace_bytes(const Forward&, const gpu::Limits&);
 
 void forward(const Forward&, const Device&);
+void append(const Append&, const Device&);
+void rotary(const Rotary&, const Device&);
+void merge(const Merge&, const Device&);
 
 }  // namespace weft::attention::cuda
