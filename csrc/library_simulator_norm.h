@@ -72,13 +72,11 @@ struct SimulatorNorm : simulator::Backend {
 
   static void backward(const norm::Backward& p) {
     NormMemory memory(p.N, p.C);
-    for (const Rows* rows : {&p.dy, &p.dy1, &p.dresidual_out, &p.saved, &p.x})
-      memory.input(*rows);
+    for (const Rows* rows : {&p.dy, &p.dy1, &p.dresidual_out, &p.saved, &p.x}) memory.input(*rows);
     for (const norm::Channels* c : {&p.weight, &p.bias, &p.weight1, &p.x_bias, &p.layerscale})
       if (c->data) memory.input(*c);
     for (const norm::PerRow* v : {&p.mean, &p.rstd, &p.rowscale}) memory.input(*v);
-    for (const Rows* rows : {&p.dx, &p.dx1, &p.dresidual, &p.dresidual2})
-      memory.output(*rows);
+    for (const Rows* rows : {&p.dx, &p.dx1, &p.dresidual, &p.dresidual2}) memory.output(*rows);
     for (const norm::Channels* c :
          {&p.dweight, &p.dbias, &p.dweight1, &p.dbias1, &p.dx_bias, &p.dlayerscale})
       memory.output(*c);
