@@ -27,6 +27,6 @@ foreach(source IN LISTS simulated)
   file(CONFIGURE OUTPUT simulated/${source}.cpp CONTENT "#include \"${source}\"\n")
   list(APPEND simulated_cpp ${CMAKE_CURRENT_BINARY_DIR}/simulated/${source}.cpp)
 endforeach()
-add_library(weft_simulated_ops MODULE csrc/library_simulator.cpp csrc/attention/cuda/plan.cpp
-            csrc/norm/cuda/plan.cpp ${simulated_cpp})
+add_library(weft_simulated_ops MODULE csrc/library_simulator.cpp csrc/attention/cuda/backward_plan.cpp
+            csrc/attention/cuda/plan.cpp csrc/norm/cuda/plan.cpp ${simulated_cpp})
 target_link_libraries(weft_simulated_ops PRIVATE weft_simulator torch_stable)

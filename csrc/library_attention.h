@@ -39,29 +39,15 @@ inline void define_ops(torch::stable::detail::StableLibrary& m) {
   m.def("merge_attention_states(Tensor parts, Tensor lses) -> (Tensor out, Tensor lse)");
 }
 
-// For a backend that has some of them.
 template <class Backend>
-void implement_forward(torch::stable::detail::StableLibrary& m) {
-  m.impl("attention_forward", TORCH_BOX(&Ops<Backend>::forward));
-}
-template <class Backend>
-void implement_backward(torch::stable::detail::StableLibrary& m) {
-  m.impl("attention_backward", TORCH_BOX(&Ops<Backend>::backward));
-}
-template <class Backend>
-void implement_cache(torch::stable::detail::StableLibrary& m) {
+void implement_ops(torch::stable::detail::StableLibrary& m) {
   using Attention = Ops<Backend>;
+  m.impl("attention_forward", TORCH_BOX(&Attention::forward));
+  m.impl("attention_backward", TORCH_BOX(&Attention::backward));
   m.impl("kv_cache_append_", TORCH_BOX(&Attention::append_));
   m.impl("rotary", TORCH_BOX(&Attention::rotary));
   m.impl("rotary_", TORCH_BOX(&Attention::rotary_));
   m.impl("merge_attention_states", TORCH_BOX(&Attention::merge));
-}
-
-template <class Backend>
-void implement_ops(torch::stable::detail::StableLibrary& m) {
-  implement_forward<Backend>(m);
-  implement_backward<Backend>(m);
-  implement_cache<Backend>(m);
 }
 
 }  // namespace weft::attention

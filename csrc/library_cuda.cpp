@@ -58,7 +58,11 @@ struct CudaAttention : Cuda {
   static int64_t workspace_bytes(const attention::Forward& p) {
     return attention::cuda::workspace_bytes(p, gpu::limits());
   }
+  static int64_t workspace_bytes(const attention::Backward& p) {
+    return attention::cuda::workspace_bytes(p, gpu::limits());
+  }
   static void forward(const attention::Forward& p) { attention::cuda::forward(p, device()); }
+  static void backward(const attention::Backward& p) { attention::cuda::backward(p, device()); }
   static void append(const attention::Append& p) { attention::cuda::append(p, device()); }
   static void rotary(const attention::Rotary& p) { attention::cuda::rotary(p, device()); }
   static void merge(const attention::Merge& p) { attention::cuda::merge(p, device()); }
@@ -81,6 +85,5 @@ STABLE_TORCH_LIBRARY_IMPL(weft, CompositeImplicitAutograd, m) {
 
 STABLE_TORCH_LIBRARY_IMPL(weft, CUDA, m) {
   weft::norm::implement_ops<weft::CudaNorm>(m);
-  weft::attention::implement_forward<weft::CudaAttention>(m);
-  weft::attention::implement_cache<weft::CudaAttention>(m);
+  weft::attention::implement_ops<weft::CudaAttention>(m);
 }

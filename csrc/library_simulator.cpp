@@ -37,8 +37,7 @@ STABLE_TORCH_LIBRARY(weft_simulator, m) {
 
 STABLE_TORCH_LIBRARY_IMPL(weft_simulator, CPU, m) {
   weft::norm::implement_ops<weft::SimulatorNorm>(m);
-  weft::attention::implement_forward<weft::SimulatorAttention>(m);
-  weft::attention::implement_cache<weft::SimulatorAttention>(m);
+  weft::attention::implement_ops<weft::SimulatorAttention>(m);
 }
 
 STABLE_TORCH_LIBRARY_IMPL(weft_simulator, CompositeExplicitAutograd, m) {

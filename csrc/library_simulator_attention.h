@@ -45,6 +45,14 @@ class AttentionMemory : public simulator::Memory {
   void row_results(const void* data) {
     result(data, DType::f32, rows(), p_.sequences.cu_q, p_.sequences.used_q);
   }
+  void score_results(const attention::Scores& t) {
+    const attention::Sequences& s = p_.sequences;
+    const int64_t count = span(t, p_.B, p_.H, p_.S, p_.T);
+    if (s.cu_q || s.cu_k || s.used_q || s.used_k)
+      update(t.data, t.dtype, count);
+    else
+      output(t.data, t.dtype, count);
+  }
   void row_inputs(const void* data) { input(data, DType::f32, rows()); }
 
   static int64_t span(const attention::Scores& t, int64_t B, int64_t H, int64_t S, int64_t T) {
@@ -94,6 +102,9 @@ struct SimulatorAttention : simulator::Backend {
   static int64_t workspace_bytes(const attention::Forward& p) {
     return attention::cuda::workspace_bytes(p, simulator::limits());
   }
+  static int64_t workspace_bytes(const attention::Backward& p) {
+    return attention::cuda::workspace_bytes(p, simulator::limits());
+  }
 
   static void forward(const attention::Forward& p) {
     AttentionMemory memory(p);
@@ -109,6 +120,25 @@ struct SimulatorAttention : simulator::Backend {
     memory.row_results(p.lse);
     memory.workspace(p.workspace, workspace_bytes(p));
     attention::cuda::forward(p, {simulator::limits()});
+    memory.check_written();
+  }
+
+  static void backward(const attention::Backward& p) {
+    AttentionMemory memory(p);
+    memory.queries(p.q, p.D);
+    memory.keys(p.k, p.D);
+    memory.keys(p.v, p.Dv);
+    memory.queries(p.out, p.Dv);
+    memory.queries(p.dout, p.Dv);
+    memory.row_inputs(p.lse);
+    memory.row_inputs(p.dlse);
+    memory.results_of_queries(p.dq, p.D);
+    memory.results_of_keys(p.dk, p.D);
+    memory.results_of_keys(p.dv, p.Dv);
+    memory.score_results(p.dbias);
+    memory.output(p.dsinks, DType::f32, p.H);
+    memory.workspace(p.workspace, workspace_bytes(p));
+    attention::cuda::backward(p, {simulator::limits()});
     memory.check_written();
   }
 

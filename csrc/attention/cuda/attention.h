@@ -17,8 +17,10 @@ struct Device {
 
 // Bytes of workspace that the call needs in params.workspace (16-byte aligned).
 int64_t workspace_bytes(const Forward&, const gpu::Limits&);
+int64_t workspace_bytes(const Backward&, const gpu::Limits&);
 
 void forward(const Forward&, const Device&);
+void backward(const Backward&, const Device&);
 void append(const Append&, const Device&);
 void rotary(const Rotary&, const Device&);
 void merge(const Merge&, const Device&);

@@ -1,0 +1,72 @@
+// Who works on what in the backward of attention: pure functions of shapes and of the device.
+#pragma once
+
+#include <cstdint>
+
+#include "attention/params.h"
+#include "gpu/device.h"
+
+namespace weft::attention::cuda {
+
+using gpu::Limits;
+
+constexpr int32_t kLongest = 1 << 29;  // sequence: positions can be added without a thought
+
+// Whose rows a block owns, and goes over the other's for: dK and dV come of keys, dQ of queries.
+enum class Side : uint8_t { keys, queries };
+
+// Head sizes as kernels are compiled for: up to 64, up to 128, and all.
+enum class HeadSizes : uint8_t { small, medium, all };
+
+// The part of the scores that a warp computes at a time is 16 · tiles of its own rows × `step` rows of
+// the other side; a block accumulates `slab` columns of a gradient, and goes over all scores again for
+// the next slab. Registers of a thread: each slab takes tiles · slab / 2, and there are two on the
+// side of keys, one on that of queries; s and dp take tiles · step / 2 each.
+struct Tiling {
+  int tiles, slab, step, most_warps;
+};
+constexpr Tiling tiling(DType dtype, Side side, HeadSizes sizes, bool plain) {
+  const bool keys = side == Side::keys;
+  if (dtype == DType::f32) return {1, 64, 16, 8};  // 32 a slab, 8
+  if (sizes == HeadSizes::small)
+    return plain ? Tiling{2, 64, 32, 4}           // 64, 32
+                 : Tiling{1, 64, 32, 8};          // 32, 16
+  if (keys) return {1, 128, plain ? 32 : 16, 8};  // 64, 16 or 8
+  return {plain ? 2 : 1, 128, 32, 8};             // 128, 32, or half
+}
+
+// How one of the kernels is launched: own tiles of K and V (Q and dO) and as many tiles of Q and dO
+// (K and V) as there are stages lie in shared memory.
+struct BackwardTiles {
+  uint32_t warps = 0;
+  uint32_t rows = 0;       // own
+  uint32_t others = 0;     // of the other side, in a stage
+  uint32_t stages = 0;     // 2: the next are on their way meanwhile
+  uint32_t columns = 0;    // of a row of Q and K in shared memory: D, in whole slabs
+  uint32_t columns_v = 0;  // of V and dO
+  uint32_t slabs = 0;
+  int64_t blocks = 0;  // of own rows of the longest sequence
+};
+
+// The widest that a kernel takes.
+constexpr BackwardTiles widest(const Tiling& t) {
+  BackwardTiles tiles;
+  tiles.warps = static_cast<uint32_t>(t.most_warps);
+  tiles.rows = 16 * static_cast<uint32_t>(t.tiles) * tiles.warps;
+  tiles.others = 64;
+  tiles.stages = 2;
+  return tiles;
+}
+
+struct BackwardPlan {
+  HeadSizes sizes = HeadSizes::all;
+  bool plain = false;        // scores that have nothing but a scale and a window, in 16 bits
+  bool vector = false;       // rows of q, k, v and dout are moved 16 bytes at a time
+  bool vector_out = false;   // those of dq, dk and dv
+  bool vector_rows = false;  // those of out and dout
+  BackwardTiles keys, queries;
+  int64_t workspace_bytes = 0;  // of a shift and a δ for each row of lse, in fp32
+};
+BackwardPlan plan(const Backward& p, const Limits& limits);
+
+}  // namespace weft::attention::cuda

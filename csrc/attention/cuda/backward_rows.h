@@ -1,0 +1,78 @@
+// What the backward of attention needs to know of each row of lse, and what the rows add up to for the
+// sinks. Memory-bound: out and dout are read once; 8 bytes a row are written.
+#pragma once
+
+#include "attention/cuda/backward_call.h"
+
+namespace weft::attention::cuda {
+
+// shift = -lse, or -inf where the row sees nothing, so that exp2 makes zeros; δ = Σ dout · out - dlse.
+// `lanes` threads take a row.
+template <class T>
+WEFT_KERNEL_BOUNDS(256, 4)
+void backward_rows_kernel(WEFT_GRID_CONSTANT const BackwardCall call, const uint32_t lanes,
+                          const bool vector) {
+  constexpr int E = kVecSize<T>;
+  const Backward& p = call.p;
+  const int64_t n = static_cast<int64_t>(block().x) * (threads() / lanes) + thread() / lanes;
+  const int64_t h = n % p.H, i = n / p.H % p.S, b = min(n / p.H / p.S, p.B - 1);
+  const Sequence e = sequence_of(p, static_cast<int32_t>(b));
+  const bool here = n < p.B * p.S * p.H && i < e.S;
+  const T* out = reinterpret_cast<const T*>(p.out.at(e.q_batch, e.q_row + i, h));
+  const T* dout = reinterpret_cast<const T*>(p.dout.at(e.q_batch, e.q_row + i, h));
+  float sum = 0;
+  for (int64_t d = thread() % lanes * E; here && d < p.Dv; d += lanes * E) {
+    if (vector && d + E <= p.Dv) {
+      const auto x = convert<float>(load<E>(out + d)), y = convert<float>(load<E>(dout + d));
+      WEFT_UNROLL
+      for (int k = 0; k < E; ++k) sum = fma(x[k], y[k], sum);
+    } else {
+      for (int64_t k = d; k < min(d + E, p.Dv); ++k)
+        sum = fma(convert<float>(load(out + k)), convert<float>(load(dout + k)), sum);
+    }
+  }
+  for (uint32_t distance = lanes / 2; distance > 0; distance /= 2)
+    sum += shuffle_xor(sum, distance);
+  if (!here || thread() % lanes != 0) return;
+  const int64_t row = lse_index(p, e, b, h, i);
+  const float lse = load(static_cast<const float*>(p.lse) + row);
+  if (p.dlse) sum -= load(static_cast<const float*>(p.dlse) + row);
+  const float unit = call.plain ? static_cast<float>(kLog2e) : 1.0f;
+  const float shift = lse == -__builtin_inff() ? lse : -lse * unit;
+  store(call.rows + 2 * row, Vec<float, 2>{{shift, sum}});
+}
+
+// dsinks[h] = -Σ exp(sink - lse) · δ, a block a head. Each thread takes every 256th row; then the
+// threads' sums are added.
+struct SinksShared {
+  SharedLayout layout;
+  Shared<double> sums = layout.take<double>(kWarp);
+};
+constexpr uint32_t kSinksThreads = 256;
+
+WEFT_KERNEL_BOUNDS(kSinksThreads, 1)
+void backward_sinks_kernel(WEFT_GRID_CONSTANT const BackwardCall call) {
+  const Backward& p = call.p;
+  const SinksShared smem;
+  const int64_t h = block().x;
+  const float sink = load(p.sinks.data + h * p.sinks.head);
+  double sum = 0;
+  for (int64_t n = thread(); n < p.B * p.S; n += kSinksThreads) {
+    const int64_t b = n / p.S, i = n % p.S;
+    const Sequence e = sequence_of(p, static_cast<int32_t>(b));
+    if (i >= e.S) continue;
+    const Vec<float, 2> row = load<2>(call.rows + 2 * lse_index(p, e, b, h, i));
+    const auto log2e = static_cast<float>(kLog2e);
+    const float x = call.plain ? fma(sink, log2e, row[0]) : (sink + row[0]) * log2e;
+    sum -= static_cast<double>(exp2_approx(x) * row[1]);
+  }
+  sum = warp_sum(sum);
+  if (lane() == 0) smem.sums[warp()] = sum;
+  sync_block();
+  if (warp() != 0) return;
+  sum = lane() < kSinksThreads / kWarp ? double{smem.sums[lane()]} : 0.0;
+  sum = warp_sum(sum);
+  if (lane() == 0) store(p.dsinks + h, static_cast<float>(sum));
+}
+
+}  // namespace weft::attention::cuda
