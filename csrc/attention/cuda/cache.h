@@ -185,7 +185,7 @@ void merge_kernel(const Merge p) {
   };
   for (int64_t i = 0; i < p.P; ++i)
     if (!saw_nothing(i)) total += weight(i);
-  const float divisor = total == 0 ? 1.0f : total;
+  const float inverse = total == 0 ? 1.0f : 1 / total;
   const X* parts =
       static_cast<const X*>(p.parts.data) + b * p.parts.batch + s * p.parts.row + h * p.parts.head;
   X* out = static_cast<X*>(p.out.data) + b * p.out.batch + s * p.out.row + h * p.out.head;
@@ -197,7 +197,7 @@ void merge_kernel(const Merge p) {
       const Vec<float, E> part = convert<float>(load<E>(parts + i * p.part + d));
       for (int j = 0; j < E; ++j) o[j] = fma(w, part[j], o[j]);
     }
-    for (int j = 0; j < E; ++j) o[j] /= divisor;
+    for (int j = 0; j < E; ++j) o[j] *= inverse;
     store(out + d, convert<X>(o));
   }
   if (lane() == 0)

@@ -191,7 +191,6 @@ template <class X, int kD, int kDv, bool kPlain>
 WEFT_KERNEL_BOUNDS((ForwardTraits<X, kD, kDv, kPlain>::kThreads), 1)
 void forward_sm80_kernel(WEFT_GRID_CONSTANT const ForwardCall call) {
   using T = ForwardTraits<X, kD, kDv, kPlain>;
-  using Op = Operands<X>;
   constexpr int kM = T::kM, kN = T::kN, kMTiles = T::kMTiles;
   constexpr int kRows = 2 * kMTiles, kColumns = kN / 4;  // scores of a thread
   const Forward& p = call.p;
@@ -249,93 +248,51 @@ void forward_sm80_kernel(WEFT_GRID_CONSTANT const ForwardCall call) {
     for (int r = 0; r < kRows; ++r) mine.row[r] = row_of(row_in_tile(r));
     return mine;
   };
+  // A warp without rows helps to load and computes nothing: decoding leaves most of a tile empty.
+  const bool idle = row0 + static_cast<int32_t>(warp_row) >= rows;
   Softmax<kRows> softmax;
-  FragmentC<float> o[kMTiles][kDv / 8];
-  WEFT_UNROLL
-  for (auto& tile : o) WEFT_UNROLL
-  for (auto& c : tile) c = FragmentC<float>::filled(0);
+  Fragments<kMTiles, kDv> o;
+  o.clear();
 
   WEFT_NO_UNROLL
   for (int s = 0; s < tiles.count(); s += 2) {
-    FragmentC<float> scores[kMTiles][kN / 8];
-    WEFT_UNROLL
-    for (auto& tile : scores) WEFT_UNROLL
-    for (auto& c : tile) c = FragmentC<float>::filled(0);
+    Fragments<kMTiles, kN> scores;
     const auto score = [&](int r, int j) -> float& {
-      return scores[r / 2][j / 2][static_cast<uint32_t>(r % 2 * 2 + j % 2)];
+      return scores.c[r / 2][j / 2][static_cast<uint32_t>(r % 2 * 2 + j % 2)];
     };
-    const auto each_score = [&](const auto& f) {
+    const auto scale_keys = [&](int of, float lift) {  // of int8 tiles
       WEFT_UNROLL
       for (int j = 0; j < kColumns; ++j) {
-        const float factor = f(column_of(lane(), static_cast<uint32_t>(j)));
+        const float factor = tiles.scale(of, column_of(lane(), static_cast<uint32_t>(j))) * lift;
         WEFT_UNROLL
         for (int r = 0; r < kRows; ++r) score(r, j) *= factor;
       }
     };
 
-    // S = Q · Kᵀ
     tiles.template arrive<false>(s);
-    const Shared<X> key = tiles[s];
-    const auto multiply = [&](int d) {
-      typename Op::A a[kMTiles];
-      WEFT_UNROLL
-      for (int m = 0; m < kMTiles; ++m)
-        a[m] = Op::template a<kD>(smem.q, warp_row + static_cast<uint32_t>(16 * m),
-                                  static_cast<uint32_t>(d));
-      WEFT_UNROLL
-      for (int n = 0; n < kN; n += 16) {
-        typename Op::B pair[2];
-        Op::template b<kD>(key, static_cast<uint32_t>(n), static_cast<uint32_t>(d), pair);
-        WEFT_UNROLL
-        for (int m = 0; m < kMTiles; ++m) WEFT_UNROLL
-        for (int i = 0; i < 2; ++i) Op::multiply(scores[m][n / 8 + i], a[m], pair[i]);
+    if (!idle) {
+      scores.clear();
+      multiply_rows<kD>(scores, smem.q, warp_row, tiles[s], p.D);
+      const int32_t t = tiles.first_key(s);
+      if constexpr (!kPlain) {
+        if (tiles.int8()) scale_keys(s, 1);
+        if (call.scoring.changes)
+          change<kRows, kColumns>(p, call.scoring, e, b, own_rows().row, t, score);
       }
-    };
-    if constexpr (sizeof(X) == 2 && kD <= 128) {
-      WEFT_UNROLL
-      for (int d = 0; d < kD; d += Op::kStep) multiply(d);
-    } else {
-      WEFT_NO_UNROLL
-      for (int d = 0; d < min(p.D, int64_t{kD}); d += Op::kStep) multiply(d);
+      if (t < whole.begin || t + kN > min(whole.end, own.end))
+        hide<kRows, kColumns>(p, e, own_rows().row, own, t, score);
+      float alpha[kRows];
+      softmax.template update<kColumns>(call.scoring.scale, score, alpha);
+      if constexpr (!kPlain)
+        if (call.scoring.drops) drop<kRows, kColumns>(p, call.scoring, b, own_rows().row, t, score);
+      o.scale(alpha);
     }
 
-    // P = 2^(S - max)
-    const int32_t t = tiles.first_key(s);
-    if constexpr (!kPlain) {
-      if (tiles.int8()) each_score([&](uint32_t column) { return tiles.scale(s, column); });
-      if (call.scoring.changes)
-        change<kRows, kColumns>(p, call.scoring, e, b, own_rows().row, t, score);
-    }
-    if (t < whole.begin || t + kN > min(whole.end, own.end))
-      hide<kRows, kColumns>(p, e, own_rows().row, own, t, score);
-    float alpha[kRows];
-    softmax.template update<kColumns>(call.scoring.scale, score, alpha);
-    if constexpr (!kPlain)
-      if (call.scoring.drops) drop<kRows, kColumns>(p, call.scoring, b, own_rows().row, t, score);
-    WEFT_UNROLL
-    for (int m = 0; m < kMTiles; ++m) WEFT_UNROLL
-    for (auto& c : o[m]) WEFT_UNROLL
-    for (int i = 0; i < 4; ++i) c[static_cast<uint32_t>(i)] *= alpha[2 * m + i / 2];
-
-    // O += P · V
     tiles.template arrive<true>(s + 1);
-    const Shared<X> value = tiles[s + 1];
-    if constexpr (!kPlain)
-      if (tiles.int8())
-        each_score([&](uint32_t column) { return tiles.scale(s + 1, column) * T::kLift; });
-    WEFT_UNROLL
-    for (int n = 0; n < kN; n += Op::kStep) {
-      typename Op::A a[kMTiles];
-      WEFT_UNROLL
-      for (int m = 0; m < kMTiles; ++m) a[m] = Op::a(scores[m], n / Op::kStep);
-      WEFT_UNROLL
-      for (int d = 0; d < kDv; d += 16) {
-        typename Op::B pair[2];
-        Op::template b_rows<kDv>(value, static_cast<uint32_t>(n), static_cast<uint32_t>(d), pair);
-        WEFT_UNROLL
-        for (int m = 0; m < kMTiles; ++m) WEFT_UNROLL
-        for (int i = 0; i < 2; ++i) Op::multiply(o[m][d / 8 + i], a[m], pair[i]);
-      }
+    if (!idle) {
+      if constexpr (!kPlain)
+        if (tiles.int8()) scale_keys(s + 1, T::kLift);
+      multiply_columns<kDv>(o, scores, tiles[s + 1]);
     }
   }
   copy_async_wait<0>();
@@ -352,7 +309,7 @@ void forward_sm80_kernel(WEFT_GRID_CONSTANT const ForwardCall call) {
     if (chunk == 0 && lane() % 4 == 0) row.store_lse(lse);
     WEFT_UNROLL
     for (int n = 0; n < kDv / 8; ++n) {
-      const FragmentC<float>& c = o[r / 2][n];
+      const FragmentC<float>& c = o.c[r / 2][n];
       const auto i = static_cast<uint32_t>(r % 2 * 2);
       row.store_pair(chunk * kDv + n * 8 + lane() % 4 * 2, c[i] * (factor * lowered),
                      c[i + 1] * (factor * lowered));

@@ -196,4 +196,82 @@ struct Operands<float> {
   }
 };
 
+// ---- results of a warp: 16 · kMTiles rows, kColumns columns
+
+template <int kMTiles, int kColumns>
+struct Fragments {
+  FragmentC<float> c[kMTiles][kColumns / 8];
+
+  template <class F>
+  WEFT_DEVICE void each(const F& f) {  // f(element, row of the thread)
+    WEFT_UNROLL
+    for (int m = 0; m < kMTiles; ++m) {
+      WEFT_UNROLL
+      for (int n = 0; n < kColumns / 8; ++n) {
+        WEFT_UNROLL
+        for (int i = 0; i < 4; ++i) f(c[m][n][static_cast<uint32_t>(i)], 2 * m + i / 2);
+      }
+    }
+  }
+  WEFT_DEVICE void clear() {
+    each([](float& x, int) { x = 0; });
+  }
+  WEFT_DEVICE void scale(const float (&by)[2 * kMTiles]) {
+    each([&](float& x, int r) { x *= by[r]; });
+  }
+};
+
+// c += A · Bᵀ: rows [row, …) of tile a, each kD wide, by the rows of tile b; columns from D on are 0.
+template <int kD, int kMTiles, int kN, class X>
+WEFT_DEVICE void multiply_rows(Fragments<kMTiles, kN>& result, Shared<X> a, uint32_t row,
+                               Shared<X> b, int64_t D) {
+  using Op = Operands<X>;
+  const auto step = [&](uint32_t d) {
+    typename Op::A left[kMTiles];
+    WEFT_UNROLL
+    for (int m = 0; m < kMTiles; ++m)
+      left[m] = Op::template a<kD>(a, row + static_cast<uint32_t>(16 * m), d);
+    WEFT_UNROLL
+    for (int n = 0; n < kN; n += 16) {
+      typename Op::B right[2];
+      Op::template b<kD>(b, static_cast<uint32_t>(n), d, right);
+      WEFT_UNROLL
+      for (int m = 0; m < kMTiles; ++m) {
+        Op::multiply(result.c[m][n / 8], left[m], right[0]);
+        Op::multiply(result.c[m][n / 8 + 1], left[m], right[1]);
+      }
+    }
+  };
+  if constexpr (sizeof(X) == 2 && kD <= 128) {
+    WEFT_UNROLL
+    for (uint32_t d = 0; d < kD; d += Op::kStep) step(d);
+  } else {  // long enough, and registers are short
+    WEFT_NO_UNROLL
+    for (uint32_t d = 0; d < D; d += Op::kStep) step(d);
+  }
+}
+
+// c += P · B: P in registers, by the rows of tile b, each kDv wide.
+template <int kDv, int kMTiles, int kN, class X>
+WEFT_DEVICE void multiply_columns(Fragments<kMTiles, kDv>& result, const Fragments<kMTiles, kN>& p,
+                                  Shared<X> b) {
+  using Op = Operands<X>;
+  WEFT_UNROLL
+  for (int n = 0; n < kN; n += Op::kStep) {
+    typename Op::A left[kMTiles];
+    WEFT_UNROLL
+    for (int m = 0; m < kMTiles; ++m) left[m] = Op::a(p.c[m], n / Op::kStep);
+    WEFT_UNROLL
+    for (int d = 0; d < kDv; d += 16) {
+      typename Op::B right[2];
+      Op::template b_rows<kDv>(b, static_cast<uint32_t>(n), static_cast<uint32_t>(d), right);
+      WEFT_UNROLL
+      for (int m = 0; m < kMTiles; ++m) {
+        Op::multiply(result.c[m][d / 8], left[m], right[0]);
+        Op::multiply(result.c[m][d / 8 + 1], left[m], right[1]);
+      }
+    }
+  }
+}
+
 }  // namespace weft::attention::cuda
