@@ -4,7 +4,8 @@ The sentence encoder all-MiniLM-L6-v2 (its weights come with the package gt-all-
 turns a few hundred real sentences into embeddings, once as its authors wrote it and once after
 `weft.optimize`. Printed are what was swapped, how far the embeddings agree, and how long both
 take, with memory as glibc hands it out and with memory reused (`weft.reuse_memory`), the same for
-both sides. Then a small Llama generates, with a cache in bfloat16 and in int8, and another learns
+both sides. The encoder is quantised to INT8 in several ways (`weft.quantize_`), also with planted
+outliers. Then a small Llama generates, with a cache in bfloat16 and in int8, and another learns
 to write: two loss curves, printed and plotted together. The exit code is 1 where stock and weft do
 not agree.
 """
@@ -28,6 +29,7 @@ import torch
 from torch import Tensor, nn
 
 from . import _C
+from . import _demo_int8 as int8
 from . import _demo_llama as llama
 from ._demo_model import BATCH, corpus, encode, load, tokenize
 from ._demo_table import table
@@ -167,12 +169,16 @@ def main(args: argparse.Namespace) -> int:
                     timings.append(measure(dtype, memory, sides, size.rounds))
             progress.update(task, description=f"{name_of(dtype)}: ops")
             ops += breakdown(dtype, sides)
+        task = progress.add_task("INT8", total=len(int8.WAYS))
+        assert truth is not None
+        qualities = int8.measure(weights, batches, truth, lambda: progress.advance(task))
         total = 3 * size.llama.rounds + size.llama.steps
         task = progress.add_task("Llama: generation", total=total)
         generations = llama.generate(size.llama, lambda: progress.advance(task))
         progress.update(task, description="Llama: training")
         training = llama.train(size.llama, lambda: progress.advance(task))
     show(console, report, agreements, timings, ops)
+    int8.show(console, qualities)
     llama.show(console, size.llama, generations, training)
     llama.plot(training, args.plot)
     console.print(f"\nThe curves are drawn in {args.plot}")
@@ -188,11 +194,15 @@ def main(args: argparse.Namespace) -> int:
             **{name: [asdict(x) for x in found] for name, found in (  # type: ignore[call-overload]
                 ("agreement", agreements), ("times", timings), ("ops", ops),
                 ("generation", generations),
+                ("int8", qualities),
             )},
             "training": asdict(training),
         }  # fmt: skip
         args.json.write_text(json.dumps(figures, indent=2) + "\n")
     bad = [f"embeddings disagree in {a.dtype}" for a in agreements if not a.within_bounds]
+    bad += [
+        f"INT8 model misses its bound: {q.model}, {q.way}" for q in qualities if not q.within_bounds
+    ]
     bad += [f"logits disagree in {g.cache}" for g in generations if not g.within_bounds]
     bad += [] if training.within_bounds else ["loss curves disagree"]
     for what in bad:

@@ -148,7 +148,7 @@ def _calibrate(
     smoothing: Smoothing | None = getattr(config, "smoothing", None)
     held = owners(model)
     norms = {path: m for path, m in modules.items() if smoothing and is_foldable(m, held)}
-    groups = _groups(model, runs, linears, norms, chosen)
+    groups, everything = _groups(model, runs, linears, norms, chosen)
     statistics = _statistics(groups, runs, linears, smoothing, advance)
     found: dict[int, _Found] = {}
     for index, group in enumerate(groups):
@@ -158,7 +158,7 @@ def _calibrate(
     if isinstance(config, W8A8Static):
         _observe(groups, found, runs, linears, config)
     for index, f in found.items():
-        norm = groups[index].norm
+        norm = groups[index].norm if everything else None  # an unknown layer may read it, too
         if (
             norm is not None
             and f.smooth is not None
@@ -175,15 +175,14 @@ def _calibrate(
 
 def _groups(
     model: nn.Module, runs: Callable[[], Runs], linears: Modules, norms: Modules, chosen: Modules
-) -> list[Group]:
-    """Groups with a layer that is chosen."""
-    first = next(runs(), None)
-    if first is None:
+) -> tuple[list[Group], bool]:
+    """Groups with a layer that is chosen, and whether calibration reaches every linear layer."""
+    if next(runs(), None) is None:
         raise ValueError("weft.quantize_: calibration holds no batches")
-    groups = trace(model, first, linears, norms)
+    groups = trace(model, lambda: [run() for run in runs()], linears, norms)
     reached = {path for group in groups for path in group.linears}
-    groups += [Group([path], [path]) for path in chosen if path not in reached]
-    return [group for group in groups if chosen.keys() & set(group.linears)]
+    groups = [group for group in groups if chosen.keys() & set(group.linears)]
+    return groups, reached == set(linears)
 
 
 def _statistics(

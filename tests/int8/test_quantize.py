@@ -258,6 +258,29 @@ def test_calibration_is_needed_and_may_miss_a_layer():
     assert weft.quantize_(Model(), weft.W8A16(), calibration=calibration()).layers[1].after
 
 
+@pytest.mark.parametrize("reached", [True, False])
+def test_no_norm_is_folded_that_another_branch_may_read(reached):
+    class Model(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.norm, self.a, self.b = nn.LayerNorm(C), nn.Linear(C, C), nn.Linear(C, C)
+
+        def forward(self, x, other=False):
+            x = self.norm(x)
+            return self.b(x) * x if other else self.a(x)
+
+    model = Model()
+    exact = copy.deepcopy(model)
+    batches = [*calibration(), *[{"x": x, "other": True} for x in calibration() if reached]]
+    config = weft.W8A8Dynamic(smoothing=SmoothQuant(0.9))
+    report = weft.quantize_(model, config, calibration=batches)
+    assert [x.smoothed for x in report.layers] == ["quantiser", "quantiser" if reached else ""]
+    x = torch.randn(9, C)
+    with torch.no_grad():
+        for other in (False, True):
+            assert sqnr(exact(x, other), model(x, other)) > 30
+
+
 def test_calibration_leaves_modes_and_hooks_as_they_were():
     model = Block().train()
     model.norm1.eval()

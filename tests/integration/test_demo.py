@@ -24,6 +24,7 @@ def tiny(monkeypatch: pytest.MonkeyPatch, tmp_path: Path, threads: None) -> None
     size = demo.llama.Size(prompt=40, tokens=3, rounds=1, steps=4)
     monkeypatch.setattr(demo, "QUICK", demo.Size(sentences=40, rounds=1, llama=size))
     monkeypatch.setattr(demo.llama, "MODEL", demo.llama.LEARNER)
+    monkeypatch.setattr(demo.int8, "WAYS", demo.int8.WAYS[::4])  # two good ones and the bad one
 
 
 @needed
@@ -33,7 +34,7 @@ def test_demo(tiny: None, tmp_path, capsys: pytest.CaptureFixture[str]) -> None:
     printed = capsys.readouterr().out
     for expected in (
         "BertSelfOutput", "dropout + add + norm", 'attn_implementation="weft"', "smallest cosine",
-        "weft ms", "tokens/s", "learns letters",
+        "weft ms", "tokens/s", "learns letters", "W8A8, a scale per row",
     ):  # fmt: skip
         assert expected in printed
     found = json.loads(figures.read_text())
@@ -51,6 +52,9 @@ def test_demo(tiny: None, tmp_path, capsys: pytest.CaptureFixture[str]) -> None:
     ]  # fmt: skip
     assert all(g["within_bounds"] and g["tokens_per_second"] > 0 for g in found["generation"])
     assert found["generation"][2]["cache_bytes"] < found["generation"][0]["cache_bytes"]
+    assert len(found["int8"]) == 3
+    assert all(q["within_bounds"] for q in found["int8"])
+    assert {q["model"] for q in found["int8"] if q["cosine"] < 0.9} == {"outliers"}
     training = found["training"]
     assert len(training["stock"]) == len(training["weft"]) == 4
     assert training["within_bounds"] and training["weft"][-1] < training["weft"][0]

@@ -99,7 +99,8 @@ class Group:
 def trace(
     model: nn.Module, run: Callable[[], object], linears: Modules, norms: Modules
 ) -> list[Group]:
-    """The groups, in the order in which they were first called."""
+    """The groups of the layers that `run` reaches, in the order in which they were first called.
+    What it does not reach is not known."""
     tracer = _Tracer(norms)
     handles = [m.register_forward_hook(tracer.norm_called(path)) for path, m in norms.items()]
     for path, module in linears.items():
@@ -152,22 +153,27 @@ class _Tracer(TorchDispatchMode):
         self.inputs: dict[str, set[_Read]] = {}
         self.inside = 0  # linear layers
 
-    def key(self, x: Tensor) -> int:
-        reference = self.reference(x.untyped_storage())
-        self.kept.setdefault(reference.cdata, reference)
-        return int(reference.cdata)
+    @staticmethod
+    def key(x: Tensor) -> int:
+        return int(x.untyped_storage()._cdata)
+
+    def keep(self, x: Tensor) -> int:
+        key = self.key(x)
+        if key not in self.kept:
+            self.kept[key] = self.reference(x.untyped_storage())
+        return key
 
     def norm_called(self, path: str) -> Callable[..., None]:
         def hook(module: nn.Module, args: Any, out: Any) -> None:
             if isinstance(out, Tensor):
-                self.origin[self.key(out)] = (path, out.shape[-1])
+                self.origin[self.keep(out)] = (path, out.shape[-1])
 
         return hook
 
     def enter(self, path: str) -> Callable[..., None]:
         def hook(module: nn.Module, args: Any, kwargs: Any) -> None:
             x = _input(args, kwargs)
-            key = self.key(x)
+            key = self.keep(x)
             version = 0 if x.is_inference() else x._version
             tensor = (key, x.storage_offset(), *x.shape, *x.stride(), version)
             norm, width = self.origin.get(key, (None, 0))
