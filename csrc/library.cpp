@@ -3,9 +3,11 @@
 #include <torch/csrc/stable/library.h>
 
 #include "attention/cpu/attention.h"
+#include "comm/cpu/communicator.h"
 #include "cpu/memory.h"
 #include "int8/cpu/int8.h"
 #include "library_attention.h"
+#include "library_comm.h"
 #include "library_int8.h"
 #include "library_norm.h"
 #include "norm/cpu/norm.h"
@@ -70,6 +72,10 @@ struct CpuInt8 : Cpu {
   static void unpack(const int8::Unpack& p) { int8::cpu::unpack(p); }
 };
 
+struct CpuComm : Cpu {
+  using Communicator = comm::cpu::Communicator;
+};
+
 }  // namespace
 }  // namespace weft
 
@@ -77,10 +83,12 @@ STABLE_TORCH_LIBRARY(weft, m) {
   weft::norm::define_ops(m);
   weft::attention::define_ops(m);
   weft::int8::define_ops(m);
+  weft::comm::define_ops(m);
 }
 
 STABLE_TORCH_LIBRARY_IMPL(weft, CPU, m) {
   weft::norm::implement_ops<weft::CpuNorm>(m);
   weft::attention::implement_ops<weft::CpuAttention>(m);
   weft::int8::implement_ops<weft::CpuInt8>(m);
+  weft::comm::implement_ops<weft::CpuComm>(m);
 }

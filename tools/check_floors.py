@@ -13,13 +13,14 @@ import sys
 from collections.abc import Iterator
 from pathlib import Path
 
-# In csrc: what each room stands on, besides itself. Any other folder is a family (norm, …).
+# In csrc: what each room stands on, besides itself. Any other folder is a family (norm, …); weft._C
+# knows one of them, as communicators are objects and no ops.
 ROOMS = {
     "core": set(),
     "cpu": {"core"},
     "gpu": {"core"},
     "torch": {"core", "cpu", "gpu"},
-    "python": {"core", "cpu", "gpu"},
+    "python": {"core", "cpu", "gpu", "comm"},
 }
 FAMILY = {"core", "cpu", "gpu"}
 # Within a family: the device that a backend's folder has no business with.

@@ -55,7 +55,7 @@ from .ops import (  # noqa: E402
 from .optimize import Report, optimize, restore  # noqa: E402
 
 if TYPE_CHECKING:
-    from . import compat, quantization
+    from . import compat, distributed, quantization
     from .quantization import W4A16, W8A16, Hybrid, LLMInt8, W8A8Dynamic, W8A8Static
     from .quantize import quantize_
 
@@ -75,6 +75,7 @@ __all__ = [
     "attention",
     "compat",
     "dequantize_int8",
+    "distributed",
     "dropout_mask",
     "fallbacks",
     "flash_attn_func",
@@ -114,7 +115,7 @@ _CONFIGS = {"W4A16", "W8A16", "W8A8Dynamic", "W8A8Static", "Hybrid", "LLMInt8"}
 
 
 def __getattr__(name: str):  # what is imported when it is first asked for: few programs do
-    if name in ("compat", "quantization"):
+    if name in ("compat", "distributed", "quantization"):
         return import_module(f".{name}", __name__)
     if name in _CONFIGS:
         return getattr(import_module(".quantization", __name__), name)

@@ -1,5 +1,6 @@
 """The functional API, a module a family."""
 
+from . import _comm  # noqa: F401
 from .attention import (
     apply_rotary_emb,
     attention,

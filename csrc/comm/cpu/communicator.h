@@ -1,0 +1,81 @@
+// The ranks of one host as a group that reduces together: collectives over a Segment.
+#pragma once
+
+#include <cstdint>
+#include <memory>
+#include <mutex>
+#include <string>
+#include <vector>
+
+#include "comm/cpu/segment.h"
+#include "comm/params.h"
+#include "core/export.h"
+#include "core/function_ref.h"
+
+namespace weft::comm::cpu {
+
+struct Options {
+  double timeout = 30;        // seconds, of each call
+  int cpus = 0;               // that the ranks have between them; 0: as many as ranks
+  std::vector<Choice> table;  // empty: default_table
+};
+
+// By world and the CPUs that it has: measured by `python -m bench comm --tune`.
+WEFT_API std::vector<Choice> default_table(int world, int cpus);
+
+class WEFT_API Communicator {
+ public:
+  // As rank 0, which makes the shared memory; then as the others, who find it by its name.
+  Communicator(int world, Options options);
+  Communicator(const std::string& name, int rank, int world, Options options);
+  ~Communicator();
+
+  // What ops know it by. Handles are not used again.
+  int64_t handle() const { return handle_; }
+  static std::shared_ptr<Communicator> find(int64_t handle);
+  // From now on found by its handle.
+  static void enter(const std::shared_ptr<Communicator>& communicator);
+
+  const std::string& name() const { return segment_->name(); }
+  int rank() const { return segment_->rank(); }
+  int world() const { return segment_->world(); }
+  // All ranks have opened it: its name goes, so that nothing is left after a crash.
+  void all_here() const;
+
+  // Throws std::runtime_error: op, call, rank, what is wrong. From then on every call does, with
+  // the same words, and the peers' calls fail as well.
+  void run(const Collective& collective);
+  // Calls so far.
+  uint64_t calls() const { return turns_.call(); }
+  // Why it has failed; empty if it has not.
+  std::string failure() const;
+  // Peers that still wait for this rank learn that it has gone. Calls after it throw.
+  void close();
+
+ private:
+  Communicator(std::unique_ptr<Segment> segment, Options options);
+  void one_shot(const Collective& c, int64_t piece);
+  void two_shot(const Collective& c, int64_t piece);
+  void reduce_scatter(const Collective& c, int64_t piece);
+  void all_gather(const Collective& c, int64_t piece);
+  void all_reduce_int8(const Collective& c);
+  template <class Put, class Take>
+  void rounds(const Collective& c, int64_t pieces, Put&& put, Take&& take);
+  void first_wait(const Collective& c, uint32_t event);
+  void spread(int64_t n, int64_t bytes, int64_t align,
+              FunctionRef<void(int64_t begin, int64_t end)> part) const;
+  [[noreturn]] void give_up(const Collective& c, const Broken& broken);
+  [[noreturn]] void fail_with(int blamed, const std::string& message);
+
+  std::unique_ptr<Segment> segment_;
+  Options options_;
+  Turns turns_;
+  int threads_;
+  int64_t handle_ = 0;
+  int process_;  // fork generation: a child cannot go on with its parent's
+  bool closed_ = false;
+  std::string failure_;
+  mutable std::mutex mutex_;
+};
+
+}  // namespace weft::comm::cpu

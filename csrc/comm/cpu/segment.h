@@ -1,0 +1,61 @@
+// The memory that the ranks of a communicator share: a POSIX shared-memory object, with a line of
+// flags and a ring of slots for each rank.
+//
+//   Header | Flag of rank 0 … W - 1 | slots of rank 0 | … | slots of rank W - 1
+//
+// Rank 0 creates it, exclusively, under a name that nobody else has; the others open it by that
+// name, and as soon as all have it, the name goes: what then remains is freed with the last
+// process, however it ends. All of it is allocated when it is created, so that a full /dev/shm is
+// an error here and no SIGBUS later.
+//
+// Each rank keeps a lock on byte r of the object (fcntl), which the system takes from a process
+// that ends, even before its parent has noticed: so peers see who lives, across containers too.
+#pragma once
+
+#include <cstddef>
+#include <cstdint>
+#include <memory>
+#include <string>
+
+#include "comm/cpu/protocol.h"
+
+namespace weft::comm::cpu {
+
+constexpr int kMaxWorld = 64;
+constexpr size_t kSlotBytes = 256 << 10;
+
+class Segment final : public Peers {
+ public:
+  // Creates it, as rank 0. Throws std::runtime_error.
+  static std::unique_ptr<Segment> create(int world);
+  // Opens what rank 0 has created.
+  static std::unique_ptr<Segment> open(const std::string& name, int rank, int world);
+  ~Segment();
+  Segment(const Segment&) = delete;
+  Segment& operator=(const Segment&) = delete;
+
+  const std::string& name() const { return name_; }
+  // Takes the name away; no error where it is gone already.
+  void unlink() const;
+
+  int rank() const { return rank_; }
+  int world() const { return world_; }
+  Flag* flags() const { return reinterpret_cast<Flag*>(base_ + sizeof(Flag)); }
+  char* slot(int r, uint32_t event) const {
+    return base_ + header_bytes(world_) +
+           (static_cast<size_t>(r) * kRing + event % kRing) * kSlotBytes;
+  }
+  bool alive(int r) const override;
+
+ private:
+  Segment(std::string name, int file, int rank, int world);
+  void map();
+  static size_t header_bytes(int world);
+  static size_t total_bytes(int world);
+
+  std::string name_;
+  int file_, rank_, world_;
+  char* base_ = nullptr;
+};
+
+}  // namespace weft::comm::cpu

@@ -1,0 +1,72 @@
+"""How the ranks of a group come to share memory: through the group's own object collectives.
+
+Rank 0 makes the segment and tells its name; all open it; when all say that they have, the name
+goes. A rank that cannot says why, and then all raise, with its reason.
+"""
+
+from __future__ import annotations
+
+import os
+import socket
+from dataclasses import dataclass, field
+from datetime import timedelta
+from typing import Any
+
+import torch.distributed as dist
+
+from .. import _C
+
+
+@dataclass
+class _Report:
+    """What a rank says of itself."""
+
+    name: str = ""
+    error: str = ""
+    host: str = field(default_factory=socket.gethostname)
+    cpus: set[int] = field(default_factory=lambda: os.sched_getaffinity(0))
+
+
+def connect(group: dist.ProcessGroup, timeout: float) -> _C.Communicator:
+    """This rank's communicator, once every rank of the group has one. RuntimeError otherwise."""
+    rank, world = dist.get_rank(group), dist.get_world_size(group)
+    if dist.get_backend(group) == "gloo":  # else a missing rank would show after the group's time
+        dist.monitored_barrier(group, timedelta(seconds=timeout), wait_all_ranks=True)
+    # How many CPUs there are decides how rank 0 waits, so they are known before it makes anything.
+    cpus = len(set().union(*(report.cpus for report in _exchange(group, _Report()))))
+
+    made = _C_or_error("", rank, world, timeout, cpus) if rank == 0 else _Report()
+    name, *_ = _exchange(group, _named(made))
+    if rank > 0 and not name.error:
+        made = _C_or_error(name.name, rank, world, timeout, cpus)
+    try:
+        reports = _exchange(group, _named(made))
+    finally:
+        if isinstance(made, _C.Communicator):
+            made.all_here()
+    failed = [(r, report) for r, report in enumerate(reports) if report.error]
+    if not failed:
+        assert isinstance(made, _C.Communicator)
+        return made
+    if isinstance(made, _C.Communicator):
+        made.close()
+    raise RuntimeError(
+        "; ".join(f"{report.error} (rank {r}, on {report.host})" for r, report in failed)
+    )
+
+
+def _C_or_error(name: str, rank: int, world: int, timeout: float, cpus: int) -> Any:
+    try:
+        return _C.Communicator(name, rank, world, timeout, cpus, [])
+    except RuntimeError as error:
+        return _Report(error=str(error))
+
+
+def _named(made: _C.Communicator | _Report) -> _Report:
+    return made if isinstance(made, _Report) else _Report(name=made.name)
+
+
+def _exchange(group: dist.ProcessGroup, report: _Report) -> list[_Report]:
+    reports: list[Any] = [None] * dist.get_world_size(group)
+    dist.all_gather_object(reports, report, group=group)
+    return reports

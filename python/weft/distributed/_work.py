@@ -1,0 +1,77 @@
+"""Collectives that go on beside the caller, on a thread that takes them in order."""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Callable
+from queue import SimpleQueue
+from typing import Any
+
+import torch
+from torch import Tensor
+
+
+class Work:
+    """A collective that has been started with ``async_op=True``."""
+
+    def __init__(self) -> None:
+        self._future: torch.futures.Future[Any] = torch.futures.Future()
+
+    def wait(self) -> Tensor:
+        """Its result, once it is there. Raises what the collective raised."""
+        return self._future.wait()
+
+    def is_completed(self) -> bool:
+        """Whether wait() would return, or raise, at once."""
+        return self._future.done()
+
+    def get_future(self) -> torch.futures.Future:
+        """A future of the result, as communication hooks return them."""
+        return self._future
+
+
+class Worker:
+    """The thread. It starts with the first collective, and `stop` ends it after the last."""
+
+    def __init__(self, name: str) -> None:
+        self._name = name
+        self._queue: SimpleQueue[tuple[Callable[[], Tensor], Work] | None] = SimpleQueue()
+        self._thread: threading.Thread | None = None
+        self._lock = threading.Lock()
+        self._pending = 0
+
+    @property
+    def busy(self) -> bool:
+        return self._pending > 0
+
+    def submit(self, run: Callable[[], Tensor]) -> Work:
+        work = Work()
+        with self._lock:
+            if self._thread is None:
+                self._thread = threading.Thread(target=self._loop, name=self._name, daemon=True)
+                self._thread.start()
+            self._pending += 1
+            self._queue.put((run, work))
+        return work
+
+    def stop(self) -> None:
+        if self._thread is not None:
+            self._queue.put(None)
+            self._thread.join()
+            self._thread = None
+
+    def _loop(self) -> None:
+        while (item := self._queue.get()) is not None:
+            run, work = item
+            try:
+                result = run()
+            except Exception as error:
+                self._done()
+                work._future.set_exception(error)
+            else:
+                self._done()
+                work._future.set_result(result)
+
+    def _done(self) -> None:
+        with self._lock:
+            self._pending -= 1

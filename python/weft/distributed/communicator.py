@@ -1,0 +1,237 @@
+"""`Communicator`: collectives between the processes of one host."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Literal, overload
+
+import torch
+import torch.distributed as dist
+from torch import Tensor
+
+from ._bootstrap import connect
+from ._work import Work, Worker
+
+_OPS: dict[object, str] = {
+    "sum": "sum",
+    "avg": "avg",
+    "max": "max",
+    dist.ReduceOp.SUM: "sum",
+    dist.ReduceOp.AVG: "avg",
+    dist.ReduceOp.MAX: "max",
+}
+
+# As csrc/core/dtype.h and csrc/comm/params.h number them.
+_DTYPES = {torch.float64: 0, torch.float32: 1, torch.bfloat16: 2, torch.float16: 3}
+_REDUCTIONS = {"sum": 0, "avg": 1, "max": 2}
+
+
+class Communicator:
+    """The ranks of a process group, as a group that reduces through shared memory.
+
+    >>> with Communicator(group) as communicator:
+    ...     total = communicator.all_reduce(x)
+
+    Every rank of the group makes one, at the same time, and then calls the same collectives with
+    the same shapes, dtypes and operations in the same order. All ranks are processes of one host;
+    tensors lie on the CPU.
+
+    Sums run over the ranks in order, in float32 (float64 for float64), and are rounded once: all
+    ranks get the same bits, at every run.
+
+    No call waits for longer than ``timeout``. Where a rank has died, stalls, has closed its
+    communicator or calls something else, every other rank's call raises RuntimeError, with the rank
+    that is to blame and the number of the call; a death shows at once. What a failed call leaves in
+    its tensors is undefined. From then on every call raises the same: ``failure`` is the reason.
+    The ranks that are left may close it and make another, over a group of their own.
+
+    Args:
+        group: a process group that this process is in, of at most 64 ranks. Its backend is asked
+            to introduce the ranks to each other and then not again.
+        timeout: seconds.
+
+    A communicator is of the process that made it: after a fork the child makes its own. Threads may
+    share one, if they call in the same order on every rank.
+    """
+
+    def __init__(self, group: dist.ProcessGroup, timeout: float = 30.0) -> None:
+        if not isinstance(group, dist.ProcessGroup):
+            raise TypeError(
+                "weft.distributed.Communicator: group is "
+                f"{'no group that this process is in' if group else group!r}, expected a "
+                "ProcessGroup (for all ranks: torch.distributed.group.WORLD)"
+            )
+        if not timeout > 0:
+            raise ValueError(
+                f"weft.distributed.Communicator: timeout is {timeout}, expected more than 0 seconds"
+            )
+        self.timeout = timeout
+        self.rank = dist.get_rank(group)
+        self.world_size = dist.get_world_size(group)
+        self._native = connect(group, timeout)
+        self._worker = Worker("weft communicator")
+        self._closed = False
+
+    # ---- collectives
+
+    @overload
+    def all_reduce(
+        self, x: Tensor, op: object = ..., *, compression: str | None = ..., group_size: int = ...,
+        async_op: Literal[False] = ...,
+    ) -> Tensor: ...  # fmt: skip
+    @overload
+    def all_reduce(
+        self, x: Tensor, op: object = ..., *, compression: str | None = ..., group_size: int = ...,
+        async_op: Literal[True],
+    ) -> Work: ...  # fmt: skip
+    def all_reduce(self, x, op="sum", *, compression=None, group_size=128, async_op=False):
+        """The sum of every rank's ``x``, on every rank.
+
+        Differentiable, except for ``"max"`` and where it is compressed: the gradient of ``x`` is
+        the sum of the ranks' gradients.
+
+        Args:
+            x: float32, bfloat16, float16 or float64.
+            op: ``"sum"``, ``"avg"`` or ``"max"``, or torch's ``ReduceOp`` of that name.
+            compression: ``"int8"``: ranks exchange int8 values, with a scale
+                s = max |x| / 127 for each ``group_size`` elements. An element of the sum is then
+                off by at most Σ s / 2 over the ranks, s being those of its group.
+            group_size: a power of two from 64 to 32768.
+            async_op: return a `Work` at once. ``x`` is left alone until it is done.
+        """
+        op, x = _op(op), x.contiguous()
+        if compression is None:
+            return self._run(lambda: torch.ops.weft.all_reduce(x, self.handle, op), async_op)
+        _check_compression(compression)
+        _check_no_grad(x, "compressed")
+        return self._run(
+            lambda: torch.ops.weft.all_reduce_int8(x, self.handle, op, group_size), async_op
+        )
+
+    @overload
+    def all_reduce_(
+        self, x: Tensor, op: object = ..., *, compression: str | None = ..., group_size: int = ...,
+        async_op: Literal[False] = ...,
+    ) -> Tensor: ...  # fmt: skip
+    @overload
+    def all_reduce_(
+        self, x: Tensor, op: object = ..., *, compression: str | None = ..., group_size: int = ...,
+        async_op: Literal[True],
+    ) -> Work: ...  # fmt: skip
+    def all_reduce_(self, x, op="sum", *, compression=None, group_size=128, async_op=False):
+        """`all_reduce` into ``x`` itself, which is returned. It has no gradient."""
+        if (
+            type(x) is Tensor
+            and not (async_op or compression or self._worker.busy or x.requires_grad)
+            and x.is_cpu
+            and x.is_contiguous()
+            and x.dtype in _DTYPES
+            and not torch.compiler.is_compiling()
+        ):  # small messages take less time than torch's dispatcher
+            reduction = _REDUCTIONS[_op(op)]
+            torch.autograd.graph.increment_version(x)
+            self._native.all_reduce_at(x.data_ptr(), x.numel(), _DTYPES[x.dtype], reduction)
+            return x
+        op = _op(op)
+        _check_no_grad(x, "in place")
+        if compression is not None:
+            _check_compression(compression)
+
+        def run() -> Tensor:
+            whole = x.contiguous()
+            if compression is None:
+                torch.ops.weft.all_reduce_(whole, self.handle, op)
+            else:
+                torch.ops.weft.all_reduce_int8_(whole, self.handle, op, group_size)
+            return x if whole is x else x.copy_(whole)
+
+        return self._run(run, async_op)
+
+    @overload
+    def reduce_scatter(
+        self, x: Tensor, op: object = ..., *, async_op: Literal[False] = ...
+    ) -> Tensor: ...
+    @overload
+    def reduce_scatter(self, x: Tensor, op: object = ..., *, async_op: Literal[True]) -> Work: ...
+    def reduce_scatter(self, x, op="sum", *, async_op=False):
+        """This rank's share of the sum of every rank's ``x``: of W equal parts of its first
+        dimension the one that the rank's number says. Differentiable, except for ``"max"``."""
+        op, x = _op(op), x.contiguous()
+        return self._run(lambda: torch.ops.weft.reduce_scatter(x, self.handle, op), async_op)
+
+    @overload
+    def all_gather(self, x: Tensor, *, async_op: Literal[False] = ...) -> Tensor: ...
+    @overload
+    def all_gather(self, x: Tensor, *, async_op: Literal[True]) -> Work: ...
+    def all_gather(self, x, *, async_op=False):
+        """Every rank's ``x``, one after the other along the first dimension. Any dtype of numbers.
+        Differentiable."""
+        x = x.contiguous()
+        return self._run(lambda: torch.ops.weft.all_gather(x, self.handle), async_op)
+
+    def _run(self, run: Callable[[], Tensor], async_op: bool) -> Tensor | Work:
+        if async_op:
+            grad = torch.is_grad_enabled()  # is of a thread; autograd follows what it is told
+
+            def on_worker() -> Tensor:
+                with torch.set_grad_enabled(grad):
+                    return run()
+
+            return self._worker.submit(on_worker)
+        if self._worker.busy:  # it keeps its place behind them
+            return self._worker.submit(run).wait()
+        return run()
+
+    # ---- its life
+
+    @property
+    def handle(self) -> int:
+        """What ``torch.ops.weft.all_reduce`` and its like know it by, in this process."""
+        return self._native.handle
+
+    @property
+    def failure(self) -> str:
+        """Why it has failed; empty if it has not."""
+        return self._native.failure
+
+    @property
+    def closed(self) -> bool:
+        return self._closed
+
+    def close(self) -> None:
+        """Finishes what has been started, then leaves the group: calls raise from here on, and so
+        do those of ranks that still wait for this one. A second close does nothing."""
+        if not self._closed:
+            self._closed = True
+            self._worker.stop()
+            self._native.close()
+
+    def __enter__(self) -> Communicator:
+        return self
+
+    def __exit__(self, *exception: object) -> None:
+        self.close()
+
+    def __repr__(self) -> str:
+        state = f", failed: {self.failure}" if self.failure else ", closed" if self.closed else ""
+        return f"Communicator(rank {self.rank} of {self.world_size}{state})"
+
+
+def _op(op: object) -> str:
+    name = _OPS.get(op)
+    if name is None:
+        raise ValueError(f"weft: op is {op!r}, expected 'sum', 'avg' or 'max'")
+    return name
+
+
+def _check_compression(compression: str) -> None:
+    if compression != "int8":
+        raise ValueError(f"weft: compression is {compression!r}, expected None or 'int8'")
+
+
+def _check_no_grad(x: Tensor, how: str) -> None:
+    if x.requires_grad and torch.is_grad_enabled():
+        raise RuntimeError(
+            f"weft: all_reduce {how} has no gradient, and x needs one; detach x, or call it under "
+            "torch.no_grad()"
+        )

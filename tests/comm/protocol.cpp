@@ -1,0 +1,99 @@
+// The protocol between threads of one process, for ThreadSanitizer: every rank is a thread, slots
+// are plain memory, and what the counters order the sanitizer sees as ordered or not. Each event
+// carries other numbers, so that a slot read too early or overwritten too soon shows as a wrong sum,
+// too.
+//
+//   protocol <world> <calls> [mutant]
+//
+// mutant: a fault put in on purpose, which must be found: `early` reads before waiting, `late` reads
+// an event again when it may have been overwritten.
+#include <atomic>
+#include <cstdio>
+#include <cstdlib>
+#include <cstring>
+#include <memory>
+#include <string>
+#include <thread>
+#include <vector>
+
+#include "comm/cpu/protocol.h"
+
+using namespace weft::comm::cpu;
+
+namespace {
+
+struct Everyone final : Peers {
+  bool alive(int) const override { return true; }
+};
+
+constexpr int kWords = 8;
+struct Slot {
+  uint64_t words[kWords];
+};
+
+struct Shared {
+  explicit Shared(int world) : flags(new Flag[world]), slots(world * kRing) {}
+  std::unique_ptr<Flag[]> flags;
+  std::vector<Slot> slots;
+  Slot& slot(int r, uint32_t event) { return slots[r * kRing + event % kRing]; }
+};
+
+uint64_t number(int r, uint64_t call, int k) {
+  return call * 1000 + static_cast<uint64_t>(r * 10 + k);
+}
+
+// A call of `pieces` events, one ahead, as communicator.cpp has them.
+void work(Shared& shared, int rank, int world, uint64_t calls, const std::string& mutant,
+          std::atomic<long>& wrong) {
+  const Everyone everyone;
+  Turns turns(shared.flags.get(), rank, world, Patience{50, 20, std::chrono::seconds(60)},
+              everyone);
+  const auto sum_is_right = [&](uint64_t call, int k, uint32_t event) {
+    uint64_t sum = 0, want = 0;
+    for (int r = 0; r < world; ++r) {
+      for (const uint64_t word : shared.slot(r, event).words) sum += word;
+      want += number(r, call, k) * kWords;
+    }
+    return sum == want;
+  };
+  volatile bool again = false;  // so that what computes it is not left out
+  for (uint64_t call = 0; call < calls; ++call) {
+    const int pieces = 1 + static_cast<int>(call % 5);
+    turns.begin(call);
+    const auto put = [&](int k) {
+      const uint32_t event = turns.next();
+      for (uint64_t& word : shared.slot(rank, event).words) word = number(rank, call, k);
+      turns.publish();
+      return event;
+    };
+    uint32_t now = put(0);
+    turns.wait(now);
+    if (turns.odd_one_out() >= 0) ++wrong;
+    for (int k = 0; k < pieces; ++k) {
+      const uint32_t next = k + 1 < pieces ? put(k + 1) : now;
+      if (k > 0 && mutant != "early") turns.wait(now);
+      if (!sum_is_right(call, k, now)) ++wrong;
+      if (mutant == "late" && k > 0) again = sum_is_right(call, k, now - 2 * kReads);
+      now = next;
+    }
+    if (call % 97 == static_cast<uint64_t>(rank))
+      std::this_thread::sleep_for(std::chrono::milliseconds(1));
+  }
+  (void)again;
+}
+
+}  // namespace
+
+int main(int argc, char** argv) {
+  const int world = argc > 1 ? std::atoi(argv[1]) : 2;
+  const uint64_t calls = argc > 2 ? std::strtoull(argv[2], nullptr, 10) : 1000;
+  const std::string mutant = argc > 3 ? argv[3] : "";
+  Shared shared(world);
+  std::atomic<long> wrong{0};
+  std::vector<std::thread> threads;
+  for (int r = 0; r < world; ++r)
+    threads.emplace_back([&, r] { work(shared, r, world, calls, mutant, wrong); });
+  for (std::thread& thread : threads) thread.join();
+  std::printf("%ld wrong\n", wrong.load());
+  return wrong == 0 ? 0 : 1;
+}
