@@ -26,7 +26,7 @@ from bench.limits import Limits
 from bench.memory import MemoryModeUnavailable, Mode, can_give_back
 from bench.result import Result
 
-FAMILIES = ("norm", "attention")
+FAMILIES = ("norm", "attention", "comm")
 MODES: dict[str, tuple[Mode, ...]] = {
     "fresh": ("fresh",), "reused": ("reused",), "both": ("fresh", "reused"),
 }  # fmt: skip
@@ -39,6 +39,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
         return render(arguments[1:])
     options = _parser().parse_args(arguments)
     families = [options.family] if options.family else list(FAMILIES)
+    if options.tune and families != ["comm"]:
+        sys.exit("--tune is of comm: python -m bench comm --tune")
     if len(families) > 1 and options.json:
         sys.exit("--json names one file: name one family with it")
     console = Console(width=None if sys.stdout.isatty() else 160)
@@ -62,6 +64,10 @@ def render(arguments: Sequence[str]) -> int:
 
 def bench(name: str, options: argparse.Namespace, console: Console) -> int:
     """Runs one family and reports. 1 if weft is missing from a row, else 0."""
+    if name == "comm":  # its contenders run in processes of their own
+        from bench import comm
+
+        return comm.bench(options, console, RESULTS)
     family = cast(Family, importlib.import_module(f"bench.{name}"))
     if options.device == "cuda" and not torch.cuda.is_available():
         console.print("There is no GPU here.")
@@ -175,6 +181,9 @@ def _parser() -> argparse.ArgumentParser:
         "--rounds", type=int, help="samples per contender; default 15, or 5 with --sweep"
     )
     parser.add_argument("--memory", choices=MODES, default="both", help="default: both")
+    parser.add_argument(
+        "--tune", action="store_true", help="comm: find the fastest algorithms, for communicators"
+    )
     parser.add_argument("--device", choices=DEVICES, default="cpu", help="default: cpu")
     parser.add_argument("--threads", type=int, help="default: torch's")
     parser.add_argument("--quick", action="store_true", help="tiny shapes: shows only that it runs")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import shutil
 import subprocess
 from pathlib import Path
@@ -27,7 +28,11 @@ def outcome(program: Path, *arguments: object) -> subprocess.CompletedProcess[st
     # Without address randomisation, which not every kernel's has room for the sanitizer in.
     command = [*([shutil.which("setarch"), "-R"] if shutil.which("setarch") else []), program]
     return subprocess.run(
-        [*command, *map(str, arguments)], capture_output=True, text=True, timeout=120
+        [*command, *map(str, arguments)],
+        env={**os.environ, "TSAN_OPTIONS": "halt_on_error=1"},
+        capture_output=True,
+        text=True,
+        timeout=120,
     )
 
 

@@ -15,6 +15,7 @@ from typing import Any
 import torch.distributed as dist
 
 from .. import _C
+from . import _table
 
 
 @dataclass
@@ -23,22 +24,29 @@ class _Report:
 
     name: str = ""
     error: str = ""
+    table: _table.Table = field(default_factory=list)
     host: str = field(default_factory=socket.gethostname)
     cpus: set[int] = field(default_factory=lambda: os.sched_getaffinity(0))
 
 
-def connect(group: dist.ProcessGroup, timeout: float) -> _C.Communicator:
-    """This rank's communicator, once every rank of the group has one. RuntimeError otherwise."""
+def connect(
+    group: dist.ProcessGroup, timeout: float, table: _table.Table | None = None
+) -> _C.Communicator:
+    """This rank's communicator, once every rank of the group has one. RuntimeError otherwise.
+
+    All take the table that rank 0 was given, or else finds."""
     rank, world = dist.get_rank(group), dist.get_world_size(group)
     if dist.get_backend(group) == "gloo":  # else a missing rank would show after the group's time
         dist.monitored_barrier(group, timedelta(seconds=timeout), wait_all_ranks=True)
-    # How many CPUs there are decides how rank 0 waits, so they are known before it makes anything.
+    # How many CPUs there are decides how to wait, so it is known before anything is made.
     cpus = len(set().union(*(report.cpus for report in _exchange(group, _Report()))))
 
-    made = _C_or_error("", rank, world, timeout, cpus) if rank == 0 else _Report()
-    name, *_ = _exchange(group, _named(made))
-    if rank > 0 and not name.error:
-        made = _C_or_error(name.name, rank, world, timeout, cpus)
+    made: _C.Communicator | _Report = _Report()
+    if rank == 0:
+        made, table = _make_first(world, timeout, cpus, table)
+    first, *_ = _exchange(group, _named(made, table))
+    if rank > 0 and not first.error:
+        made = _make(first.name, rank, world, timeout, cpus, first.table)
     try:
         reports = _exchange(group, _named(made))
     finally:
@@ -55,15 +63,27 @@ def connect(group: dist.ProcessGroup, timeout: float) -> _C.Communicator:
     )
 
 
-def _C_or_error(name: str, rank: int, world: int, timeout: float, cpus: int) -> Any:
+def _make_first(
+    world: int, timeout: float, cpus: int, table: _table.Table | None
+) -> tuple[_C.Communicator | _Report, _table.Table]:
     try:
-        return _C.Communicator(name, rank, world, timeout, cpus, [])
+        rows = _table.load(world, cpus) if table is None else table
+    except RuntimeError as error:
+        return _Report(error=str(error)), []
+    return _make("", 0, world, timeout, cpus, rows), rows
+
+
+def _make(
+    name: str, rank: int, world: int, timeout: float, cpus: int, table: _table.Table
+) -> _C.Communicator | _Report:
+    try:
+        return _C.Communicator(name, rank, world, timeout, cpus, table)
     except RuntimeError as error:
         return _Report(error=str(error))
 
 
-def _named(made: _C.Communicator | _Report) -> _Report:
-    return made if isinstance(made, _Report) else _Report(name=made.name)
+def _named(made: _C.Communicator | _Report, table: _table.Table | None = None) -> _Report:
+    return made if isinstance(made, _Report) else _Report(name=made.name, table=table or [])
 
 
 def _exchange(group: dist.ProcessGroup, report: _Report) -> list[_Report]:

@@ -49,12 +49,21 @@ class Communicator:
         group: a process group that this process is in, of at most 64 ranks. Its backend is asked
             to introduce the ranks to each other and then not again.
         timeout: seconds.
+        table: which algorithm serves messages of which size, as rows of (bytes, two_shot, piece);
+            rank 0's counts. By default what ``python -m bench comm --tune`` has found on this
+            machine, or else what weft comes with.
 
     A communicator is of the process that made it: after a fork the child makes its own. Threads may
     share one, if they call in the same order on every rank.
     """
 
-    def __init__(self, group: dist.ProcessGroup, timeout: float = 30.0) -> None:
+    def __init__(
+        self,
+        group: dist.ProcessGroup,
+        timeout: float = 30.0,
+        *,
+        table: list[tuple[int, bool, int]] | None = None,
+    ) -> None:
         if not isinstance(group, dist.ProcessGroup):
             raise TypeError(
                 "weft.distributed.Communicator: group is "
@@ -68,7 +77,7 @@ class Communicator:
         self.timeout = timeout
         self.rank = dist.get_rank(group)
         self.world_size = dist.get_world_size(group)
-        self._native = connect(group, timeout)
+        self._native = connect(group, timeout, table)
         self._worker = Worker("weft communicator")
         self._closed = False
 

@@ -1,0 +1,103 @@
+"""All-reduce between processes of this host, beside gloo and MPI.
+
+A family of its own kind: its contenders run in W processes at once, in step (`ranks.py`), and what
+is reported is the time of a call in which all take part.
+"""
+
+from __future__ import annotations
+
+import argparse
+import fnmatch
+import json
+from dataclasses import asdict
+from pathlib import Path
+
+from rich.console import Console
+from rich.table import Table
+
+from bench import machine
+from bench.comm import tune
+from bench.comm.ranks import WEFT, Row, measure, why_no_mpi
+from bench.units import duration
+
+WORLDS = (2, 4)
+SIZES = (1 << 10, 16 << 10, 256 << 10, 4 << 20, 64 << 20)
+DTYPES = ("float32", "bfloat16")
+GOAL = 1.2
+"""weft's goal: times as fast as the best peer."""
+
+
+def bench(options: argparse.Namespace, console: Console, results: Path) -> int:
+    """`python -m bench comm`: measures, shows, stores. With ``--tune``, writes the table."""
+    if options.device != "cpu" or options.sweep:
+        console.print(f"comm has no {'sweep' if options.sweep else 'cases on ' + options.device}.")
+        return 0
+    if options.tune:
+        return tune.run(WORLDS, SIZES, console)
+    cases = [
+        (world, size, dtype)
+        for world in WORLDS
+        for size in (SIZES[:2] if options.quick else SIZES)
+        for dtype in DTYPES
+        if fnmatch.fnmatch(f"all_reduce/{world}/{_size(size)}/{dtype}", options.case)
+    ]
+    if not cases:
+        console.print(f"No case of comm matches {options.case!r}.")
+        return 1
+    rounds = options.rounds or (3 if options.quick else 15)
+    if reason := why_no_mpi():
+        console.print(f"Without MPI: {reason}.", style="yellow")
+    if options.plots:
+        console.print("comm draws no plots.", style="yellow")
+    rows: list[Row] = []
+    for world in WORLDS:
+        with console.status(f"{world} ranks …"):
+            rows += measure(world, [case[1:] for case in cases if case[0] == world], rounds)
+    console.print(_table(rows))
+    about = machine.describe(1)
+    if options.save or options.json:
+        data = {"machine": about.to_json(), "rounds": rounds, "rows": [asdict(row) for row in rows]}
+        text = json.dumps(data, indent=1, ensure_ascii=False) + "\n"
+        folder = results / about.slug
+        for path in filter(None, (options.json, folder / "comm.json" if options.save else None)):
+            path.parent.mkdir(parents=True, exist_ok=True)
+            path.write_text(text)
+        if options.save:
+            (folder / "comm.md").write_text(_markdown(rows, about))
+            console.print(f"Saved under {folder}")
+    return 0
+
+
+def _cells(row: Row, peers: list[str]) -> list[str]:
+    size = _size(row.bytes)
+    times = [duration(row.times[p].median) if p in row.times else "–" for p in (WEFT, *peers)]
+    ratio = row.speedup
+    verdict = "–" if ratio is None else f"{ratio:.2f} {'✓' if ratio >= GOAL else '✗'}"
+    return [f"{row.world}", size, row.dtype, *times, verdict]
+
+
+def _size(count: int) -> str:
+    return f"{count >> 20}MB" if count >= 1 << 20 else f"{count >> 10}KB"
+
+
+def _headings(rows: list[Row]) -> tuple[list[str], list[str]]:
+    peers = list(dict.fromkeys(p for row in rows for p in row.times if p != WEFT))
+    return peers, ["ranks", "message", "dtype", WEFT, *peers, f"× best peer (goal {GOAL})"]
+
+
+def _table(rows: list[Row]) -> Table:
+    peers, headings = _headings(rows)
+    table = Table(*headings, title="all_reduce in place, sum")
+    for row in rows:
+        table.add_row(*_cells(row, peers))
+    return table
+
+
+def _markdown(rows: list[Row], about: machine.Machine) -> str:
+    peers, headings = _headings(rows)
+    lines = [headings, ["---"] * len(headings), *(_cells(row, peers) for row in rows)]
+    table = "\n".join(f"| {' | '.join(line)} |" for line in lines)
+    where = f"{about.cpu}, {about.cores} cores, torch {about.packages['torch']}"
+    return (
+        f"# all_reduce in place, sum\n\n{where}, commit {about.commit}, {about.date}.\n\n{table}\n"
+    )

@@ -1,0 +1,184 @@
+"""The processes that a collective is measured in.
+
+`measure` starts them: through ``mpirun`` where MPI is here, so that all contenders run in the same
+processes, else as plain ones. A round takes a sample of each contender, in an order that turns from
+round to round; a sample is a number of calls between two barriers, and its time that of the slowest
+rank. Each rank has one thread.
+"""
+
+from __future__ import annotations
+
+import importlib.util
+import os
+import pickle
+import shutil
+import statistics
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import torch
+import torch.distributed as dist
+
+from bench.timing import Spread
+
+WEFT, GLOO, MPI = "weft", "gloo", "MPI"
+SAMPLE = 0.02
+"""Seconds that a sample should last, unless five calls take longer."""
+
+
+@dataclass
+class Row:
+    world: int
+    bytes: int
+    dtype: str
+    times: dict[str, Spread] = field(default_factory=dict)
+
+    @property
+    def best_peer(self) -> str | None:
+        peers = [name for name in self.times if name != WEFT]
+        return min(peers, key=lambda name: self.times[name].median) if peers else None
+
+    @property
+    def speedup(self) -> float | None:
+        """The best peer's time over weft's."""
+        best = self.best_peer
+        if best is None or WEFT not in self.times:
+            return None
+        return self.times[best].median / self.times[WEFT].median
+
+
+def why_no_mpi() -> str:
+    """Why MPI cannot run here; empty if it can."""
+    if importlib.util.find_spec("mpi4py") is None:
+        return "mpi4py is not installed"
+    return "" if shutil.which("mpirun") else "mpirun is not on the path"
+
+
+def measure(
+    world: int,
+    cases: Sequence[tuple[int, str]],
+    rounds: int,
+    tables: dict[str, list] | None = None,
+) -> list[Row]:
+    """A row for each case, of bytes and dtype. With ``tables``, the contenders are weft with each
+    of these instead."""
+    if not cases:
+        return []
+    with tempfile.TemporaryDirectory() as folder:
+        job = Path(folder) / "job"
+        job.write_bytes(pickle.dumps((world, list(cases), rounds, tables)))
+        environment = {**os.environ, "OMP_NUM_THREADS": "1", "GLOO_SOCKET_IFNAME": "lo"}
+        command = [sys.executable, "-m", "bench.comm.ranks", folder]
+        if tables is None and not why_no_mpi():
+            subprocess.run([*_mpirun(world), *command], env=environment, check=True)
+        else:
+            started = [
+                subprocess.Popen([*command, str(rank)], env=environment) for rank in range(world)
+            ]
+            codes = [process.wait() for process in started]
+            if any(codes):
+                raise RuntimeError(f"a rank of the benchmark failed: {codes}")
+        return pickle.loads((Path(folder) / "rows").read_bytes())
+
+
+def _mpirun(world: int) -> list[str]:
+    said = subprocess.run(["mpirun", "--version"], capture_output=True, text=True).stdout
+    if "Open MPI" not in said:
+        return ["mpirun", "-n", str(world)]
+    options = ["--oversubscribe", "--allow-run-as-root", "--bind-to", "none"]
+    return ["mpirun", *options, "-n", str(world)]
+
+
+# ---- in each of the processes
+
+
+def _contenders(world: int, tables: dict[str, list] | None, mpi) -> dict[str, Callable]:
+    """Each takes a tensor and reduces it in place."""
+    from weft.distributed import Communicator
+
+    if tables is not None:
+        communicators = {
+            name: Communicator(dist.group.WORLD, table=rows) for name, rows in tables.items()
+        }
+        return {name: c.all_reduce_ for name, c in communicators.items()}
+    found: dict[str, Callable] = {WEFT: Communicator(dist.group.WORLD).all_reduce_}
+    found[GLOO] = dist.all_reduce
+    if mpi is not None:
+        world_group = mpi.COMM_WORLD
+
+        def through_mpi(x: torch.Tensor) -> None:
+            world_group.Allreduce(mpi.IN_PLACE, x.numpy())
+
+        found[MPI] = through_mpi
+    return found
+
+
+def _sample(call: Callable, x: torch.Tensor, calls: int) -> float:
+    """Seconds per call, of the slowest rank."""
+    dist.barrier()
+    call(x)
+    begin = time.perf_counter()
+    for _ in range(calls):
+        call(x)
+    taken = torch.tensor([(time.perf_counter() - begin) / calls], dtype=torch.float64)
+    dist.all_reduce(taken, dist.ReduceOp.MAX)
+    return taken.item()
+
+
+def _row(row: Row, contenders: dict[str, Callable], rounds: int, rank: int) -> Row:
+    dtype = getattr(torch, row.dtype)
+    n = row.bytes // dtype.itemsize
+    names = [name for name in contenders if name != MPI or dtype == torch.float32]
+    calls = {}
+    for name in names:
+        x = torch.full((n,), float(rank + 1)).to(dtype)
+        contenders[name](x)
+        want = row.world * (row.world + 1) / 2
+        assert (x == want).all(), f"{name} is wrong"
+        x.zero_()
+        calls[name] = max(5, min(5000, int(SAMPLE / _sample(contenders[name], x, 5))))
+    times: dict[str, list[float]] = {name: [] for name in names}
+    x = torch.zeros(n, dtype=dtype)
+    for turn in range(rounds):
+        for i in range(len(names)):
+            name = names[(turn + i) % len(names)]
+            times[name].append(_sample(contenders[name], x, calls[name]))
+    for name, seconds in times.items():
+        quarters = statistics.quantiles(seconds, n=4) if len(seconds) > 1 else seconds * 3
+        row.times[name] = Spread(
+            statistics.median(seconds), quarters[0], quarters[2], min(seconds), max(seconds), rounds
+        )
+    return row
+
+
+def main(folder: Path, rank: int | None) -> None:
+    world, cases, rounds, tables = pickle.loads((folder / "job").read_bytes())
+    mpi = None
+    if rank is None:  # started by mpirun
+        from mpi4py import MPI as mpi
+
+        rank = mpi.COMM_WORLD.Get_rank()
+    torch.set_num_threads(1)
+    store = dist.FileStore(str(folder / "store"), world)
+    dist.init_process_group("gloo", store=store, rank=rank, world_size=world)
+    contenders = _contenders(world, tables, mpi)
+    rows = [_row(Row(world, *case), contenders, rounds, rank) for case in cases]
+    if rank == 0:
+        (folder / "rows").write_bytes(pickle.dumps([_plain(row) for row in rows]))
+    dist.barrier()
+
+
+def _plain(row: Row) -> Row:
+    """The row as `bench.comm.ranks` knows it, and not this process's ``__main__``."""
+    from bench.comm import ranks
+
+    return ranks.Row(row.world, row.bytes, row.dtype, row.times)
+
+
+if __name__ == "__main__":
+    main(Path(sys.argv[1]), int(sys.argv[2]) if len(sys.argv) > 2 else None)

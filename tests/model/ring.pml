@@ -1,0 +1,194 @@
+/* The turns of csrc/comm/cpu/protocol.h, for SPIN: every interleaving of WORLD ranks over a few
+ * calls, one_shot and two_shot as communicator.cpp has them.
+ *
+ * Checked: what a rank reads is the event that it waited for, whole, from the first look to the last
+ * (no early read, no early reuse, no event taken for another a ring or a wrap later); a call's
+ * signature is that call's on every rank; nobody waits for ever; nobody fails unless somebody died.
+ *
+ *   -DMORTAL   one rank may die at any step
+ *   -DWAITLESS, -DRING=4 -DREADS=0    faults, which must be found
+ */
+#ifndef WORLD
+#define WORLD 2
+#endif
+#ifndef RING
+#define RING 8
+#endif
+#ifndef READS
+#define READS 3
+#endif
+#define WRAP 16   /* counters are modulo this: more than twice as far as they may part */
+#define FIRST 13  /* so that they wrap within the first call or two */
+#define NONE 255
+
+byte counter[WORLD];
+byte slot[WORLD * RING];  /* which event it holds: NONE while it is written */
+byte signature[WORLD * 2];
+bool dead[WORLD], failed[WORLD];
+bool somebody_died;
+
+#define BEHIND(r, target) ((counter[r] + WRAP - (FIRST + (target)) % WRAP) % WRAP >= WRAP / 2)
+#define SLOT(r, e) slot[(r) * RING + (e) % RING]
+#define ANY_FAILED (failed[0] || failed[1] || failed[WORLD - 1])
+
+/* Until rank r's counter has reached the target, in events from the beginning. */
+inline wait_for(r, target) {
+  if
+  :: !BEHIND(r, target) -> skip
+  :: BEHIND(r, target) && (dead[r] || ANY_FAILED) -> goto give_up
+  fi
+}
+
+inline wait_all(target) {
+  other = 0;
+  do
+  :: other < WORLD && other != me -> wait_for(other, target); other++
+  :: other < WORLD && other == me -> other++
+  :: other == WORLD -> break
+  od;
+  skip  /* a d_step may follow, which no loop may leave into */
+}
+
+/* next(), the write, and publish(). */
+inline put() {
+  if
+  :: event >= RING - READS -> wait_all(event + READS + 1 - RING)
+  :: else
+  fi;
+  SLOT(me, event) = NONE;
+  SLOT(me, event) = event;
+  atomic { counter[me] = (counter[me] + 1) % WRAP; event++ }
+#ifdef MORTAL
+  if
+  :: me == 1 && !somebody_died -> atomic { somebody_died = true; dead[me] = true; goto end_dead }
+  :: true -> skip
+  fi
+#endif
+}
+
+inline await(e) {
+#ifdef WAITLESS
+  skip
+#else
+  wait_all(e + 1)
+#endif
+}
+
+inline look(e) {
+  d_step {
+    other = 0;
+    do
+    :: other < WORLD -> assert(SLOT(other, e) == (e)); other++
+    :: else -> break
+    od;
+    other = 0
+  }
+}
+
+/* Looks at everybody's event e twice, as something that takes a while. */
+inline read(e) {
+  look(e);
+  look(e)
+}
+
+inline begin() {
+  call++;
+  signature[me * 2 + call % 2] = call
+}
+
+inline first_await(e) {
+  await(e);
+#ifndef WAITLESS
+  d_step {
+    other = 0;
+    do
+    :: other < WORLD -> assert(signature[other * 2 + call % 2] == call); other++
+    :: else -> break
+    od;
+    other = 0
+  }
+#endif
+  if
+  :: ANY_FAILED -> goto give_up
+  :: else
+  fi
+}
+
+inline one_shot(count) {
+  begin();
+  now = event;
+  put();
+  first_await(now);
+  piece = 0;
+  do
+  :: piece < count ->
+     after = now;
+     if
+     :: piece + 1 < count -> after = event; put()
+     :: else
+     fi;
+     await(now);
+     read(now);
+     now = after;
+     piece++
+  :: else -> break
+  od
+}
+
+/* `now`: the event of this piece's inputs; `result`: of its results; `before`: of those before. */
+inline two_shot(count) {
+  begin();
+  now = event;
+  put();
+  first_await(now);
+  piece = 0;
+  do
+  :: piece < count ->
+     after = now;
+     if
+     :: piece + 1 < count -> after = event; put()
+     :: else
+     fi;
+     await(now);
+     read(now);
+     result = event;
+     put();
+     if
+     :: piece > 0 -> await(before); read(before)
+     :: else
+     fi;
+     before = result;
+     now = after;
+     piece++
+  :: else -> break
+  od;
+  await(before);
+  read(before)
+}
+
+proctype Rank(byte me) {
+  byte event = 0, call = 0, piece, other, now, after, result, before;
+  one_shot(1);
+  two_shot(3);
+  one_shot(3);
+  one_shot(1);
+  two_shot(2);
+  one_shot(2);
+  goto end_done;
+give_up:
+  assert(somebody_died);
+  failed[me] = true;
+end_dead:
+end_done:
+  skip
+}
+
+init {
+  byte r = 0;
+  atomic {
+    do
+    :: r < WORLD -> counter[r] = FIRST; run Rank(r); r++
+    :: else -> break
+    od
+  }
+}
