@@ -8,11 +8,12 @@ import time
 import pytest
 import torch
 import torch.distributed as dist
-from tests.comm.ranks import run
 
 import weft
 from weft import _C
 from weft.distributed import Communicator
+
+from .ranks import run
 
 DTYPES = [torch.float32, torch.bfloat16, torch.float16, torch.float64]
 SIZES = [0, 1, 63, 64, 65, 1000, 16_384, 32_771, 65_537, 200_003]

@@ -11,9 +11,10 @@ from pathlib import Path
 import pytest
 import torch
 import torch.distributed as dist
-from tests.comm.ranks import processes, result, run
 
 from weft.distributed import Communicator
+
+from .ranks import processes, result, run
 
 
 def failure_of(call) -> str:

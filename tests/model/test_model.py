@@ -32,20 +32,14 @@ def verify(folder: Path, model: str, *defines: str) -> str:
     ]
     subprocess.run(compiler, cwd=folder, check=True)
     search = ["./pan", "-m200000", "-w24"]
-    found = subprocess.run(search, cwd=folder, capture_output=True, text=True, timeout=300)
+    found = subprocess.run(search, cwd=folder, capture_output=True, text=True, timeout=600)
     assert "max search depth too small" not in found.stdout
     return found.stdout
 
 
 @pytest.mark.parametrize(
     "model, defines",
-    [
-        ("ring", ()),
-        ("ring", ("-DMORTAL",)),
-        ("ring", ("-DWORLD=3",)),
-        ("ring", ("-DWORLD=3", "-DMORTAL")),
-        ("sleep", ()),
-    ],
+    [("ring", ("-DMORTAL",)), ("ring", ("-DWORLD=3", "-DMORTAL")), ("sleep", ())],
 )
 def test_no_fault(tmp_path: Path, model: str, defines: tuple[str, ...]):
     found = verify(tmp_path, model, *defines)

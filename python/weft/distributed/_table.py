@@ -1,4 +1,4 @@
-"""Which algorithm serves which message: as ``python -m bench comm --tune`` found on this machine."""
+"""Which algorithm serves which message, as ``python -m bench comm --tune`` has found here."""
 
 from __future__ import annotations
 

@@ -1,0 +1,38 @@
+"""The benchmark of collectives runs, and what it tunes is what communicators read."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+from bench.comm import tune
+from bench.comm.ranks import WEFT, measure
+from rich.console import Console
+
+from weft.distributed import _table
+
+
+def test_all_contenders_are_timed_and_right():
+    (row,) = measure(2, [(4096, "float32")], rounds=2)
+    assert {WEFT, "gloo"} <= set(row.times) and row.best_peer != WEFT
+    assert row.speedup == row.times[row.best_peer].median / row.times[WEFT].median > 0
+
+
+def test_tuning_writes_what_communicators_read(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setenv("WEFT_COMM_TABLE", str(tmp_path / "cache" / "comm.json"))
+    monkeypatch.setattr(tune, "PIECES", (64 << 10,))
+    assert _table.load(2, 1) == []
+    assert tune.run([2], [1024, 65536], Console(quiet=True), rounds=1) == 0
+    assert _table.path().exists()
+    (cpus,) = [n for n in range(1, 4096) if _table.load(2, n)]
+    (first, *_), (last, *_) = _table.load(2, cpus)
+    assert first == 2048 and last == tune.ALL
+    _table.save(3, cpus, [(tune.ALL, True, 65536)])
+    assert _table.load(3, cpus) == [(tune.ALL, True, 65536)] and len(_table.load(2, cpus)) == 2
+
+
+def test_a_broken_table_is_an_error(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setenv("WEFT_COMM_TABLE", str(tmp_path / "comm.json"))
+    _table.path().write_text("[]")
+    with pytest.raises(RuntimeError, match="is no table of algorithms"):
+        _table.load(2, 2)
