@@ -157,7 +157,7 @@ def optimize(
     rest = [
         module
         for path, module in model.named_modules()
-        if path not in mentioned and norms.is_leaf(module)
+        if path not in mentioned and norms.is_leaf(module) and not _is_ours(module)
     ]
     report.others = dict(Counter(map(_name, rest)).most_common())
     return report
@@ -178,6 +178,11 @@ def _put_back(module: nn.Module) -> None:
 def _name(module: nn.Module) -> str:
     cls = type(module)
     return f"nn.{cls.__name__}" if cls.__module__.startswith("torch.nn.modules") else cls.__name__
+
+
+def _is_ours(module: nn.Module) -> bool:
+    """Whether weft made it, such as a quantised linear layer."""
+    return type(module).__module__.startswith("weft.")
 
 
 def _selected(model: nn.Module, include: Selectors | None, exclude: Selectors | None) -> set[str]:

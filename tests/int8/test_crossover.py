@@ -24,6 +24,7 @@ def test_crossover():
     assert crossover.crossover({1: 0.5, 2: 0.9, 4: 1.1, 8: 2.0}) == 4
     assert crossover.crossover({1: 0.5, 2: 1.2, 4: 0.8, 8: 2.0}) == 8
     assert crossover.crossover({1: 1.5, 2: 1.2}) == 1
+    assert crossover.crossover({1: 0.5, 2: 1.04, 4: 1.06}) == 4
     assert crossover.crossover({1: 0.5, 2: 0.7}) == 4
 
 

@@ -180,6 +180,20 @@ def test_filter_and_second_call():
     assert isinstance(model.attention.q, weft.nn.WeightOnlyLinear)
 
 
+def test_optimize_and_quantize_go_together():
+    model = nn.Sequential(Block(), Block()).eval()
+    x = torch.randn(2, 5, C)
+    with torch.no_grad():
+        expected = model(x)
+        weft.quantize_(model, weft.W8A8Dynamic())
+        report = weft.optimize(model)
+        assert len(report.swapped) == 4 and not report.others
+        assert sqnr(expected, model(x)) > 30
+        weft.restore(model)
+        assert sqnr(expected, model(x)) > 30
+    assert isinstance(model[0].up, weft.nn.Int8Linear)
+
+
 def test_a_layer_itself():
     layer = nn.Linear(64, 32)
     weight = layer.weight.detach().clone()

@@ -23,7 +23,8 @@ from .._progress import progress
 from .._text_table import text_table
 from ..nn import HybridLinear
 
-DEFAULT = 8
+DEFAULT = 16
+WORTH = 1.05  # W8A16 is the more exact: only for more than that it is given up
 ROWS = (1, 2, 4, 8, 16, 32, 64, 128)
 SHAPE = (4096, 4096)  # N, K: more than fits into caches
 
@@ -89,9 +90,9 @@ def measure(
 
 
 def crossover(ratios: dict[int, float]) -> int:
-    """The number of rows from which on W8A8 is always the faster; beyond those measured if it
-    never is."""
-    slower = [rows for rows, ratio in ratios.items() if ratio <= 1]
+    """The number of rows from which on W8A8 is always faster by more than `WORTH`; beyond those
+    measured if it never is."""
+    slower = [rows for rows, ratio in ratios.items() if ratio <= WORTH]
     faster = [rows for rows in ratios if rows > max(slower, default=0)]
     return min(faster, default=2 * max(ratios))
 
