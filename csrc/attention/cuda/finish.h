@@ -28,7 +28,9 @@ WEFT_DEVICE int64_t out_index(const Forward& p, const Sequence& e, int64_t h, in
   return e.q_batch * p.out.batch + (e.q_row + i) * p.out.row + h * p.out.head;
 }
 
-// Parts lie as [splits, B, S, H, Dv], their lse as [splits, B, S, H].
+// Parts lie as [splits, B, S, H, Dv], Dv made even, their lse as [splits, B, S, H]. Results that are
+// int8, or whose rows are odd, are made of parts, too, even if it is one.
+WEFT_INLINE int64_t part_columns(const Forward& p) { return p.Dv + p.Dv % 2; }
 WEFT_INLINE int64_t part_row(const Forward& p, int64_t split, int64_t b, int64_t i, int64_t h) {
   return ((split * p.B + b) * p.S + i) * p.H + h;
 }
@@ -37,49 +39,41 @@ WEFT_INLINE float* part_out(const ForwardCall& call) {
 }
 WEFT_INLINE float* part_lse(const ForwardCall& call) {
   const Forward& p = call.p;
-  return part_out(call) + call.plan.splits * p.B * p.S * p.H * p.Dv;
+  return part_out(call) + call.plan.splits * p.B * p.S * p.H * part_columns(p);
 }
 
-// A row of a split, or of all: its place.
+// A row of the result in X, or of a part.
+template <class X>
 class FinishedRow {
  public:
   WEFT_DEVICE FinishedRow(const ForwardCall& call, const Sequence& e, int64_t b, int64_t split,
                           const Row& row)
-      : p_(call.p), h_(row.h) {
-    if (call.plan.splits > 1) {
-      const int64_t at = part_row(p_, split, b, row.i, row.h);
-      part_ = part_out(call) + at * p_.Dv;
+      : Dv_(call.p.Dv) {
+    const Forward& p = call.p;
+    if (call.plan.parts) {
+      const int64_t at = part_row(p, split, b, row.i, row.h);
+      part_ = part_out(call) + at * part_columns(p);
       lse_ = part_lse(call) + at;
     } else {
-      at_ = out_index(p_, e, row.h, row.i);
-      lse_ = static_cast<float*>(p_.lse) + lse_index(p_, e, b, row.h, row.i);
+      out_ = static_cast<X*>(p.out.data) + out_index(p, e, row.h, row.i);
+      lse_ = static_cast<float*>(p.lse) + lse_index(p, e, b, row.h, row.i);
     }
   }
 
   WEFT_DEVICE void store_lse(float lse) const { store(lse_, lse); }
-  // Elements d, which is even, and d + 1, as far as there are any.
+  // Elements d, which is even, and d + 1.
   WEFT_DEVICE void store_pair(int64_t d, float x, float y) const {
-    if (p_.Dv % 2 == 0 && d < p_.Dv) {
-      if (part_) return store(part_ + d, Vec<float, 2>{{x, y}});
-      if (p_.out.dtype == DType::bf16)
-        return store(static_cast<bf16*>(p_.out.data) + at_ + d, to_bf16(x, y));
-      if (p_.out.dtype == DType::f16)
-        return store(static_cast<f16*>(p_.out.data) + at_ + d, to_f16(x, y));
-    }
-    if (d < p_.Dv) store_one(d, x);
-    if (d + 1 < p_.Dv) store_one(d + 1, y);
+    if (d >= Dv_) return;
+    const Vec<float, 2> pair = {{x, y}};
+    if (part_)
+      store(part_ + d, pair);
+    else
+      store(out_ + d, convert<X>(pair));
   }
 
  private:
-  WEFT_DEVICE void store_one(int64_t d, float x) const {
-    if (part_)
-      store(part_ + d, x);
-    else
-      store_out(p_, at_, h_, d, x);
-  }
-
-  const Forward& p_;
-  int64_t h_, at_ = 0;
+  int64_t Dv_;
+  X* out_ = nullptr;
   float *part_ = nullptr, *lse_;
 };
 

@@ -13,7 +13,7 @@ void forward(const Forward& p, const Device& device) {
     forward_sm80_f16(call, device);
   else
     forward_sm80_f32(call, device);
-  if (call.plan.splits > 1)
+  if (call.plan.parts)
     launch<merge_splits_kernel>(
         {.grid = {grid_size(ceil_div<int64_t>(p.B * p.S * p.H, kMergeThreads / kWarp))},
          .block = kMergeThreads,

@@ -305,7 +305,7 @@ void forward_sm80_kernel(WEFT_GRID_CONSTANT const ForwardCall call) {
     const float* sink = p.sinks && split == 0 ? p.sinks.data + mine.h * p.sinks.head : nullptr;
     const auto [lse, factor] = softmax.finish(r, sink);
     if (row0 + static_cast<int32_t>(row_in_tile(r)) >= rows) continue;
-    FinishedRow row(call, e, b, split, mine);
+    FinishedRow<X> row(call, e, b, split, mine);
     if (chunk == 0 && lane() % 4 == 0) row.store_lse(lse);
     WEFT_UNROLL
     for (int n = 0; n < kDv / 8; ++n) {

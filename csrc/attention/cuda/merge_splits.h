@@ -17,7 +17,7 @@ void merge_splits_kernel(WEFT_GRID_CONSTANT const ForwardCall call) {
   const int64_t h = row % p.H, i = row / p.H % p.S, b = row / p.H / p.S;
   const Sequence e = sequence_of(p, static_cast<int32_t>(b));
   if (i >= e.S) return;
-  const float *lses = part_lse(call) + row, *parts = part_out(call) + row * p.Dv;
+  const float *lses = part_lse(call) + row, *parts = part_out(call) + row * part_columns(p);
   const int64_t next = p.B * p.S * p.H;  // rows of a split
 
   float most = -__builtin_inff(), total = 0;
@@ -32,7 +32,7 @@ void merge_splits_kernel(WEFT_GRID_CONSTANT const ForwardCall call) {
   for (int64_t d = lane(); d < p.Dv; d += kWarp) {
     float o = 0;
     for (int64_t s = 0; s < call.plan.splits; ++s)
-      o = fma(weight(s) * inverse, load(parts + s * next * p.Dv + d), o);
+      o = fma(weight(s) * inverse, load(parts + s * next * part_columns(p) + d), o);
     store_out(p, at, h, d, o);
   }
   if (lane() == 0)

@@ -68,7 +68,8 @@ ForwardPlan plan(const Forward& p, const Limits& limits) {
                 splits = std::clamp<int64_t>(wanted, 1, kMostSplits);
   plan.split_keys = std::max<int64_t>(ceil_div(key_blocks, splits), 1) * own.keys;
   plan.splits = std::max<int64_t>(ceil_div(p.T, plan.split_keys), 1);
-  if (plan.splits > 1) plan.workspace_bytes = plan.splits * p.B * p.S * p.H * (p.Dv + 1) * 4;
+  plan.parts = plan.splits > 1 || p.out.dtype == DType::i8 || p.Dv % 2 == 1;
+  if (plan.parts) plan.workspace_bytes = plan.splits * p.B * p.S * p.H * (p.Dv + p.Dv % 2 + 1) * 4;
   return plan;
 }
 

@@ -86,6 +86,7 @@ struct ForwardPlan {
   int64_t chunks = 1;           // of Dv columns, for each a block
   int64_t splits = 1;           // of the keys, for each a block …
   int64_t split_keys = 0;       // … with as many keys, a multiple of a key block
+  bool parts = false;           // the result is made of what the splits leave in the workspace
   int64_t workspace_bytes = 0;  // of partial results: [splits, B, S, H, Dv] and lse, float32
 };
 ForwardPlan plan(const Forward& p, const Limits& limits);

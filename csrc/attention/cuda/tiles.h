@@ -190,8 +190,13 @@ struct Operands<float> {
     return A(words);
   }
   WEFT_DEVICE static void multiply(FragmentC<float>& c, const A& a, const B& b) {
-    mma(c, a.low, b.finite);
-    mma(c, a.finite, b.low);
+    multiply(c, c, a, b);
+  }
+  // What is small beside the product in sums of its own, which are rounded less.
+  WEFT_DEVICE static void multiply(FragmentC<float>& c, FragmentC<float>& small, const A& a,
+                                   const B& b) {
+    mma(small, a.low, b.finite);
+    mma(small, a.finite, b.low);
     mma(c, a.high, b.high);
   }
 };
@@ -200,7 +205,7 @@ struct Operands<float> {
 
 template <int kMTiles, int kColumns>
 struct Fragments {
-  FragmentC<float> c[kMTiles][kColumns / 8];
+  FragmentC<float> c[kMTiles][kColumns == 0 ? 1 : kColumns / 8];
 
   template <class F>
   WEFT_DEVICE void each(const F& f) {  // f(element, row of the thread)
@@ -216,6 +221,16 @@ struct Fragments {
   WEFT_DEVICE void clear() {
     each([](float& x, int) { x = 0; });
   }
+  WEFT_DEVICE void add(const Fragments& other) {
+    WEFT_UNROLL
+    for (int m = 0; m < kMTiles; ++m) {
+      WEFT_UNROLL
+      for (int n = 0; n < kColumns / 8; ++n) {
+        WEFT_UNROLL
+        for (uint32_t i = 0; i < 4; ++i) c[m][n][i] += other.c[m][n][i];
+      }
+    }
+  }
   WEFT_DEVICE void scale(const float (&by)[2 * kMTiles]) {
     each([&](float& x, int r) { x *= by[r]; });
   }
@@ -226,6 +241,15 @@ template <int kD, int kMTiles, int kN, class X>
 WEFT_DEVICE void multiply_rows(Fragments<kMTiles, kN>& result, Shared<X> a, uint32_t row,
                                Shared<X> b, int64_t D) {
   using Op = Operands<X>;
+  constexpr bool kSplit = sizeof(X) == 4;
+  Fragments<kMTiles, kSplit ? kN : 0> small;
+  small.clear();
+  const auto multiply = [&](int m, int n, const auto& left, const auto& right) {
+    if constexpr (kSplit)
+      Op::multiply(result.c[m][n], small.c[m][n], left, right);
+    else
+      Op::multiply(result.c[m][n], left, right);
+  };
   const auto step = [&](uint32_t d) {
     typename Op::A left[kMTiles];
     WEFT_UNROLL
@@ -237,8 +261,8 @@ WEFT_DEVICE void multiply_rows(Fragments<kMTiles, kN>& result, Shared<X> a, uint
       Op::template b<kD>(b, static_cast<uint32_t>(n), d, right);
       WEFT_UNROLL
       for (int m = 0; m < kMTiles; ++m) {
-        Op::multiply(result.c[m][n / 8], left[m], right[0]);
-        Op::multiply(result.c[m][n / 8 + 1], left[m], right[1]);
+        multiply(m, n / 8, left[m], right[0]);
+        multiply(m, n / 8 + 1, left[m], right[1]);
       }
     }
   };
@@ -249,6 +273,7 @@ WEFT_DEVICE void multiply_rows(Fragments<kMTiles, kN>& result, Shared<X> a, uint
     WEFT_NO_UNROLL
     for (uint32_t d = 0; d < D; d += Op::kStep) step(d);
   }
+  if constexpr (kSplit) result.add(small);
 }
 
 // c += P · B: P in registers, by the rows of tile b, each kDv wide.
