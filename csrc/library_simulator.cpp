@@ -14,7 +14,7 @@ namespace {
 void configure(int64_t seed, bool late_completion, bool clusters) {
   gpu::sim::options() = {static_cast<uint64_t>(seed), late_completion, /*check_races=*/true};
   simulator::limits() =
-      clusters ? gpu::Limits{4, 227 << 10, true} : gpu::Limits{4, 163 << 10, false};
+      clusters ? gpu::Limits{4, 227 << 10, true, true} : gpu::Limits{4, 163 << 10};
 }
 
 // Who works on rows of a width, with up to `most` columns a thread in registers.

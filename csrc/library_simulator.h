@@ -16,7 +16,7 @@ namespace sim = gpu::sim;
 
 // Small, so that persistent blocks take several rows; with clusters as sm_90 or without as sm_80.
 inline gpu::Limits& limits() {
-  static gpu::Limits instance = {4, 227 << 10, true};
+  static gpu::Limits instance = {4, 227 << 10, true, true};
   return instance;
 }
 

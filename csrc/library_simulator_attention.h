@@ -76,19 +76,19 @@ class AttentionMemory : public simulator::Memory {
     if (batches == 0 || rows == 0) return 0;
     return (batches - 1) * t.batch + (rows - 1) * t.row + (p_.H - 1) * t.head + elements;
   }
-  // As far as any sequence reaches.
+  // All rows, as tensor copies bring the neighbours of what they are for; of a paged cache, as far as
+  // any sequence reaches.
   int64_t keys_span(int64_t batch, int64_t row, int64_t head, int64_t elements) const {
     const attention::Sequences& s = p_.sequences;
+    const int64_t rows = s.cu_k ? p_.total_k : p_.T, last = (p_.K - 1) * head + elements;
     int64_t most = 0;
     for (int64_t b = 0; b < p_.B; ++b) {
       const auto e = p_.extent(b);
-      for (int64_t t = 0; t < e.T; t += s.block_table ? 1 : std::max<int64_t>(e.T - 1, 1)) {
-        int64_t in = e.k_batch, at = e.k_row + t;
-        if (s.block_table) {
-          in = s.block_table[b * s.table_stride + at / s.page_size];
-          at %= s.page_size;
-        }
-        most = std::max(most, in * batch + at * row + (p_.K - 1) * head + elements);
+      if (!s.block_table && rows > 0)
+        most = std::max(most, e.k_batch * batch + (rows - 1) * row + last);
+      for (int64_t t = 0; s.block_table && t < e.T; ++t) {
+        const int64_t at = e.k_row + t, page = s.block_table[b * s.table_stride + at / s.page_size];
+        most = std::max(most, page * batch + at % s.page_size * row + last);
       }
     }
     return most;
@@ -119,7 +119,7 @@ struct SimulatorAttention : simulator::Backend {
     memory.results_of_queries(p.out, p.Dv);
     memory.row_results(p.lse);
     memory.workspace(p.workspace, workspace_bytes(p));
-    attention::cuda::forward(p, {simulator::limits()});
+    attention::cuda::forward(p, {simulator::limits(), nullptr, /*prefer_sm90=*/true});
     memory.check_written();
   }
 

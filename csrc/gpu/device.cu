@@ -1,5 +1,7 @@
 #include <cuda_runtime_api.h>
 
+#include <cstring>
+
 #include "core/error.h"
 #include "gpu/device.h"
 
@@ -20,9 +22,12 @@ Limits limits() {
   int device = 0;
   const cudaError_t status = cudaGetDevice(&device);
   check(status == cudaSuccess, "CUDA: cudaGetDevice: ", cudaGetErrorString(status));
+  // Code for sm_80 runs on sm_90, too, without what is new there.
+  const bool sm90 = attribute(cudaDevAttrComputeCapabilityMajor, device) == 9;
   return {static_cast<uint32_t>(attribute(cudaDevAttrMultiProcessorCount, device)),
           static_cast<uint32_t>(attribute(cudaDevAttrMaxSharedMemoryPerBlockOptin, device)),
-          attribute(cudaDevAttrComputeCapabilityMajor, device) == 9};
+          sm90 && std::strstr(architectures(), "sm_90") != nullptr,
+          sm90 && std::strstr(architectures(), "sm_90a") != nullptr};
 }
 
 int runtime_version() {

@@ -11,6 +11,7 @@ struct Limits {
   uint32_t multiprocessors = 1;
   uint32_t shared_bytes = 48 << 10;  // that a block may have
   bool clusters = false;             // sm_90: up to 16 blocks
+  bool wgmma = false;                // sm_90a
 };
 Limits limits();  // of the current device
 

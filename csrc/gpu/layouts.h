@@ -209,9 +209,11 @@ WEFT_INLINE constexpr uint64_t descriptor_bits(uint32_t address, uint32_t leadin
 template <class T, Major kMajor>
 struct MatrixDescriptor {
   uint64_t bits;
-  // The start moved by so many bytes. Shared memory is smaller than what 14 bits count: no carry.
+  // The start moved by so many bytes. Shared memory is smaller than what 14 bits count: no carry,
+  // and the upper half stays the constant that it is.
   WEFT_INLINE constexpr MatrixDescriptor advanced(uint32_t bytes) const {
-    return {bits + (bytes >> 4)};
+    const uint32_t low = static_cast<uint32_t>(bits) + (bytes >> 4);
+    return {bits >> 32 << 32 | low};
   }
 };
 

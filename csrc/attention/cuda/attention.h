@@ -13,6 +13,7 @@ namespace weft::attention::cuda {
 struct Device {
   gpu::Limits limits;
   gpu::Stream stream = nullptr;
+  bool prefer_sm90 = false;  // also where it is not worth it: for tests
 };
 
 // Bytes of workspace that the call needs in params.workspace (16-byte aligned).

@@ -6,8 +6,10 @@ namespace weft::attention::cuda {
 
 void forward(const Forward& p, const Device& device) {
   if (p.B == 0 || p.S == 0) return;
-  const ForwardCall call = {p, cuda::plan(p, device.limits), Scoring(p)};
-  if (p.q.dtype == DType::bf16)
+  const ForwardCall call = {p, cuda::plan(p, device.limits, device.prefer_sm90), Scoring(p)};
+  if (call.plan.kernel < ForwardKernel::sm80_plain)
+    forward_sm90(call, device);
+  else if (p.q.dtype == DType::bf16)
     forward_sm80_bf16(call, device);
   else if (p.q.dtype == DType::f16)
     forward_sm80_f16(call, device);

@@ -12,6 +12,7 @@ inline uint32_t grid_size(int64_t blocks) {
   return static_cast<uint32_t>(blocks);
 }
 
+void forward_sm90(const ForwardCall&, const Device&);
 // One for each dtype of q.
 void forward_sm80_bf16(const ForwardCall&, const Device&);
 void forward_sm80_f16(const ForwardCall&, const Device&);

@@ -3,6 +3,7 @@
 #include <algorithm>
 
 #include "attention/cuda/attention.h"
+#include "attention/cuda/plan_sm90.h"
 #include "core/error.h"
 
 namespace weft::attention::cuda {
@@ -14,16 +15,15 @@ bool is_vector(const Heads& t) {
          aligned(t.batch * size) && aligned(t.row * size) && aligned(t.head * size);
 }
 
-namespace {
-
-int64_t ceil_div(int64_t a, int64_t b) { return (a + b - 1) / b; }
-
-// Nothing stands between the product and the exponential but a positive scale, and keys lie in rows.
 bool is_plain(const Forward& p) {
   return p.q.dtype != DType::f32 && p.k.dtype == p.q.dtype && p.softmax_scale > 0 &&
          p.softcap == 0 && !p.bias && !p.mask && !p.alibi && p.dropout.p == 0 &&
          !p.sequences.block_table;
 }
+
+namespace {
+
+int64_t ceil_div(int64_t a, int64_t b) { return (a + b - 1) / b; }
 
 // The keys are split where there are not blocks enough to fill the GPU, two to a multiprocessor: the
 // smallest number whose waves of blocks are at least 85 % as full as the fullest.
@@ -45,7 +45,8 @@ int64_t splits_of(int64_t blocks, int64_t key_blocks, const Limits& limits) {
 
 }  // namespace
 
-ForwardPlan plan(const Forward& p, const Limits& limits) {
+ForwardPlan plan(const Forward& p, const Limits& limits, bool prefer_sm90) {
+  if (const auto sm90 = plan_sm90(p, limits, !prefer_sm90)) return *sm90;
   ForwardPlan plan;
   plan.head_size = head_size_of(p.D, p.Dv);
   plan.group = static_cast<int32_t>(p.H / p.K);

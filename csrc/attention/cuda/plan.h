@@ -9,6 +9,7 @@
 
 #include <cstdint>
 
+#include "attention/cuda/schedule.h"
 #include "attention/params.h"
 #include "gpu/device.h"
 
@@ -31,6 +32,8 @@ constexpr HeadSize head_size_of(int64_t D, int64_t Dv) {
 
 // Every row begins at a multiple of 16 bytes.
 bool is_vector(const Heads& t);
+// Nothing stands between the product and the exponential but a positive scale, and keys lie in rows.
+bool is_plain(const Forward& p);
 
 // ---- forward
 
@@ -38,7 +41,9 @@ constexpr int64_t kMostRows = int64_t{1} << 30;  // of a sequence: kernels count
 
 // The kernels, the most general last.
 enum class ForwardKernel : uint8_t {
-  sm80_plain,  // windows alone, vectors of 16 bytes
+  sm90_plain,    // plan_sm90.h; windows alone
+  sm90_options,  // … all options
+  sm80_plain,    // windows alone, vectors of 16 bytes
   sm80_any,
 };
 
@@ -87,8 +92,11 @@ struct ForwardPlan {
   int64_t splits = 1;           // of the keys, for each a block …
   int64_t split_keys = 0;       // … with as many keys, a multiple of a key block
   bool parts = false;           // the result is made of what the splits leave in the workspace
+  Schedule schedule;            // of the sm_90 kernels, of which …
+  uint32_t grid = 0;            // … so many blocks take tiles
   int64_t workspace_bytes = 0;  // of partial results: [splits, B, S, H, Dv] and lse, float32
 };
-ForwardPlan plan(const Forward& p, const Limits& limits);
+// prefer_sm90: its kernels take all that they can, worth it or not. For tests.
+ForwardPlan plan(const Forward& p, const Limits& limits, bool prefer_sm90 = false);
 
 }  // namespace weft::attention::cuda

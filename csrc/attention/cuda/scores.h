@@ -157,6 +157,21 @@ WEFT_DEVICE void hide(const Problem& p, const Sequence& e, const Row (&rows)[kRo
   }
 }
 
+// The same for rows of which `seen` says what they see.
+template <int kRows, int kColumns, class S>
+WEFT_DEVICE void hide(const Span (&seen)[kRows], int32_t first, const S& s) {
+  first += static_cast<int32_t>(column_of(lane(), 0));
+  WEFT_UNROLL
+  for (int r = 0; r < kRows; ++r) {
+    const int32_t begin = seen[r].begin - first, end = seen[r].end - first;
+    WEFT_UNROLL
+    for (int j = 0; j < kColumns; ++j) {
+      const auto t = static_cast<int32_t>(column_of(0, static_cast<uint32_t>(j)));
+      if (t < begin || t >= end) s(r, j) = -__builtin_inff();
+    }
+  }
+}
+
 // Dropout of weights: element ((b · H + h) · S + i) · T + t of the mask. A bit for each element of the
 // thread's row: is it kept? `first` and the thread's columns are even, so that two neighbours come of
 // one block of random words, or of two where the row begins at an odd element.

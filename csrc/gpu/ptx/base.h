@@ -20,6 +20,14 @@
 
 namespace weft::gpu {
 
+#if !defined(__CUDA_ARCH__) || defined(__CUDA_ARCH_FEAT_SM90_ALL)
+constexpr bool kHasWgmma = true;
+#else
+constexpr bool kHasWgmma = false;
+#endif
+
+WEFT_DEVICE void stop() { __trap(); }
+
 WEFT_DEVICE uint32_t thread() { return threadIdx.x; }
 WEFT_DEVICE uint32_t threads() { return blockDim.x; }
 
@@ -41,6 +49,11 @@ WEFT_DEVICE uint32_t cluster_blocks() {
   uint32_t count = 1;
   WEFT_PTX_SM90(asm("mov.u32 %0, %%cluster_nctarank;" : "=r"(count)));
   return count;
+}
+
+WEFT_DEVICE int32_t opaque(int32_t x) {
+  asm volatile("" : "+r"(x));
+  return x;
 }
 
 }  // namespace weft::gpu

@@ -28,15 +28,19 @@ WEFT_DEVICE f16 to_f16(float x) {
 
 // The first source goes to the upper half.
 WEFT_DEVICE Vec<bf16, 2> to_bf16(float low, float high) {
-  uint32_t pair;
-  asm("cvt.rn.bf16x2.f32 %0, %1, %2;" : "=r"(pair) : "f"(high), "f"(low));
-  return {{{static_cast<uint16_t>(pair)}, {static_cast<uint16_t>(pair >> 16)}}};
+  uint32_t word;
+  asm("cvt.rn.bf16x2.f32 %0, %1, %2;" : "=r"(word) : "f"(high), "f"(low));
+  Vec<bf16, 2> pair;
+  __builtin_memcpy(&pair, &word, sizeof pair);
+  return pair;
 }
 
 WEFT_DEVICE Vec<f16, 2> to_f16(float low, float high) {
-  uint32_t pair;
-  asm("cvt.rn.f16x2.f32 %0, %1, %2;" : "=r"(pair) : "f"(high), "f"(low));
-  return {{{static_cast<uint16_t>(pair)}, {static_cast<uint16_t>(pair >> 16)}}};
+  uint32_t word;
+  asm("cvt.rn.f16x2.f32 %0, %1, %2;" : "=r"(word) : "f"(high), "f"(low));
+  Vec<f16, 2> pair;
+  __builtin_memcpy(&pair, &word, sizeof pair);
+  return pair;
 }
 
 WEFT_DEVICE int8_t to_i8(float x) {

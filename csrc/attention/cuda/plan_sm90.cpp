@@ -1,0 +1,94 @@
+#include "attention/cuda/plan_sm90.h"
+
+#include <algorithm>
+
+namespace weft::attention::cuda {
+
+namespace {
+
+int64_t ceil_div(int64_t a, int64_t b) { return (a + b - 1) / b; }
+
+// Can tensor copies reach a row of elements, and 16-byte accesses its parts? Steps of 0 they do not
+// take, nor need to where there is one element.
+bool is_reached(const Heads& t, int64_t elements, int64_t rows, int64_t heads, int64_t batch) {
+  const auto size = static_cast<int64_t>(size_of(t.dtype));
+  const auto step = [&](int64_t count, int64_t stride) {
+    constexpr int64_t kMostBytes = int64_t{1} << 40;
+    return count <= 1 || (stride > 0 && stride * size % 16 == 0 && stride * size < kMostBytes);
+  };
+  return elements * size % 16 == 0 && reinterpret_cast<uintptr_t>(t.data) % 16 == 0 &&
+         step(rows, t.row) && step(heads, t.head) && step(batch, t.batch);
+}
+
+bool has_reached_tensors(const Forward& p) {
+  const Sequences& s = p.sequences;
+  const int64_t q_rows = s.cu_q ? p.total_q : p.S, q_batch = s.cu_q ? 1 : p.B,
+                k_rows = s.cu_k ? p.total_k : p.T,
+                k_batch = s.cu_k        ? 1
+                          : s.cache_row ? 2
+                                        : p.B;
+  constexpr int64_t kMostRows = 1 << 30;
+  return std::max({q_rows, k_rows, p.S, p.T}) <= kMostRows &&
+         std::min({q_rows, k_rows, p.S, p.T}) > 0 && is_reached(p.q, p.D, q_rows, p.H, q_batch) &&
+         is_reached(p.k, p.D, k_rows, p.K, k_batch) &&
+         is_reached(p.v, p.Dv, k_rows, p.K, k_batch) &&
+         is_reached(p.out, p.Dv, q_rows, p.H, q_batch);
+}
+
+bool has_type(const Forward& p) {
+  const DType type = p.q.dtype;
+  return (type == DType::bf16 || type == DType::f16) && p.k.dtype == type && p.out.dtype == type;
+}
+
+// The smallest shape that a head fits into: f(Shape{}).
+template <bool kOptions, class F>
+void with_shape(int64_t D, int64_t Dv, const F& f) {
+  if (D <= 64 && Dv <= 64) return f(Shape<64, 64, kOptions>{});
+  if (D <= 128 && Dv <= 128) return f(Shape<128, 128, kOptions>{});
+  if constexpr (!kOptions) {
+    if (D <= 192 && Dv <= 128) return f(Shape<192, 128, kOptions>{});
+    if (D <= 256 && Dv <= 256) return f(Shape<256, 256, kOptions>{});
+  }
+}
+
+// Heads whose keys and values take up to 32 MiB, of a group all or none. Without a window all tiles are
+// alike: one group at a time, and they meet in L2.
+int64_t section_of(const Forward& p) {
+  constexpr int64_t kBytes = 32 << 20;
+  const int64_t group = p.H / p.K, head = p.T * (p.D + p.Dv) * 2;
+  const bool window = p.window_left >= 0 || p.window_right >= 0;
+  return group * (window ? std::clamp<int64_t>(kBytes / head, 1, p.B * p.K) : 1);
+}
+
+}  // namespace
+
+std::optional<ForwardPlan> plan_sm90(const Forward& p, const Limits& limits, bool worth_it) {
+  if (!limits.wgmma || !has_type(p) || p.sequences.block_table || p.num_splits > 1 ||
+      !has_reached_tensors(p))
+    return {};
+  std::optional<ForwardPlan> plan;
+  const auto take = [&](auto shape) {
+    const auto queries = static_cast<int64_t>(shape.kQueries);
+    const int64_t heads = p.B * p.H, blocks = ceil_div(p.S, queries), tiles = heads * blocks;
+    const bool full = 2 * p.S >= queries && 2 * tiles >= limits.multiprocessors;
+    if ((worth_it && !full) || tiles > INT32_MAX / 2) return;
+    const auto count = [](int64_t n) { return static_cast<uint32_t>(n); };
+    plan.emplace();
+    plan->kernel = shape.kOptions ? ForwardKernel::sm90_options : ForwardKernel::sm90_plain;
+    plan->head_size = {static_cast<int>(shape.kD), static_cast<int>(shape.kDv)};
+    plan->schedule = {count(tiles), count(heads), count(blocks), count(section_of(p)),
+                      p.window_right >= 0};
+    // Sequences of several lengths give tiles of lengths that only the GPU knows: a block for each, and
+    // who is free takes the next.
+    const Sequences& s = p.sequences;
+    const bool ragged = s.cu_q || s.cu_k || s.used_q || s.used_k || s.leftpad;
+    plan->grid = ragged ? count(tiles) : std::min(count(tiles), limits.multiprocessors);
+  };
+  if (is_plain(p))
+    with_shape<false>(p.D, p.Dv, take);
+  else
+    with_shape<true>(p.D, p.Dv, take);
+  return plan;
+}
+
+}  // namespace weft::attention::cuda
