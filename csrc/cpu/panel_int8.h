@@ -130,6 +130,18 @@ inline void byte_rows(int64_t rows, int64_t steps, const int8_t* a, int64_t lda,
     byte_rows<kNibbles, kRows - 1>(rows, steps, a, lda, panel, init, init_stride, c);
 }
 
+// Σ a over n bytes.
+inline int32_t sum_bytes(const int8_t* a, int64_t n) {
+  const Bytes ones = unsigned_bytes(broadcast<int32_t>(0x01010101));
+  Vec<int32_t> sum = {};
+  int64_t i = 0;
+  for (; i + kVecBytes <= n; i += kVecBytes)
+    sum = dot_bytes(signed_bytes(load_vec<int32_t>(a + i)), ones, sum);
+  int32_t all = reduce<int32_t>(sum, [](auto x, auto y) { return x + y; });
+  for (; i < n; ++i) all += a[i];
+  return all;
+}
+
 // ---- floats to bytes
 
 // To the nearest integer, ties to even, for |v| < 2^31.
@@ -149,10 +161,21 @@ inline Vec<int32_t> round_to_int(Vec<float> v) {
 
 // The low bytes, of the first n lanes.
 inline void store_bytes(int8_t* p, Vec<int32_t> v, int64_t n = kLanes<int32_t>) {
+#if defined(__AVX512F__)  // compilers convert these vectors one by one
+  const __m128i bytes = _mm512_cvtepi32_epi8(reinterpret_cast<__m512i>(v));
+#elif defined(__AVX2__)
+  const __m256i order =
+      _mm256_setr_epi8(0, 4, 8, 12, -1, -1, -1, -1, -1, -1, -1, -1, -1, -1, -1, -1, 0, 4, 8, 12, -1,
+                       -1, -1, -1, -1, -1, -1, -1, -1, -1, -1, -1);
+  const __m256i fours = _mm256_shuffle_epi8(reinterpret_cast<__m256i>(v), order);
+  const __m128i bytes =
+      _mm_unpacklo_epi32(_mm256_castsi256_si128(fours), _mm256_extracti128_si256(fours, 1));
+#else
   const QuarterLanes bytes =
       __builtin_convertvector(reinterpret_cast<Vec<uint32_t>>(v), QuarterLanes);
+#endif
   if (n >= kLanes<int32_t>)
-    std::memcpy(p, &bytes, sizeof bytes);
+    std::memcpy(p, &bytes, kLanes<int32_t>);
   else
     std::memcpy(p, &bytes, static_cast<size_t>(n));
 }

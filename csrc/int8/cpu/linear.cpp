@@ -53,20 +53,14 @@ void widen_all(const void* from, DType dtype, int64_t count, float* to) {
 // The digits of K integers, most significant first, in rows of A.
 void store_digits(const float* t, int64_t K, float scale, int digits, int8_t* a, int64_t lda) {
   const Vec<float> factor = broadcast(scale);
-  for (int64_t k = 0; k < K; k += kFloats) {
+  for_vectors(K, [=](int64_t k, auto count) {
     Vec<int32_t> x = round_to_int(load_vec<float>(t + k) * factor);
     for (int d = digits - 1; d >= 0; --d) {
       const Vec<int32_t> digit = (x << 24) >> 24;
-      store_bytes(a + d * lda + k, digit, K - k);
+      store_bytes(a + d * lda + k, digit, count);
       x = (x - digit) >> 8;
     }
-  }
-}
-
-int32_t sum_of(const int8_t* a, int64_t n) {
-  int32_t sum = 0;
-  for (int64_t i = 0; i < n; ++i) sum += a[i];
-  return sum;
+  });
 }
 
 void prepare(const Linear& p, const Operands& o, int64_t begin, int64_t end, float* t) {
@@ -104,7 +98,7 @@ void prepare(const Linear& p, const Operands& o, int64_t begin, int64_t end, flo
       const int64_t k = s * o.section, n = p.K - k < o.section ? p.K - k : o.section;
       float sum = 0;
       for (int d = 0; d < o.digits; ++d) {
-        const int32_t digit = sum_of(a + d * o.lda + k, n);
+        const int32_t digit = sum_bytes(a + d * o.lda + k, n);
         o.init[(r * o.digits + d) * o.sections + s] = static_cast<int32_t>(
             -static_cast<uint32_t>(packed_zero(p.bits)) * static_cast<uint32_t>(digit));
         sum = sum * 256 + static_cast<float>(digit);

@@ -2,6 +2,8 @@
 // extremes, its rounding.
 #pragma once
 
+#include <type_traits>
+
 #include "cpu/activation.h"
 #include "cpu/panel_int8.h"
 #include "int8/cpu/kernels.h"
@@ -26,7 +28,7 @@ inline void with_float(DType t, F&& f) {
 
 // A vector from the n elements at p, zeros behind them.
 template <class T>
-inline Vec<float> load_some(const T* p, int64_t n) {
+WEFT_INLINE Vec<float> load_some(const T* p, int64_t n) {
   if (n >= kFloats) return load_lanes<float>(p);
   T some[kFloats] = {};
   for (int64_t i = 0; i < n; ++i) some[i] = p[i];
@@ -57,37 +59,48 @@ inline Vec<float> activate(Activation activation, Vec<float> v) {
   return v;
 }
 
+// f(c, n) for each vector of a row of C, of which n elements are there: a constant for all but the
+// last, so that the loop over whole vectors has no branches.
+template <class F>
+inline void for_vectors(int64_t C, F&& f) {
+  int64_t c = 0;
+  for (; c + kFloats <= C; c += kFloats) f(c, std::integral_constant<int64_t, kFloats>{});
+  if (c < C) f(c, C - c);
+}
+
 // t of a row, and zeros up to a whole vector.
 inline void transform_row(const Rows& x, int64_t n, int64_t C, Activation activation,
                           const Smoothing& smoothing, float* t) {
   with_float(x.dtype, [&](auto type) {
     using T = decltype(type);
     const T* p = reinterpret_cast<const T*>(x.row(n));
-    for (int64_t c = 0; c < C; c += kFloats) {
-      Vec<float> v = load_some(p + c, C - c);
-      if (activation != Activation::none) v = activate(activation, v);
-      if (activation == Activation::silu_mul) v *= load_some(p + C + c, C - c);
-      if (smoothing.shift) v -= load_some(smoothing.shift + c, C - c);
-      if (smoothing.smooth) {
-        v /= load_some(smoothing.smooth + c, C - c);
-      }
-      if (C - c < kFloats) {  // what is behind the row is 0, whatever was made of it
-        float lane[kFloats];
-        store_vec<float>(lane, v);
-        v = load_some(lane, C - c);
-      }
+    if (activation == Activation::none && !smoothing.shift && !smoothing.smooth)
+      return for_vectors(
+          C, [=](int64_t c, auto count) { store_vec<float>(t + c, load_some(p + c, count)); });
+    for_vectors(C, [&](int64_t c, auto count) {
+      Vec<float> v = activate(activation, load_some(p + c, count));
+      if (activation == Activation::silu_mul) v *= load_some(p + C + c, count);
+      if (smoothing.shift) v -= load_some(smoothing.shift + c, count);
+      if (smoothing.smooth) v /= load_some(smoothing.smooth + c, count);
       store_vec<float>(t + c, v);
-    }
+    });
+    for (int64_t c = C; c < row_floats(C); ++c) t[c] = 0;
   });
 }
 
 inline Extremes extremes_of(const float* t, int64_t n, bool symmetric) {
   Vec<float> min = {}, max = {}, magnitude = {};
-  for (int64_t i = 0; i < n; i += kFloats) {
-    const Vec<float> v = load_some(t + i, n - i);
-    magnitude = magnitude_max(magnitude, v);
-    if (!symmetric) min = vmin(v, min), max = vmax(v, max);
-  }
+  if (symmetric)
+    for_vectors(n, [&](int64_t i, auto count) {
+      magnitude = magnitude_max(magnitude, load_some(t + i, count));
+    });
+  else
+    for_vectors(n, [&](int64_t i, auto count) {
+      const Vec<float> v = load_some(t + i, count);
+      magnitude = magnitude_max(magnitude, v);
+      min = vmin(v, min);
+      max = vmax(v, max);
+    });
   Extremes all;
   for (int i = 0; i < kFloats; ++i) all.add({min[i], max[i], magnitude[i]});
   return all;
@@ -95,17 +108,16 @@ inline Extremes extremes_of(const float* t, int64_t n, bool symmetric) {
 
 // q of n elements; to nearest, ties to even. NaN becomes the zero point.
 inline void quantize_span(const float* t, int64_t n, Scale s, int8_t* q) {
-  const bool lost = s.lost();
-  const Vec<float> inverse = broadcast(lost ? 0.0f : 1 / s.scale),
+  const Vec<float> inverse = broadcast(s.lost() ? 0.0f : 1 / s.scale),
                    least = broadcast(static_cast<float>(-128 - s.zero_point)),
                    most = broadcast(static_cast<float>(127 - s.zero_point));
   const Vec<int32_t> zero = broadcast<int32_t>(s.zero_point);
-  for (int64_t i = 0; i < n; i += kFloats) {
-    Vec<float> v = load_some(t + i, n - i) * inverse;
+  for_vectors(n, [=](int64_t i, auto count) {
+    Vec<float> v = load_some(t + i, count) * inverse;
     v = v == v ? v : Vec<float>{};
     v = vmin(vmax(v, least), most);
-    store_bytes(q + i, round_to_int(v) + zero, n - i);
-  }
+    store_bytes(q + i, round_to_int(v) + zero, count);
+  });
 }
 
 }  // namespace weft::int8::cpu::WEFT_CPU_LEVEL
