@@ -82,10 +82,16 @@ inline Bytes spread_bytes(const int8_t* a) {
   return signed_bytes(broadcast<int32_t>(four));
 }
 
+// Cache lines to fetch into L2 beside the products, so many a step: what comes after this panel.
+struct Ahead {
+  const uint8_t* next = nullptr;
+  int lines = 0;
+};
+
 // One tile: kRows rows of A, lda bytes apart, times a panel; C in rows of kBytePanel.
 template <bool kNibbles, int kRows>
 inline void byte_tile(int64_t steps, const int8_t* a, int64_t lda, const uint8_t* panel,
-                      const int32_t* init, int64_t init_stride, int32_t* c) {
+                      const int32_t* init, int64_t init_stride, int32_t* c, Ahead ahead) {
   constexpr int lane = kLanes<int32_t>;
   for (int n = 0; n < kBytePanel; n += kByteColumns) {
     Vec<int32_t> sum[kRows][kByteVectors];
@@ -96,6 +102,8 @@ inline void byte_tile(int64_t steps, const int8_t* a, int64_t lda, const uint8_t
     const uint8_t* b = panel + n * 4;
     const int8_t* from = a;
     for (int64_t k = 0; k < steps; ++k, b += kByteStep) {
+      for (int line = 0; line < ahead.lines; ++line, ahead.next += 64)
+        __builtin_prefetch(ahead.next, 0, 2);
       Vec<int32_t> raw[kByteVectors];
 #pragma GCC unroll 4
       for (int j = 0; j < kByteVectors; ++j) raw[j] = load_vec<int32_t>(b + j * kVecBytes);
@@ -118,16 +126,19 @@ inline void byte_tile(int64_t steps, const int8_t* a, int64_t lda, const uint8_t
 #pragma GCC unroll 4
       for (int j = 0; j < kByteVectors; ++j)
         store_vec<int32_t>(c + i * kBytePanel + n + j * lane, sum[i][j]);
+    ahead.lines = 0;
   }
 }
 
 // The same for 1 … kByteTileRows rows.
 template <bool kNibbles, int kRows = kByteTileRows>
 inline void byte_rows(int64_t rows, int64_t steps, const int8_t* a, int64_t lda,
-                      const uint8_t* panel, const int32_t* init, int64_t init_stride, int32_t* c) {
-  if (rows == kRows) return byte_tile<kNibbles, kRows>(steps, a, lda, panel, init, init_stride, c);
+                      const uint8_t* panel, const int32_t* init, int64_t init_stride, int32_t* c,
+                      Ahead ahead) {
+  if (rows == kRows)
+    return byte_tile<kNibbles, kRows>(steps, a, lda, panel, init, init_stride, c, ahead);
   if constexpr (kRows > 1)
-    byte_rows<kNibbles, kRows - 1>(rows, steps, a, lda, panel, init, init_stride, c);
+    byte_rows<kNibbles, kRows - 1>(rows, steps, a, lda, panel, init, init_stride, c, ahead);
 }
 
 // Σ a over n bytes.

@@ -197,10 +197,14 @@ class Ops {
     call.check_bits(bits);
     call.problem(p, x, packed, weight_scale, static_cast<int>(bits), /*given=*/false);
     p.operand = Operand::wide;
-    if (weight_zero_point)
-      p.weight_zero_point =
-          static_cast<const float*>(call.vector(*weight_zero_point, "weight_zero_point", DType::f32,
-                                                sizes_of(weight_scale), "that of weight_scale"));
+    if (weight_zero_point) {
+      call.check_dtype(*weight_zero_point, "weight_zero_point", DType::f32);
+      check(sizes_of(*weight_zero_point) == sizes_of(weight_scale),
+            "weft.weight_only_linear: weight_zero_point has shape ",
+            to_string(sizes_of(*weight_zero_point)), ", expected ",
+            to_string(sizes_of(weight_scale)), " (that of weight_scale)");
+      p.weight_zero_point = call.group_values(*weight_zero_point);
+    }
     call.ending(p, bias, residual, activation);
     p.out_dtype = p.x.dtype;
     return call.linear(p, x);
@@ -396,7 +400,12 @@ class Ops {
       p.bits = bits;
       check_packed(packed, p.N, p.K, bits);
       p.packed = packed.const_data_ptr();
-      p.weight_scale = static_cast<const float*>(contiguous(weight_scale).const_data_ptr());
+      p.weight_scale = group_values(weight_scale);
+    }
+
+    GroupValues group_values(const Tensor& t) const {
+      return {static_cast<const float*>(t.const_data_ptr()), t.stride(0),
+              t.dim() == 2 ? t.stride(1) : 0};
     }
 
     void ending(Linear& p, const OptionalTensor& bias, const OptionalTensor& residual,

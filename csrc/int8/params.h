@@ -88,6 +88,14 @@ struct Unpack {
   int8_t* weight = nullptr;  // [N, K]
 };
 
+// Float32 [N, groups] by strides, fastest where `column` is 1.
+struct GroupValues {
+  const float* data = nullptr;
+  int64_t column = 0, group = 0;
+
+  WEFT_INLINE explicit operator bool() const { return data != nullptr; }
+};
+
 enum class Operand : uint8_t { int8, wide, outliers };
 
 struct Linear {
@@ -105,8 +113,8 @@ struct Linear {
 
   int bits = 8;  // of the weight
   const void* packed = nullptr;
-  const float *weight_scale = nullptr, *weight_zero_point = nullptr;  // [N, ceil(K / group)]
-  int64_t group = 0;
+  GroupValues weight_scale, weight_zero_point;
+  int64_t group = 0;  // of the depth: K / groups
 
   const void* bias = nullptr;  // [N]
   DType bias_dtype = DType::f32;

@@ -30,15 +30,15 @@ struct Scale {
     constexpr float least = 1.17549435e-38f, most = 3.40282347e+38f;
     if (!(e.magnitude <= most)) {
       scale = e.magnitude;
-    } else if (e.magnitude > 0) {
-      const double span = symmetric ? static_cast<double>(e.magnitude) / 127
-                                    : (static_cast<double>(e.max) - e.min) / 255;
-      scale = span < least ? least : static_cast<float>(span);
-      if (!symmetric) {  // rounded to nearest, ties to even: |x| < 2^51
-        constexpr double magic = 0x1.8p52;
-        zero_point =
-            static_cast<int32_t>((-128 - e.min / static_cast<double>(scale)) + magic - magic);
-      }
+      return;
+    }
+    const double span = symmetric ? static_cast<double>(e.magnitude) / 127
+                                  : (static_cast<double>(e.max) - e.min) / 255;
+    if (e.magnitude > 0) scale = span < least ? least : static_cast<float>(span);
+    if (!symmetric) {  // rounded to nearest, ties to even: |x| < 2^51
+      constexpr double magic = 0x1.8p52;
+      zero_point =
+          static_cast<int32_t>((-128 - e.min / static_cast<double>(scale)) + magic - magic);
     }
   }
   // Nothing can be divided by it: q is 0.

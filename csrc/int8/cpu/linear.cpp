@@ -113,61 +113,105 @@ void prepare(const Linear& p, const Operands& o, int64_t begin, int64_t end, flo
 constexpr int kMostRows = kByteTileRows;
 constexpr int kPieces = kBytePanel / kFloats;  // vectors of a row of the tile
 
-// A row of the panel's vectors from [N, groups], of which the first `columns` are there.
+// A row of the panel's vectors from [N, groups] by strides, of which the first `columns` are there.
 struct Columns {
   Vec<float> piece[kPieces];
 };
-Columns column_scales(const float* scales, int64_t groups, int64_t g, int64_t n, int64_t columns) {
+Columns of_columns(const GroupValues& v, int64_t g, int64_t n, int64_t columns) {
   Columns all;
-  if (groups == 1 && columns == kBytePanel) {
-    for (int j = 0; j < kPieces; ++j) all.piece[j] = load_vec<float>(scales + n + j * kFloats);
+  const float* from = v.data + n * v.column + g * v.group;
+  if (v.column == 1 && columns == kBytePanel) {
+    for (int j = 0; j < kPieces; ++j) all.piece[j] = load_vec<float>(from + j * kFloats);
     return all;
   }
   float lane[kBytePanel] = {};
-  for (int64_t i = 0; i < columns; ++i) lane[i] = scales[(n + i) * groups + g];
+  for (int64_t i = 0; i < columns; ++i) lane[i] = from[i * v.column];
   for (int j = 0; j < kPieces; ++j) all.piece[j] = load_vec<float>(lane + j * kFloats);
   return all;
 }
 
-// One tile's results in floats, and what has to happen to them.
+inline Vec<float> to_float(Vec<int32_t> v) {
+#if defined(__AVX512F__)
+  return _mm512_cvtepi32_ps(reinterpret_cast<__m512i>(v));
+#else
+  return __builtin_convertvector(v, Vec<float>);
+#endif
+}
+
+// A row of a tile.
+using Row = Vec<float>[kPieces];
+
+// One tile: its sums, what they come to in floats, and what has to happen to that.
 class Tile {
  public:
-  Tile(const Linear& p, const Operands& o, const PackedLayout& layout, int64_t panel, int64_t begin,
-       int64_t rows)
+  Tile(const Linear& p, const Operands& o, const PackedLayout& layout, int64_t panel)
       : p_(p),
         o_(o),
         panel_(layout.panel(p.packed, panel)),
         sums_(layout.sums(p.packed, panel)),
         n_(panel * kBytePanel),
         columns_(p.N - n_ < kBytePanel ? p.N - n_ : kBytePanel),
-        begin_(begin),
-        rows_(rows) {}
+        scale_(of_columns(p.weight_scale, 0, n_, columns_)) {}
 
-  void run() {
-    const int64_t step = p_.bits == 8 ? 4 : 8, last = (p_.K + step - 1) / step;
-    for (int64_t s = 0; s < o_.sections; ++s) {
-      const int64_t first = s * o_.section / step;
-      const int64_t steps = (s + 1 < o_.sections ? (s + 1) * o_.section / step : last) - first;
-      const int64_t row = begin_ * o_.digits;
-      const int8_t* a = o_.a + row * o_.lda + s * o_.section;
-      const int32_t* init = o_.init + row * o_.sections + s;
-      const uint8_t* b = panel_ + first * kByteStep;
-      if (p_.bits == 8)
-        byte_rows<false>(rows_ * o_.digits, steps, a, o_.lda, b, init, o_.sections, sum_);
-      else
-        byte_rows<true>(rows_ * o_.digits, steps, a, o_.lda, b, init, o_.sections, sum_);
+  // Rows [begin, begin + rows) of A, counted from first_row.
+  void run(int64_t begin, int64_t rows, Ahead ahead) {
+    begin_ = begin;
+    rows_ = rows;
+    fetch_results();
+    if (o_.sections == 1) {
+      multiply(0, ahead);
       if (p_.out_dtype == DType::i32) return store_sums();
-      add_section(s);
+      for (int64_t r = 0; r < rows_; ++r) {
+        Row v;
+        section_row(r, 0, scale_, v);
+        finish(r, v);
+      }
+    } else {
+      alignas(64) Row sum[kMostRows] = {};
+      for (int64_t s = 0; s < o_.sections; ++s) {
+        ahead.next += ahead.lines * 64 * multiply(s, ahead);
+        const Columns scale = of_columns(p_.weight_scale, s * o_.section / p_.group, n_, columns_);
+        for (int64_t r = 0; r < rows_; ++r) {
+          Row v;
+          section_row(r, s, scale, v);
+          for (int j = 0; j < kPieces; ++j) sum[r][j] += v[j];
+        }
+      }
+      for (int64_t r = 0; r < rows_; ++r) finish(r, sum[r]);
     }
-    if (o_.outlier_count) add_outliers();
-    finish();
   }
 
  private:
+  // The result's lines, to be written when the products are there: rows lie far apart, and the wait
+  // for them would be a tenth of the time.
+  void fetch_results() const {
+    const int64_t size = static_cast<int64_t>(size_of(p_.out_dtype));
+    for (int64_t r = 0; r < rows_; ++r) {
+      const char* row =
+          static_cast<const char*>(p_.out) + ((o_.first_row + begin_ + r) * p_.N + n_) * size;
+      for (int64_t i = 0; i < columns_ * size; i += 64) __builtin_prefetch(row + i, 1);
+    }
+  }
+
+  // Returns how many steps of the depth the section has.
+  int64_t multiply(int64_t s, Ahead ahead) {
+    const int64_t step = p_.bits == 8 ? 4 : 8, first = s * o_.section / step;
+    const int64_t end = s + 1 < o_.sections ? (s + 1) * o_.section : p_.K;
+    const int64_t steps = (end + step - 1) / step - first, row = begin_ * o_.digits;
+    const auto multiply_rows = p_.bits == 8 ? byte_rows<false> : byte_rows<true>;
+    multiply_rows(rows_ * o_.digits, steps, o_.a + row * o_.lda + s * o_.section, o_.lda,
+                  panel_ + first * kByteStep, o_.init + row * o_.sections + s, o_.sections, sum_,
+                  ahead);
+    return steps;
+  }
+
+  Vec<int32_t> sums(int64_t r, int j) const {
+    return load_vec<int32_t>(sum_ + r * kBytePanel + j * kFloats);
+  }
+  // Where there is one section, zero points of x are taken from its sums, exactly.
   Vec<int32_t> sums_without_zero(int64_t r, int j) const {
-    const Vec<int32_t> sum = load_vec<int32_t>(sum_ + r * kBytePanel + j * kFloats);
-    if (!o_.zero_point) return sum;
-    return sum - load_vec<int32_t>(sums_ + j * kFloats) * o_.zero_point[begin_ + r];
+    if (!o_.zero_point) return sums(r, j);
+    return sums(r, j) - load_vec<int32_t>(sums_ + j * kFloats) * o_.zero_point[begin_ + r];
   }
 
   void store_sums() const {
@@ -180,84 +224,71 @@ class Tile {
     }
   }
 
-  void add_section(int64_t s) {
-    const int64_t groups = (p_.K + p_.group - 1) / p_.group, g = s * o_.section / p_.group;
-    const Columns scale = column_scales(p_.weight_scale, groups, g, n_, columns_);
-    Columns zero;
-    if (p_.weight_zero_point) zero = column_scales(p_.weight_zero_point, groups, g, n_, columns_);
-    for (int64_t r = 0; r < rows_; ++r)
-      for (int j = 0; j < kPieces; ++j) {
-        Vec<float> v;
-        if (o_.digits == 1 && o_.sections == 1) {
-          v = __builtin_convertvector(sums_without_zero(r, j), Vec<float>);
-        } else {
-          v = Vec<float>{};
-          for (int d = 0; d < o_.digits; ++d)
-            v = v * 256.0f +
-                __builtin_convertvector(
-                    load_vec<int32_t>(sum_ + (r * o_.digits + d) * kBytePanel + j * kFloats),
-                    Vec<float>);
-        }
-        if (p_.weight_zero_point) v -= zero.piece[j] * o_.sum[(begin_ + r) * o_.sections + s];
-        v *= scale.piece[j];
-        result_[r][j] = s == 0 ? v : result_[r][j] + v;
-      }
+  // The share of section s of a row, by the weight's scales.
+  void section_row(int64_t r, int64_t s, const Columns& scale, Row& v) const {
+    if (o_.digits > 1) {
+      for (int j = 0; j < kPieces; ++j) v[j] = to_float(sums(r * o_.digits, j));
+      for (int d = 1; d < o_.digits; ++d)
+        for (int j = 0; j < kPieces; ++j)
+          v[j] = multiply_add(v[j], broadcast(256.0f), to_float(sums(r * o_.digits + d, j)));
+    } else if (o_.sections == 1) {
+      for (int j = 0; j < kPieces; ++j) v[j] = to_float(sums_without_zero(r, j));
+    } else {
+      for (int j = 0; j < kPieces; ++j) v[j] = to_float(sums(r, j));
+    }
+    if (p_.weight_zero_point) {
+      const Columns zero =
+          of_columns(p_.weight_zero_point, s * o_.section / p_.group, n_, columns_);
+      const Vec<float> sum = broadcast(o_.sum[(begin_ + r) * o_.sections + s]);
+      for (int j = 0; j < kPieces; ++j) v[j] -= zero.piece[j] * sum;
+    }
+    for (int j = 0; j < kPieces; ++j) v[j] *= scale.piece[j];
   }
 
-  // x[m, k] · w[n, k] for the columns k that A leaves out, in x's dtype and floats.
-  void add_outliers() {
-    const Columns scale = column_scales(p_.weight_scale, 1, 0, n_, columns_);
-    for (int64_t r = 0; r < rows_; ++r)
-      for (int j = 0; j < kPieces; ++j) result_[r][j] *= o_.scale[begin_ + r];
+  void finish(int64_t r, Row& v) const {
+    const Vec<float> scale = broadcast(o_.scale[begin_ + r]);
+    if (o_.zero_point && o_.sections > 1) {
+      const Vec<float> zero = broadcast(static_cast<float>(o_.zero_point[begin_ + r]));
+      for (int j = 0; j < kPieces; ++j)
+        v[j] -= to_float(load_vec<int32_t>(sums_ + j * kFloats)) * zero * scale_.piece[j];
+    }
+    for (int j = 0; j < kPieces; ++j) v[j] *= scale;
+    const int64_t m = o_.first_row + begin_ + r;
+    if (o_.outlier_count) add_outliers(m, v);
+    if (o_.bias)
+      for (int j = 0; j < kPieces; ++j) v[j] += load_vec<float>(o_.bias + n_ + j * kFloats);
+    if (p_.activation != Activation::none)
+      for (int j = 0; j < kPieces; ++j) v[j] = activate(p_.activation, v[j]);
+    if (p_.residual) add_residual(m, v);
+    store(m, v);
+  }
+
+  // x[m, k] · w[n, k] for the columns k that A leaves out, in floats.
+  void add_outliers(int64_t m, Row& v) const {
     with_float(p_.x.dtype, [&](auto type) {
-      using T = decltype(type);
+      const auto* x = reinterpret_cast<const decltype(type)*>(p_.x.row(m));
       for (int64_t i = 0; i < o_.outlier_count; ++i) {
         const int64_t k = o_.outliers[i];
+        const Vec<float> factor = broadcast<float>(widen(x[k]));
         const uint8_t* step = panel_ + k / 4 * kByteStep;
         const int shift = static_cast<int>(k % 4) * 8;
         for (int j = 0; j < kPieces; ++j) {
           const Vec<int32_t> four = load_vec<int32_t>(step + j * kVecBytes);
-          const Vec<float> w =
-              __builtin_convertvector((four >> shift & 255) - 128, Vec<float>) * scale.piece[j];
-          for (int64_t r = 0; r < rows_; ++r) {
-            const T* x = reinterpret_cast<const T*>(p_.x.row(o_.first_row + begin_ + r));
-            result_[r][j] = multiply_add(w, broadcast<float>(widen(x[k])), result_[r][j]);
-          }
+          const Vec<float> w = to_float((four >> shift & 255) - 128) * scale_.piece[j];
+          v[j] = multiply_add(w, factor, v[j]);
         }
       }
     });
   }
 
-  void finish() {
-    for (int64_t r = 0; r < rows_; ++r) {
-      const int64_t m = o_.first_row + begin_ + r;
-      const Vec<float> scale = broadcast(o_.outlier_count ? 1.0f : o_.scale[begin_ + r]);
-      for (int j = 0; j < kPieces; ++j) {
-        Vec<float>& v = result_[r][j];
-        v *= scale;
-        // Sections of more than one leave the zero point to the end.
-        if (o_.zero_point && o_.sections > 1)
-          v -= __builtin_convertvector(load_vec<int32_t>(sums_ + j * kFloats), Vec<float>) *
-               (static_cast<float>(o_.zero_point[begin_ + r]) * scale) *
-               column_scales(p_.weight_scale, 1, 0, n_, columns_).piece[j];
-        if (o_.bias) v += load_vec<float>(o_.bias + n_ + j * kFloats);
-        if (p_.activation != Activation::none) v = activate(p_.activation, v);
-      }
-      if (p_.residual) add_residual(m, result_[r]);
-      store(m, result_[r]);
-    }
-  }
-
-  void add_residual(int64_t m, Vec<float>* v) const {
+  void add_residual(int64_t m, Row& v) const {
     with_float(p_.residual.dtype, [&](auto type) {
-      using T = decltype(type);
-      const T* from = reinterpret_cast<const T*>(p_.residual.row(m)) + n_;
-      for (int j = 0; j * kFloats < columns_; ++j)
-        v[j] += load_some(from + j * kFloats, columns_ - j * kFloats);
+      const auto* from = reinterpret_cast<const decltype(type)*>(p_.residual.row(m)) + n_;
+      for_pieces([&](int j, auto count) { v[j] += load_some(from + j * kFloats, count); });
     });
   }
 
-  void store(int64_t m, const Vec<float>* v) const {
+  void store(int64_t m, const Row& v) const {
     const int64_t at = m * p_.N + n_;
     if (p_.out_dtype == DType::i8) {
       float lane[kBytePanel];
@@ -266,31 +297,54 @@ class Tile {
                            static_cast<int8_t*>(p_.out) + at);
     }
     with_float(p_.out_dtype, [&](auto type) {
-      using T = decltype(type);
-      for (int j = 0; j * kFloats < columns_; ++j)
-        store_some(static_cast<T*>(p_.out) + at + j * kFloats, v[j], columns_ - j * kFloats);
+      auto* to = static_cast<decltype(type)*>(p_.out) + at;
+      for_pieces([&](int j, auto count) { store_some(to + j * kFloats, v[j], count); });
     });
+  }
+
+  // f(j, count) for the vectors of a row that are there.
+  template <class F>
+  void for_pieces(F&& f) const {
+    if (columns_ == kBytePanel) {
+#pragma GCC unroll 4
+      for (int j = 0; j < kPieces; ++j) f(j, std::integral_constant<int64_t, kFloats>{});
+    } else {
+      for (int j = 0; j * kFloats < columns_; ++j) f(j, columns_ - j * kFloats);
+    }
   }
 
   const Linear& p_;
   const Operands& o_;
   const uint8_t* panel_;
   const int32_t* sums_;
-  const int64_t n_, columns_, begin_, rows_;
+  const int64_t n_, columns_;
+  const Columns scale_;  // of the first group
+  int64_t begin_ = 0, rows_ = 0;
   alignas(64) int32_t sum_[kMostRows * kBytePanel];
-  Vec<float> result_[kMostRows][kPieces];
 };
+
+// What tile i of the last few fetches of the next panel: a step's bytes are 4 lines. A panel that is
+// used once needs no help, the CPU's own prefetcher follows it.
+Ahead share_of(const uint8_t* next, int64_t panel_bytes, int64_t i, int64_t tiles) {
+  if (tiles < 2) return {};
+  const int64_t lines = tiles >= 4 ? 1 : 2, from = i - (tiles - 4 / lines);
+  if (from < 0) return {};
+  return {next + from * lines * (panel_bytes / 4), static_cast<int>(lines)};
+}
 
 void multiply(const Linear& p, const Operands& o, int64_t begin, int64_t end, int64_t panel_begin,
               int64_t panel_end) {
   const PackedLayout layout(p.N, p.K, p.bits);
   const int64_t most = kMostRows / o.digits, tiles = (end - begin + most - 1) / most;
-  for (int64_t panel = panel_begin; panel < panel_end; ++panel)
+  for (int64_t panel = panel_begin; panel < panel_end; ++panel) {
+    const uint8_t* next = panel + 1 < panel_end ? layout.panel(p.packed, panel + 1) : nullptr;
+    Tile tile(p, o, layout, panel);
     for (int64_t i = 0; i < tiles; ++i) {
       const int64_t first = begin + (end - begin) * i / tiles,
                     last = begin + (end - begin) * (i + 1) / tiles;
-      Tile(p, o, layout, panel, first, last - first).run();
+      tile.run(first, last - first, next ? share_of(next, layout.panel_bytes, i, tiles) : Ahead{});
     }
+  }
 }
 
 }  // namespace

@@ -209,7 +209,7 @@ def int8_linear(
         symmetric,
         out_dtype,
     )
-    return _run(_int8_linear, args, x, bias, residual)
+    return _run(_int8_linear, args)
 
 
 def weight_only_linear(
@@ -244,7 +244,7 @@ def weight_only_linear(
         [..., N] in x's dtype.
     """
     args = (x, packed, weight_scale, weight_zero_point, bias, residual, activation, bits)
-    return _run(_weight_only_linear, args, x, bias, residual)
+    return _run(_weight_only_linear, args)
 
 
 def llm_int8_linear(
@@ -279,13 +279,13 @@ def llm_int8_linear(
         [..., N] in x's dtype.
     """
     args = (x, packed, weight_scale, bias, residual, weight, activation, threshold)
-    return _run(_llm_int8_linear, args, x, bias, residual, weight)
+    return _run(_llm_int8_linear, args)
 
 
-def _run(op: torch._ops.OpOverload, args: tuple, *leaves: Tensor | None) -> Tensor:
+def _run(op: torch._ops.OpOverload, args: tuple) -> Tensor:
     if (
         torch.compiler.is_compiling()
-        or needs_grad(*leaves)
+        or needs_grad(*(a for a in args if isinstance(a, Tensor)))
         or torch._C._are_functorch_transforms_active()
     ):
         return op(*args)

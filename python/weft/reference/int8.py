@@ -47,9 +47,9 @@ def scales(
     t: Tensor, granularity: str = "token", group_size: int = 0, symmetric: bool = True
 ) -> tuple[Tensor, Tensor]:
     """Scale and zero point of every t, in t's shape."""
-    grouped, dims = _grouped(t, granularity, group_size)
+    grouped, dims = _grouped(torch.atleast_2d(t), granularity, group_size)
     if symmetric:
-        scale = grouped.abs().amax(dims, keepdim=True) / 127 if dims else grouped.abs() / 127
+        scale = grouped.abs().amax(dims, keepdim=True) / 127
     else:
         low = grouped.amin(dims, keepdim=True).clamp(max=0)
         scale = (grouped.amax(dims, keepdim=True).clamp(min=0) - low) / 255
