@@ -90,7 +90,7 @@ sanitize: $(VENV)/.weft
 	rm -f build/sanitize/report.*
 	LD_PRELOAD="$$($(CXX) -print-file-name=libasan.so) $$($(CXX) -print-file-name=libstdc++.so)" \
 	ASAN_OPTIONS=detect_leaks=0:log_path=build/sanitize/report UBSAN_OPTIONS=print_stacktrace=1 TORCHDYNAMO_DISABLE=1 \
-	PYTHONPATH=build/sanitize/site $(BIN)/python $(PYTEST) $(WORKERS) --sample 23 tests/norm tests/attention -k 'not compile and not opcheck' \
+	PYTHONPATH=build/sanitize/site $(BIN)/python $(PYTEST) $(WORKERS) --sample 23 tests/norm tests/attention tests/int8 -k 'not compile and not opcheck' \
 	|| { cat build/sanitize/report.*; exit 1; }
 	$(call configure,sanitize/simulator) -DWEFT_SIMULATOR=on '-DWEFT_SANITIZE=address;undefined'
 	$(BIN)/cmake --build build/sanitize/simulator --target weft_gpu_tests

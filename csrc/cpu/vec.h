@@ -314,14 +314,9 @@ inline Vec<A> load_lanes(const U* p) {
   if constexpr (std::is_same_v<A, U>) {
     return load_vec<A>(p);
   } else if constexpr (std::is_same_v<A, float> && std::is_same_v<U, bf16>) {
-#if defined(__AVX512F__)
-    const __m256i half = _mm256_loadu_si256(reinterpret_cast<const __m256i*>(p));
-    return as_float(reinterpret_cast<Vec<uint32_t>>(_mm512_cvtepu16_epi32(half)) << 16);
-#else
     HalfLanes half;
     std::memcpy(&half, p, sizeof half);
     return as_float(__builtin_convertvector(half, Vec<uint32_t>) << 16);
-#endif
 #if defined(__AVX512F__)  // compilers convert these vectors one by one
   } else if constexpr (std::is_same_v<A, float> && std::is_same_v<U, int8_t>) {
     return _mm512_cvtepi32_ps(
@@ -353,11 +348,7 @@ inline void store_lanes(U* p, Vec<A> v) {
   if constexpr (std::is_same_v<A, U>) {
     store_vec<A>(p, v);
   } else if constexpr (std::is_same_v<A, float> && std::is_same_v<U, bf16>) {
-#if defined(__AVX512F__)  // compilers convert these vectors one by one
-    const __m256i half = _mm512_cvtepi32_epi16(reinterpret_cast<__m512i>(round_to_bf16(v) >> 16));
-#else
     const HalfLanes half = __builtin_convertvector(round_to_bf16(v) >> 16, HalfLanes);
-#endif
     std::memcpy(p, &half, sizeof half);
 #if defined(__AVX512F__)
   } else if constexpr (std::is_same_v<A, float> && std::is_same_v<U, f16>) {

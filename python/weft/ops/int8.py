@@ -233,7 +233,8 @@ def weight_only_linear(
     Args:
         x: [..., K].
         packed: of an int8 or int4 weight [N, K].
-        weight_scale: float32 [N], or [N, K / group] for groups of a multiple of 8.
+        weight_scale: float32 [N], or [N, K / group] for groups of a multiple of 8; read fastest
+            where memory goes along N: ``scale.t().contiguous().t()``.
         bias: [N].
         weight_zero_point: float32, as weight_scale: w stands for (w - zero_point) * scale.
         bits: 8 or 4, as packed.
