@@ -121,14 +121,15 @@ class QuantizedLinear(nn.Linear):
         self.packed = pack(values, self.bits) if here else None
         self.plain = None if here else values
 
-    def _weight(self) -> Tensor:
-        """The weight, packed."""
-        if self.packed is None:
+    def _held(self) -> dict[str, Any]:
+        """All buffers, the weight packed. A look-up by attribute takes as long as a small layer."""
+        held = self._buffers
+        if held["packed"] is None:
             raise RuntimeError(
                 f"weft.nn.{type(self).__name__}: its weight is on the device "
                 f"{self.weight_scale.device}, for which weft has no INT8 kernel here"
             )
-        return self.packed
+        return held
 
     def _get_name(self) -> str:
         return f"weft.{super()._get_name()}"

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from typing import Any
-
 import torch
 from torch import Tensor
 
@@ -46,16 +44,17 @@ class Int8Linear(QuantizedLinear):
             self.input_zero_point = torch.zeros(1, device=device, dtype=torch.int32)
 
     def forward(self, input: Tensor) -> Tensor:
+        held = self._held()
         return int8_linear(
             input,
-            self._weight(),
-            self.weight_scale,
-            self.bias,
-            x_scale=self.input_scale,
-            x_zero_point=self.input_zero_point,
+            held["packed"],
+            held["weight_scale"],
+            self._parameters["bias"],
+            x_scale=held["input_scale"],
+            x_zero_point=held["input_zero_point"],
             symmetric=self.symmetric,
-            shift=self.input_shift,
-            smooth=self.input_smooth,
+            shift=held["input_shift"],
+            smooth=held["input_smooth"],
         )
 
     def _options(self) -> list[str]:
@@ -95,12 +94,13 @@ class WeightOnlyLinear(QuantizedLinear):
         super().__init__(in_features, out_features, bias, device, dtype)
 
     def forward(self, input: Tensor) -> Tensor:
+        held = self._held()
         return weight_only_linear(
             input,
-            self._weight(),
-            self.weight_scale,
-            self.bias,
-            weight_zero_point=self.weight_zero_point,
+            held["packed"],
+            held["weight_scale"],
+            self._parameters["bias"],
+            weight_zero_point=held["weight_zero_point"],
             bits=self.bits,
         )
 
@@ -136,8 +136,13 @@ class LLMInt8Linear(QuantizedLinear):
         self.threshold = threshold
 
     def forward(self, input: Tensor) -> Tensor:
+        held = self._held()
         return llm_int8_linear(
-            input, self._weight(), self.weight_scale, self.bias, threshold=self.threshold
+            input,
+            held["packed"],
+            held["weight_scale"],
+            self._parameters["bias"],
+            threshold=self.threshold,
         )
 
     def _options(self) -> list[str]:
@@ -174,21 +179,18 @@ class HybridLinear(QuantizedLinear):
         self.symmetric = symmetric
 
     def forward(self, input: Tensor) -> Tensor:
-        options: dict[str, Any] = {"shift": self.input_shift, "smooth": self.input_smooth}
+        held = self._held()
+        packed, scale, bias = held["packed"], held["weight_scale"], self._parameters["bias"]
+        shift, smooth = held["input_shift"], held["input_smooth"]
         if input.numel() >= self.crossover * self.in_features:
             return int8_linear(
-                input,
-                self._weight(),
-                self.weight_scale,
-                self.bias,
-                symmetric=self.symmetric,
-                **options,
+                input, packed, scale, bias, symmetric=self.symmetric, shift=shift, smooth=smooth
             )
-        if self.input_shift is not None:
-            input = input - self.input_shift.to(input.dtype)
-        if self.input_smooth is not None:
-            input = input / self.input_smooth.to(input.dtype)
-        return weight_only_linear(input, self._weight(), self.weight_scale, self.bias)
+        if shift is not None:
+            input = input - shift.to(input.dtype)
+        if smooth is not None:
+            input = input / smooth.to(input.dtype)
+        return weight_only_linear(input, packed, scale, bias)
 
     def _options(self) -> list[str]:
         return [f"crossover={self.crossover}"]
