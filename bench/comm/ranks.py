@@ -73,7 +73,8 @@ def measure(
         job = Path(folder) / "job"
         job.write_bytes(pickle.dumps((world, list(cases), rounds, tables)))
         environment = {**os.environ, "OMP_NUM_THREADS": "1", "GLOO_SOCKET_IFNAME": "lo"}
-        command = [sys.executable, "-m", "bench.comm.ranks", folder]
+        program = "import sys; from bench.comm.ranks import main; main(*sys.argv[1:])"
+        command = [sys.executable, "-c", program, folder]
         if tables is None and not why_no_mpi():
             subprocess.run([*_mpirun(world), *command], env=environment, check=True)
         else:
@@ -156,29 +157,19 @@ def _row(row: Row, contenders: dict[str, Callable], rounds: int, rank: int) -> R
     return row
 
 
-def main(folder: Path, rank: int | None) -> None:
+def main(where: str, number: str = "") -> None:
+    """One of the processes: `where` the job lies, and its rank unless mpirun says it."""
+    folder = Path(where)
     world, cases, rounds, tables = pickle.loads((folder / "job").read_bytes())
     mpi = None
-    if rank is None:  # started by mpirun
+    if not number:
         from mpi4py import MPI as mpi
-
-        rank = mpi.COMM_WORLD.Get_rank()
+    rank = mpi.COMM_WORLD.Get_rank() if mpi else int(number)
     torch.set_num_threads(1)
     store = dist.FileStore(str(folder / "store"), world)
     dist.init_process_group("gloo", store=store, rank=rank, world_size=world)
     contenders = _contenders(world, tables, mpi)
     rows = [_row(Row(world, *case), contenders, rounds, rank) for case in cases]
     if rank == 0:
-        (folder / "rows").write_bytes(pickle.dumps([_plain(row) for row in rows]))
+        (folder / "rows").write_bytes(pickle.dumps(rows))
     dist.barrier()
-
-
-def _plain(row: Row) -> Row:
-    """The row as `bench.comm.ranks` knows it, and not this process's ``__main__``."""
-    from bench.comm import ranks
-
-    return ranks.Row(row.world, row.bytes, row.dtype, row.times)
-
-
-if __name__ == "__main__":
-    main(Path(sys.argv[1]), int(sys.argv[2]) if len(sys.argv) > 2 else None)

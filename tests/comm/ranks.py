@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import multiprocessing
 import os
+import pickle
 import tempfile
 import time
 import traceback
@@ -54,7 +55,7 @@ def result(connection: Connection, patience: float = PATIENCE) -> Any:
     if not connection.poll(patience):
         raise AssertionError(f"a rank did not end within {patience} s")
     try:
-        error, value = connection.recv()
+        error, value = pickle.loads(connection.recv_bytes())
     except EOFError:
         raise AssertionError("a rank died") from None
     if error:
@@ -80,9 +81,10 @@ def _rank(
             timeout=timedelta(seconds=PATIENCE),
         )  # fmt: skip
         value = function(rank, world, *args)
-        connection.send(("", value))
+        message = ("", value)
     except BaseException:
-        connection.send((f"rank {rank}: {traceback.format_exc()}", None))
-    finally:
-        connection.close()
-        os._exit(0)  # a gloo group whose peers are gone may not end in peace
+        message = (f"rank {rank}: {traceback.format_exc()}", None)
+    # By plain pickle: multiprocessing's own would leave tensors to be fetched from this process.
+    connection.send_bytes(pickle.dumps(message))
+    connection.close()
+    os._exit(0)  # a gloo group whose peers are gone may not end in peace

@@ -2,5 +2,6 @@
 
 from ._work import Work
 from .communicator import Communicator
+from .ddp import ddp_hook
 
-__all__ = ["Communicator", "Work"]
+__all__ = ["Communicator", "Work", "ddp_hook"]
