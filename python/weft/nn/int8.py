@@ -156,11 +156,11 @@ class HybridLinear(QuantizedLinear):
     See, of the arguments not named here, :class:`QuantizedLinear`.
 
     Args:
-        crossover: from that many rows on it is W8A8. Default: 16; `weft tune` measures it.
+        crossover: from that many rows on it is W8A8. Default: 32; `weft tune` measures it.
         symmetric: the scales of rows have no zero point. Default: True.
     """
 
-    crossover = 16
+    crossover = 32
     symmetric = True
 
     def __init__(
@@ -171,7 +171,7 @@ class HybridLinear(QuantizedLinear):
         device: Device = None,
         dtype: torch.dtype | None = None,
         *,
-        crossover: int = 16,
+        crossover: int = 32,
         symmetric: bool = True,
     ) -> None:
         super().__init__(in_features, out_features, bias, device, dtype)

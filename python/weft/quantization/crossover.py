@@ -23,7 +23,7 @@ from .._progress import progress
 from .._text_table import text_table
 from ..nn import HybridLinear
 
-DEFAULT = 16
+DEFAULT = 32
 WORTH = 1.05  # W8A16 is the more exact: only for more than that it is given up
 ROWS = (1, 2, 4, 8, 16, 32, 64, 128)
 SHAPE = (4096, 4096)  # N, K: more than fits into caches
