@@ -82,6 +82,12 @@ def test_violations_name_kernel_and_architecture(kernels: list) -> None:
     assert "0 of LDG.128, expected at least 1" in found[1]
 
 
+def test_more_than_the_most_is_a_violation(kernels: list) -> None:
+    rule = Expected("copy4", most={"EXIT": 0}, architectures=("sm_80",))
+    *_, found = check_cuda.violations(kernels, [rule])
+    assert found.startswith("sm_80") and found.endswith("1 of EXIT, expected at most 0")
+
+
 def test_a_rule_must_mean_some_kernel(kernels: list) -> None:
     found = list(check_cuda.violations(kernels, [Expected("gone", architectures=("sm_80",))]))
     assert found[1:] == ["sm_80: no kernel is called gone"]
