@@ -76,8 +76,8 @@ class AttentionMemory : public simulator::Memory {
     if (batches == 0 || rows == 0) return 0;
     return (batches - 1) * t.batch + (rows - 1) * t.row + (p_.H - 1) * t.head + elements;
   }
-  // All rows, as tensor copies bring the neighbours of what they are for; of a paged cache, as far as
-  // any sequence reaches.
+  // All rows, as tensor copies bring the neighbours of what they are for; of a paged cache, as far
+  // as any sequence reaches.
   int64_t keys_span(int64_t batch, int64_t row, int64_t head, int64_t elements) const {
     const attention::Sequences& s = p_.sequences;
     const int64_t rows = s.cu_k ? p_.total_k : p_.T, last = (p_.K - 1) * head + elements;

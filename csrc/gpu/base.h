@@ -60,12 +60,12 @@ WEFT_DEVICE uint32_t cluster_rank();    // of this block in its cluster
 WEFT_DEVICE uint32_t cluster_blocks();  // of the cluster
 
 // ---- what is compiled
-// kHasWgmma: for sm_90a. A kernel that is made of its words is empty elsewhere, but for stop(), which
-// ends it with an error.
+// kHasWgmma: for sm_90a. A kernel that is made of its words is empty elsewhere, but for stop(),
+// which ends it with an error.
 WEFT_DEVICE void stop();
 
-// x, of which the compiler knows nothing: what follows from it is computed where it is used, and does
-// not lie in registers from outside of a loop on.
+// x, of which the compiler knows nothing: what follows from it is computed where it is used, and
+// does not lie in registers from outside of a loop on.
 WEFT_DEVICE int32_t opaque(int32_t x);
 
 }  // namespace weft::gpu

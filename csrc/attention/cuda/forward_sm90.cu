@@ -6,8 +6,8 @@
 namespace weft::attention::cuda {
 namespace {
 
-// A tensor of heads in boxes of 64 elements of so many rows. Of a dimension of one element the stride
-// does not matter, and may be any.
+// A tensor of heads in boxes of 64 elements of so many rows. Of a dimension of one element the
+// stride does not matter, and may be any.
 TensorMap map_of(const Heads& t, int64_t elements, int64_t rows, int64_t heads, int64_t batch,
                  uint32_t box_rows) {
   const auto size = static_cast<int64_t>(size_of(t.dtype));

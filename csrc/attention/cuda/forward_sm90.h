@@ -1,7 +1,8 @@
-// Attention forward with Hopper's warpgroup products, for bf16 and f16. Formulas: attention/params.h.
+// Attention forward with Hopper's warpgroup products, for bf16 and f16. Formulas:
+// attention/params.h.
 //
-// Plan. A block is persistent: it takes tiles of 64 queries a computing warpgroup (tiles_sm90.h) and
-// walks over the blocks of keys that they see, from the last to the first.
+// Plan. A block is persistent: it takes tiles of 64 queries a computing warpgroup (tiles_sm90.h)
+// and walks over the blocks of keys that they see, from the last to the first.
 //   load       One thread of the first warpgroup, which has given its registers away: tensor copies
 //              of Q, and of K and V into rings of stages, guarded by mbarriers. It runs ahead into the
 //              next tile while the others finish theirs.
@@ -17,14 +18,14 @@
 //   write      O / sum, through shared memory (stmatrix), by tensor copies of a warp's 16 rows; rows of a
 //              sequence that ends there one by one.
 //
-// What stands between the product and the exponential, and the softmax: scores.h. Windows alone, or, with
-// kOptions, all that there is: every block of keys is then masked.
+// What stands between the product and the exponential, and the softmax: scores.h. Windows alone,
+// or, with kOptions, all that there is: every block of keys is then masked.
 //
-// Cost, for each query and key: 2 · (D + Dv) FLOP of the tensor cores and one exponential, of which a
-// multiprocessor makes 16 a clock, beside 8192 FLOP: at D = 128, 512 : 1, the two warpgroups' products
-// take twice as long as their exponentials. Memory: Q and O once, K and V once for each block of queries,
-// from L2, where a section of heads fits. Bound by the tensor cores from D = 128 on; at 64 by tensor
-// cores and exponentials alike.
+// Cost, for each query and key: 2 · (D + Dv) FLOP of the tensor cores and one exponential, of which
+// a multiprocessor makes 16 a clock, beside 8192 FLOP: at D = 128, 512 : 1, the two warpgroups'
+// products take twice as long as their exponentials. Memory: Q and O once, K and V once for each
+// block of queries, from L2, where a section of heads fits. Bound by the tensor cores from D = 128
+// on; at 64 by tensor cores and exponentials alike.
 #pragma once
 
 #include "attention/cuda/scores.h"
@@ -92,8 +93,8 @@ WEFT_DEVICE void load_tile(Shared<T> tile, const TensorMap& map, int32_t row, in
                          {static_cast<int32_t>(i * Tile::kRun), row, head, batch}, full);
 }
 
-// One thread. Of a tile K of the last block first, then Q; V of a block after K of the next, as they
-// are used.
+// One thread. Of a tile K of the last block first, then Q; V of a block after K of the next, as
+// they are used.
 template <class T, class Shape>
 WEFT_DEVICE void load_tiles(const Tiles<T, Shape>& smem, const TensorMap& q, const TensorMap& k,
                             const TensorMap& v, const ForwardSm90& call) {
@@ -229,7 +230,8 @@ class Computer {
       release(smem_.v_empty.from(v_turn_.stage));
       v_turn_.next();
       to_operand(s, p);
-      // Seldom, once the maximum has been found. Of small heads always: there are no registers to ask.
+      // Seldom, once the maximum has been found. Of small heads always: there are no registers to
+      // ask.
       if (Shape::kDv == 64 || any(alpha[0] != 1 || alpha[1] != 1)) WEFT_UNROLL
       for (uint32_t i = 0; i < o.kSize; ++i) o[i] *= alpha[i / 2 % 2];
     };
@@ -251,8 +253,8 @@ class Computer {
     write(t, row, o, softmax);
   }
 
-  // s, of keys from `key` on, becomes the weights of V. There are registers for what options look up of
-  // a row, but not from one block of keys to the next.
+  // s, of keys from `key` on, becomes the weights of V. There are registers for what options look
+  // up of a row, but not from one block of keys to the next.
   template <bool kMask>
   WEFT_DEVICE void weigh(S& s, [[maybe_unused]] const TileSm90& t, [[maybe_unused]] int32_t row,
                          const Span (&seen)[2], int32_t key, Softmax<2>& softmax,
@@ -298,8 +300,8 @@ class Computer {
     for (uint32_t k = 0; k < kSteps; ++k) p[k] = fragment_a<T>(s, k);
   }
 
-  // Values behind the last key may be anything, NaN too, which p = 0 does not undo. Beyond the tensor
-  // they are zeros already.
+  // Values behind the last key may be anything, NaN too, which p = 0 does not undo. Beyond the
+  // tensor they are zeros already.
   WEFT_DEVICE void clear_behind(const TileSm90& t, int32_t n) const {
     const Sequence& e = t.at;
     const auto valid = static_cast<uint32_t>(e.T - n * static_cast<int32_t>(Shape::kKeys));

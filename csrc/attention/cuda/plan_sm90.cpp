@@ -51,8 +51,8 @@ void with_shape(int64_t D, int64_t Dv, const F& f) {
   }
 }
 
-// Heads whose keys and values take up to 32 MiB, of a group all or none. Without a window all tiles are
-// alike: one group at a time, and they meet in L2.
+// Heads whose keys and values take up to 32 MiB, of a group all or none. Without a window all tiles
+// are alike: one group at a time, and they meet in L2.
 int64_t section_of(const Forward& p) {
   constexpr int64_t kBytes = 32 << 20;
   const int64_t group = p.H / p.K, head = p.T * (p.D + p.Dv) * 2;
@@ -78,8 +78,8 @@ std::optional<ForwardPlan> plan_sm90(const Forward& p, const Limits& limits, boo
     plan->head_size = {static_cast<int>(shape.kD), static_cast<int>(shape.kDv)};
     plan->schedule = {count(tiles), count(heads), count(blocks), count(section_of(p)),
                       p.window_right >= 0};
-    // Sequences of several lengths give tiles of lengths that only the GPU knows: a block for each, and
-    // who is free takes the next.
+    // Sequences of several lengths give tiles of lengths that only the GPU knows: a block for each,
+    // and who is free takes the next.
     const Sequences& s = p.sequences;
     const bool ragged = s.cu_q || s.cu_k || s.used_q || s.used_k || s.leftpad;
     plan->grid = ragged ? count(tiles) : std::min(count(tiles), limits.multiprocessors);

@@ -52,10 +52,10 @@ struct Shape<64, 64, true> : ShapeOf<64, 64, true, 2, 64, 4> {};
 template <>
 struct Shape<128, 128, true> : ShapeOf<128, 128, true, 2, 64, 4> {};
 
-// Not taken: other types than bf16 and f16, an int8 result, a block table, head sizes beyond 256 (with
-// options beyond 128), and elements that tensor copies do not reach. Nor, unless `worth_it` is not asked
-// for, what leaves tiles or multiprocessors empty: few queries, for which the sm_80 kernels pack the
-// heads of a group into a tile and split the keys.
+// Not taken: other types than bf16 and f16, an int8 result, a block table, head sizes beyond 256
+// (with options beyond 128), and elements that tensor copies do not reach. Nor, unless `worth_it`
+// is not asked for, what leaves tiles or multiprocessors empty: few queries, for which the sm_80
+// kernels pack the heads of a group into a tile and split the keys.
 std::optional<ForwardPlan> plan_sm90(const Forward& p, const Limits& limits, bool worth_it);
 
 }  // namespace weft::attention::cuda
