@@ -38,11 +38,8 @@ class Worker:
         self._queue: SimpleQueue[tuple[Callable[[], Tensor], Work] | None] = SimpleQueue()
         self._thread: threading.Thread | None = None
         self._lock = threading.Lock()
-        self._pending = 0
-
-    @property
-    def busy(self) -> bool:
-        return self._pending > 0
+        self.pending = 0
+        """Collectives that are not done yet."""
 
     def submit(self, run: Callable[[], Tensor]) -> Work:
         work = Work()
@@ -50,7 +47,7 @@ class Worker:
             if self._thread is None:
                 self._thread = threading.Thread(target=self._loop, name=self._name, daemon=True)
                 self._thread.start()
-            self._pending += 1
+            self.pending += 1
             self._queue.put((run, work))
         return work
 
@@ -74,4 +71,4 @@ class Worker:
 
     def _done(self) -> None:
         with self._lock:
-            self._pending -= 1
+            self.pending -= 1

@@ -8,6 +8,8 @@ from typing import Literal, overload
 import torch
 import torch.distributed as dist
 from torch import Tensor
+from torch.autograd.graph import increment_version
+from torch.compiler import is_compiling
 
 from ._bootstrap import connect
 from ._work import Work, Worker
@@ -23,7 +25,7 @@ _OPS: dict[object, str] = {
 
 # As csrc/core/dtype.h and csrc/comm/params.h number them.
 _DTYPES = {torch.float64: 0, torch.float32: 1, torch.bfloat16: 2, torch.float16: 3}
-_REDUCTIONS = {"sum": 0, "avg": 1, "max": 2}
+_REDUCTIONS = {op: ("sum", "avg", "max").index(name) for op, name in _OPS.items()}
 
 
 class Communicator:
@@ -129,17 +131,18 @@ class Communicator:
     ) -> Work: ...  # fmt: skip
     def all_reduce_(self, x, op="sum", *, compression=None, group_size=128, async_op=False):
         """`all_reduce` into ``x`` itself, which is returned. It has no gradient."""
-        if (
-            type(x) is Tensor
-            and not (async_op or compression or self._worker.busy or x.requires_grad)
+        dtype, reduction = _DTYPES.get(x.dtype), _REDUCTIONS.get(op)
+        if (  # small messages take less time than torch's dispatcher
+            dtype is not None
+            and reduction is not None
+            and type(x) is Tensor
+            and not (async_op or compression or self._worker.pending or x.requires_grad)
             and x.is_cpu
             and x.is_contiguous()
-            and x.dtype in _DTYPES
-            and not torch.compiler.is_compiling()
-        ):  # small messages take less time than torch's dispatcher
-            reduction = _REDUCTIONS[_op(op)]
-            torch.autograd.graph.increment_version(x)
-            self._native.all_reduce_at(x.data_ptr(), x.numel(), _DTYPES[x.dtype], reduction)
+            and not is_compiling()
+        ):
+            increment_version(x)
+            self._native.all_reduce_at(x.data_ptr(), x.numel(), dtype, reduction)
             return x
         op = _op(op)
         _check_no_grad(x, "in place")
@@ -187,7 +190,7 @@ class Communicator:
                     return run()
 
             return self._worker.submit(on_worker)
-        if self._worker.busy:  # it keeps its place behind them
+        if self._worker.pending:  # it keeps its place behind them
             return self._worker.submit(run).wait()
         return run()
 
