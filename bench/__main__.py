@@ -26,7 +26,7 @@ from bench.limits import Limits
 from bench.memory import MemoryModeUnavailable, Mode, can_give_back
 from bench.result import Result
 
-FAMILIES = ("norm", "attention", "comm")
+FAMILIES = ("norm", "attention", "int8", "comm")
 MODES: dict[str, tuple[Mode, ...]] = {
     "fresh": ("fresh",), "reused": ("reused",), "both": ("fresh", "reused"),
 }  # fmt: skip
