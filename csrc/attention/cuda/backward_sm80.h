@@ -22,14 +22,14 @@
 //
 // Every sum has one owner, who adds in one order: the same bits each time, without atomics and
 // without a workspace that grows with S · T. The price is that s and dp are computed twice: 7
-// products instead of 5, 2 · (3 D + 4 Dv … of S · T) FLOPs; what is saved are an fp32 dQ and its
-// atomics, 4 bytes of reduction in L2 for each element of dQ and block of keys.
+// products instead of 5; what is saved is an fp32 dQ with its atomics, 4 bytes of reduction in L2 for
+// each element of dQ and block of keys.
 //
-// Cost at D = Dv = 128, 16 bits, a warp's 16 × 64 scores of keys: 256 mma (m16n8k16), 144 ldmatrix of
-// 512 bytes, 32 exp2 a thread; 32 × 32 of queries: 192 mma and 80 ldmatrix. A multiprocessor of sm_80
-// takes an mma in 2 cycles and an ldmatrix in 4: shared memory sets the pace of the keys, the tensor
-// cores that of the queries. Global memory sees Q, K, V, dO once for each block of the other side, most
-// of it from L2.
+// Cost at D = Dv = 128 in 16 bits of 1024 scores: on the side of keys (16 × 64) 256 mma (m16n8k16),
+// 160 ldmatrix of 512 bytes and 32 exp2 a thread; on that of queries (32 × 32) 192, 80 and 32. A
+// multiprocessor of sm_80 takes an mma in 2 cycles and an ldmatrix in 4: shared memory sets the pace
+// of the keys, the tensor cores that of the queries. Global memory sees Q, K, V and dO once for each
+// block of the other side, most of it from L2.
 #pragma once
 
 #include "attention/cuda/backward_call.h"
