@@ -43,6 +43,8 @@ class Expected:
 
 # Kernels that memory bounds move 16 bytes a thread, rows in and out alike. `true`: of whole chunks.
 WIDE = {"LDG.128": 8, "STG.128": 1}
+# Matrix products, and the ways of their tiles: global to shared memory, shared memory to registers.
+PRODUCTS = {"LDGSTS.128": 8, "LDSM": 8}
 
 
 def _attention_sm90(shape: str, products: int, stages: int) -> Expected:
@@ -71,6 +73,13 @@ EXPECTED = (
     # With options all blocks are masked.
     _attention_sm90("64, 64, true", 2 * 64 // 16 + 2 * 64 // 16, 4),
     _attention_sm90("128, 128, true", 2 * 128 // 16 + 2 * 64 // 16, 4),
+    Expected("attention::cuda::forward_sm80_kernel<weft", {"HMMA.16816.F32": 32, **PRODUCTS}),
+    Expected(
+        "attention::cuda::forward_sm80_kernel<float", {"HMMA.1688.F32.TF32": 48, "LDGSTS.128": 4}
+    ),
+    Expected("attention::cuda::append_kernel<.*, true>", {"LDG.128": 2, "STG.128": 2}),
+    Expected("attention::cuda::rotary_kernel<.*, true>", {"LDG.128": 2, "STG.128": 2}),
+    Expected("attention::cuda::merge_kernel<.*, true>", {"LDG.128": 1}),
 )
 
 

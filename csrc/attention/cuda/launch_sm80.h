@@ -33,15 +33,16 @@ void launch_sm80(const ForwardCall& call, const Device& device) {
         default:
           return launch_kernel<X, 256, 256, true>(call, device);
       }
+  constexpr int kMostDv = sizeof(X) == 2 ? 256 : 64;
   switch (plan.head_size.D) {
     case 64:
       return launch_kernel<X, 64, 64, false>(call, device);
     case 128:
       return launch_kernel<X, 128, 128, false>(call, device);
     case 256:
-      return launch_kernel<X, 256, 256, false>(call, device);
+      return launch_kernel<X, 256, kMostDv, false>(call, device);
     default:
-      return launch_kernel<X, 512, 256, false>(call, device);
+      return launch_kernel<X, 512, kMostDv, false>(call, device);
   }
 }
 

@@ -48,7 +48,7 @@ int64_t splits_of(int64_t blocks, int64_t key_blocks, const Limits& limits) {
 ForwardPlan plan(const Forward& p, const Limits& limits, bool prefer_sm90) {
   if (const auto sm90 = plan_sm90(p, limits, !prefer_sm90)) return *sm90;
   ForwardPlan plan;
-  plan.head_size = head_size_of(p.D, p.Dv);
+  plan.head_size = head_size_of(p.D, p.Dv, size_of(p.q.dtype));
   plan.group = static_cast<int32_t>(p.H / p.K);
   plan.vector = is_vector(p.q) && is_vector(p.k) && is_vector(p.v);
   const int64_t rows = p.S * plan.group;

@@ -24,9 +24,10 @@ struct HeadSize {
   constexpr bool operator==(const HeadSize&) const = default;
 };
 constexpr HeadSize kHeadSizes[] = {{64, 64}, {128, 128}, {256, 256}, {512, 256}};
-constexpr HeadSize head_size_of(int64_t D, int64_t Dv) {
+// Of float32, whose products take more registers, blocks of large heads have 64 columns.
+constexpr HeadSize head_size_of(int64_t D, int64_t Dv, size_t element = 2) {
   for (const HeadSize& size : kHeadSizes)
-    if (D <= size.D && Dv <= size.D) return size;
+    if (D <= size.D && Dv <= size.D) return {size.D, element == 4 && size.D > 128 ? 64 : size.Dv};
   return {};
 }
 

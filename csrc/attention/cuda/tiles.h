@@ -241,7 +241,7 @@ template <int kD, int kMTiles, int kN, class X>
 WEFT_DEVICE void multiply_rows(Fragments<kMTiles, kN>& result, Shared<X> a, uint32_t row,
                                Shared<X> b, int64_t D) {
   using Op = Operands<X>;
-  constexpr bool kSplit = sizeof(X) == 4;
+  constexpr bool kSplit = sizeof(X) == 4 && kD <= 128;  // beyond, registers are short
   Fragments<kMTiles, kSplit ? kN : 0> small;
   small.clear();
   const auto multiply = [&](int m, int n, const auto& left, const auto& right) {
