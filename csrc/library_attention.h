@@ -17,6 +17,9 @@ namespace weft::attention {
 
 inline void define_ops(torch::stable::detail::StableLibrary& m) {
   m.def(
+      "attention(Tensor q, Tensor k, Tensor v, float softmax_scale, int window_left, int "
+      "window_right, bool top_left, bool heads_first) -> Tensor");
+  m.def(
       "attention_forward(Tensor q, Tensor k, Tensor v, " WEFT_ATTENTION_OPTIONS
       ", Tensor? leftpad_k, Tensor? cache_batch_idx, Tensor? block_table, Tensor? k_scale, Tensor? "
       "v_scale, Tensor? out_shift, Tensor? out_smooth, Tensor? out_scale, int num_splits) -> "
@@ -42,6 +45,7 @@ inline void define_ops(torch::stable::detail::StableLibrary& m) {
 template <class Backend>
 void implement_ops(torch::stable::detail::StableLibrary& m) {
   using Attention = Ops<Backend>;
+  m.impl("attention", TORCH_BOX(&Attention::attention));
   m.impl("attention_forward", TORCH_BOX(&Attention::forward));
   m.impl("attention_backward", TORCH_BOX(&Attention::backward));
   m.impl("kv_cache_append_", TORCH_BOX(&Attention::append_));

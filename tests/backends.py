@@ -99,6 +99,7 @@ class Simulator(Backend):
         "test_backward",
         "test_sequences",
         "test_options",
+        "test_plain",
         "test_dropout",
         "test_determinism",
         "test_cache",

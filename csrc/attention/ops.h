@@ -80,6 +80,27 @@ class Ops {
     return {out, lse};
   }
 
+  // ---- attention: forward without options and without lse, for inference. A small call is spent on
+  // its arguments and its tensors: this one has few.
+
+  static Tensor attention(Tensor q, Tensor k, Tensor v, double softmax_scale, int64_t window_left,
+                          int64_t window_right, bool top_left, bool heads_first) {
+    Call call("attention", q, "q");
+    Forward p;
+    call.dtypes(q, k, v, /*int8=*/false);
+    call.dense(p, q, k, v, heads_first);
+    call.windows(p, window_left, window_right, top_left);
+    p.softmax_scale = softmax_scale;
+    // In memory always [B, S, H, Dv].
+    const int64_t row = p.H * p.Dv;
+    Tensor out = heads_first
+                     ? call.output({p.B, p.H, p.S, p.Dv}, {p.S * row, p.Dv, row, 1}, p.q.dtype)
+                     : call.output({p.B, p.S, p.H, p.Dv}, p.q.dtype);
+    p.out = {out.mutable_data_ptr(), p.q.dtype, p.S * row, row, p.Dv};
+    if (p.B > 0) call.run(p, Backend::forward);
+    return out;
+  }
+
   // ---- attention_backward
 
   static std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor> backward(
@@ -174,7 +195,7 @@ class Ops {
     Call call("merge_attention_states", parts, "parts");
     const Sizes sizes = sizes_of(parts);
     const int n = sizes.size();
-    check(n == 4 || n == 5, "weft.", call.op, ": parts has shape ", to_string(sizes),
+    check(n == 4 || n == 5, "weft.", call.op, ": parts has shape ", sizes,
           ", expected [P, B, S, H, Dv] or [P, total_q, H, Dv]");
     Merge p;
     p.P = sizes[0];
@@ -264,16 +285,16 @@ class Ops {
 
     void check_shape(const Tensor& t, const char* name, const Sizes& expected,
                      const char* what) const {
-      check(sizes_of(t) == expected, "weft.", op, ": ", name, " has shape ", to_string(sizes_of(t)),
-            ", expected ", to_string(expected), " (", what, ")");
+      check(sizes_of(t) == expected, "weft.", op, ": ", name, " has shape ", sizes_of(t),
+            ", expected ", expected, " (", what, ")");
     }
 
     void check_tensor(const Tensor& t, const char* name, DType dtype, const Sizes& shape,
                       const char* what) const {
       check_device(t, name);
       check(dtype_of(t) == dtype && sizes_of(t) == shape, "weft.", op, ": ", name, " is ",
-            name_of(dtype_of(t)), " ", to_string(sizes_of(t)), ", expected ", name_of(dtype), " ",
-            to_string(shape), " (", what, ")");
+            name_of(dtype_of(t)), " ", sizes_of(t), ", expected ", name_of(dtype), " ", shape, " (",
+            what, ")");
     }
 
     void check_head_size(int64_t size, const char* name) const {
@@ -323,8 +344,8 @@ class Ops {
                         const char* what, int64_t count = -1) const {
       if (!t) return nullptr;
       check_tensor(*t, name, DType::f32, shape, what);
-      check(count < 0 || t->numel() == count, "weft.", op, ": ", name, " has shape ",
-            to_string(sizes_of(*t)), ", expected ", what);
+      check(count < 0 || t->numel() == count, "weft.", op, ": ", name, " has shape ", sizes_of(*t),
+            ", expected ", what);
       check_contiguous(*t, name);
       return static_cast<const float*>(t->const_data_ptr());
     }
@@ -343,8 +364,8 @@ class Ops {
       const Sizes own = sizes_of(*t);
       check_device(*t, name);
       check(dtype_of(*t) == DType::f32 && (own == by_head || own == by_row), "weft.", op, ": ",
-            name, " is ", name_of(dtype_of(*t)), " ", to_string(own), ", expected float32 ",
-            to_string(by_head), " (by head) or ", to_string(by_row), " (by row and head)");
+            name, " is ", name_of(dtype_of(*t)), " ", own, ", expected float32 ", by_head,
+            " (by head) or ", by_row, " (by row and head)");
       const auto strides = t->strides();
       Vectors s = {const_cast<float*>(static_cast<const float*>(t->const_data_ptr())), 0, 0,
                    strides[own.size() - 1]};
@@ -392,12 +413,9 @@ class Ops {
       p.Dv = vs.size() ? vs[vs.size() - 1] : 0;
       expected.push_back(p.Dv);
       check_shape(v, "v", expected, "that of k, but for the last dimension");
-      check(ks[m - 1] == p.D, "weft.", op, ": k has shape ", to_string(ks),
-            ", expected a last dimension of ", p.D, " (that of q)");
-      check_head_size(p.D, "q");
-      check_head_size(p.Dv, "v");
-      check(p.K >= 1 && p.H >= 1 && p.H % p.K == 0, "weft.", op, ": q has ", p.H,
-            " heads, expected a multiple of k's ", p.K);
+      check(ks[m - 1] == p.D, "weft.", op, ": k has shape ", ks, ", expected a last dimension of ",
+            p.D, " (that of q)");
+      check_heads(p);
 
       p.B = packed_q ? batch_of(*layout.cu_seqlens_q, "cu_seqlens_q") : qs[0];
       p.S = packed_q ? longest(layout.max_seqlen_q, "max_seqlen_q") : qs[1];
@@ -415,18 +433,47 @@ class Ops {
       if constexpr (Backend::reads_indices) check_values(p, ks[0], packed_k ? p.T : rows);
     }
 
+    // Without any of these: [B, S, H, D], or [B, H, S, D] where heads come first.
+    void dense(Forward& p, Tensor& q, Tensor& k, Tensor& v, bool heads_first) {
+      const char* shape = heads_first ? "[B, H, S, D]" : "[B, S, H, D]";
+      check_dims(q, "q", 4, shape);
+      check_dims(k, "k", 4, shape);
+      check_dims(v, "v", 4, shape);
+      const int rows = heads_first ? 2 : 1, head = 3 - rows;
+      const auto qs = q.sizes(), ks = k.sizes(), vs = v.sizes();
+      p.B = qs[0];
+      p.S = qs[rows];
+      p.H = qs[head];
+      p.D = qs[3];
+      p.T = ks[rows];
+      p.K = ks[head];
+      p.Dv = vs[3];
+      check_shape(k, "k", {p.B, ks[1], ks[2], p.D}, "first and last dimension those of q");
+      check_shape(v, "v", {p.B, ks[1], ks[2], p.Dv}, "that of k, but for the last dimension");
+      check_heads(p);
+      for (auto [tensor, view] : {std::pair{&q, &p.q}, std::pair{&k, &p.k}, std::pair{&v, &p.v}}) {
+        if (tensor->stride(3) != 1 && tensor->size(3) > 1) *tensor = contiguous(*tensor);
+        const auto strides = tensor->strides();
+        *view = {const_cast<void*>(tensor->const_data_ptr()), dtype_of(*tensor), strides[0],
+                 strides[rows], strides[head]};
+      }
+    }
+
+    void windows(Problem& p, int64_t left, int64_t right, bool top_left) const {
+      for (const int64_t window : {left, right})
+        check(window >= -1, "weft.", op, ": ", window == left ? "window_left" : "window_right",
+              " is ", window, ", expected at least -1 (-1: unbounded)");
+      p.window_left = left;
+      p.window_right = right;
+      p.top_left = top_left;
+    }
+
     void options(Problem& p, const Options& o) {
       check(o.softcap >= 0, "weft.", op, ": softcap is ", o.softcap,
             ", expected at least 0 (0: none)");
-      for (const int64_t window : {o.window_left, o.window_right})
-        check(window >= -1, "weft.", op, ": ",
-              window == o.window_left ? "window_left" : "window_right", " is ", window,
-              ", expected at least -1 (-1: unbounded)");
+      windows(p, o.window_left, o.window_right, o.top_left);
       p.softmax_scale = o.softmax_scale;
       p.softcap = o.softcap;
-      p.window_left = o.window_left;
-      p.window_right = o.window_right;
-      p.top_left = o.top_left;
       p.dropout = read_dropout(op, o.dropout_p, o.rng_state);
       const Sizes all = {p.B, p.H, p.S, p.T};
       if (o.bias) {
@@ -538,8 +585,8 @@ class Ops {
       check_contiguous(sin, "sin");
       p.rows = cos.size(0);
       p.R = 2 * cos.size(1);
-      check(p.R <= p.D, "weft.", op, ": cos has shape ", to_string(sizes_of(cos)),
-            ", expected at most ", p.D / 2, " columns (half the last dimension of x)");
+      check(p.R <= p.D, "weft.", op, ": cos has shape ", sizes_of(cos), ", expected at most ",
+            p.D / 2, " columns (half the last dimension of x)");
       p.cos = cos.const_data_ptr();
       p.sin = sin.const_data_ptr();
       p.cu_seqlens = index(cu_seqlens, "cu_seqlens", {p.B + 1}, "B + 1");
@@ -565,7 +612,12 @@ class Ops {
     // ---- outputs
 
     Tensor output(const Sizes& sizes, DType dtype) const {
-      Tensor t = empty(sizes, dtype, first_);
+      return prepared(empty(sizes, dtype, first_), dtype);
+    }
+    Tensor output(const Sizes& sizes, const Sizes& strides, DType dtype) const {
+      return prepared(empty_strided(sizes, strides.data(), dtype, first_), dtype);
+    }
+    Tensor prepared(Tensor t, DType dtype) const {
       const int64_t bytes = t.numel() * static_cast<int64_t>(size_of(dtype));
       if (bytes >= kHugeOutput) Backend::prepare(t.mutable_data_ptr(), bytes);
       return t;
@@ -582,8 +634,16 @@ class Ops {
 
     template <class Params>
     void run(Params& p, void (*kernel)(const Params&)) const {
+      const int64_t bytes = Backend::workspace_bytes(p);
+      if constexpr (Backend::reads_indices) {  // the host's memory: a small one costs less here
+        alignas(64) char small[kSmallWorkspace];
+        if (bytes <= kSmallWorkspace) {
+          p.workspace = small;
+          return kernel(p);
+        }
+      }
       OptionalTensor workspace;
-      if (const int64_t bytes = Backend::workspace_bytes(p)) {
+      if (bytes) {
         workspace = empty({bytes}, DType::u8, first_);
         p.workspace = workspace->mutable_data_ptr();
       }
@@ -591,9 +651,17 @@ class Ops {
     }
 
    private:
+    static constexpr int64_t kSmallWorkspace = 16 << 10;
+
+    void check_heads(const Problem& p) const {
+      check_head_size(p.D, "q");
+      check_head_size(p.Dv, "v");
+      check(p.K >= 1 && p.H >= 1 && p.H % p.K == 0, "weft.", op, ": q has ", p.H,
+            " heads, expected a multiple of k's ", p.K);
+    }
     void check_dims(const Tensor& t, const char* name, int dims, const char* expected) const {
-      check(t.dim() == dims, "weft.", op, ": ", name, " has shape ", to_string(sizes_of(t)),
-            ", expected ", expected);
+      check(t.dim() == dims, "weft.", op, ": ", name, " has shape ", sizes_of(t), ", expected ",
+            expected);
     }
     void check_contiguous(const Tensor& t, const char* name) const {
       check(t.is_contiguous(), "weft.", op, ": ", name, " is not contiguous");
@@ -605,8 +673,8 @@ class Ops {
     }
 
     int64_t batch_of(const Tensor& cu, const char* name) const {
-      check(cu.dim() == 1 && cu.numel() >= 1, "weft.", op, ": ", name, " has shape ",
-            to_string(sizes_of(cu)), ", expected [B + 1]");
+      check(cu.dim() == 1 && cu.numel() >= 1, "weft.", op, ": ", name, " has shape ", sizes_of(cu),
+            ", expected [B + 1]");
       return cu.numel() - 1;
     }
     int64_t longest(int64_t max_seqlen, const char* name) const {
@@ -625,12 +693,12 @@ class Ops {
         s.page_size = k.size(1);
         s.block_table =
             index(block_table, "block_table", {B, s.table_stride}, "B, pages of a sequence");
-        check(s.page_size >= 1, "weft.", op, ": ", name, " has shape ", to_string(sizes_of(k)),
+        check(s.page_size >= 1, "weft.", op, ": ", name, " has shape ", sizes_of(k),
               ", expected pages of at least one row");
         return s.table_stride * s.page_size;
       }
       check(k.dim() == 3 || s.cache_row || k.size(0) == B, "weft.", op, ": ", name, " has shape ",
-            to_string(sizes_of(k)), ", expected a first dimension of ", B, " (the batch)");
+            sizes_of(k), ", expected a first dimension of ", B, " (the batch)");
       return k.size(1);
     }
 

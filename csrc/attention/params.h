@@ -109,7 +109,7 @@ struct Problem {
 struct Forward : Problem {
   Heads q, k, v, out;
   Vectors k_scale, v_scale;  // of int8 k and v: by row where their row stride is not 0
-  void* lse = nullptr;       // [B, H, S], packed [H, total_q]; in the accumulator's type
+  void* lse = nullptr;       // optional: [B, H, S], packed [H, total_q]; in the accumulator's type
   int64_t num_splits = 0;    // of the keys; 0: as plan() thinks best
   // The int8 end, where out is int8: [H, Dv] float32 each, optional, and one static scale.
   const float *out_shift = nullptr, *out_smooth = nullptr, *out_scale = nullptr;

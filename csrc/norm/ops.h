@@ -384,8 +384,8 @@ class Ops {
       p.int8.symmetric = symmetric;
       if (scale) {
         check(dtype_of(*scale) == DType::f32 && scale->numel() == 1 && Backend::has(*scale, x_),
-              "weft.", op, ": scale is ", name_of(dtype_of(*scale)), " ",
-              to_string(sizes_of(*scale)), ", expected one float32 on the device of x");
+              "weft.", op, ": scale is ", name_of(dtype_of(*scale)), " ", sizes_of(*scale),
+              ", expected one float32 on the device of x");
         check(zero_point >= -128 && zero_point <= 127, "weft.", op, ": zero_point is ", zero_point,
               ", expected -128 to 127");
         p.int8.scale = static_cast<const float*>(scale->const_data_ptr());
@@ -429,11 +429,11 @@ class Ops {
       const bool per_head = most_heads > 1 && ndim == 1 && sizes.size() >= 2 &&
                             shape == Sizes(sizes.end() - 2, sizes.end());
       const int64_t own = per_head ? shape[0] : 1;
-      check(per_head || shape == channel_sizes, "weft.", op, ": ", name, " has shape ",
-            to_string(shape), ", expected ", to_string(channel_sizes), " (the last ",
-            ndim == 1 ? "dimension" : "dimensions", " of ", first_name, ")");
+      check(per_head || shape == channel_sizes, "weft.", op, ": ", name, " has shape ", shape,
+            ", expected ", channel_sizes, " (the last ", ndim == 1 ? "dimension" : "dimensions",
+            " of ", first_name, ")");
       if (most_heads > 1) {
-        check(!headed_ || own == heads, "weft.", op, ": ", name, " has shape ", to_string(shape),
+        check(!headed_ || own == heads, "weft.", op, ": ", name, " has shape ", shape,
               ", expected that of the other weights");
         headed_ = true;
         heads = own;
@@ -453,8 +453,8 @@ class Ops {
       check(Backend::takes(type), "weft.", op, ": ", name, " has dtype ", name_of(type),
             ", expected ", Backend::dtypes);
       check(sizes_of(*t) == per_row_sizes(false), "weft.", op, ": ", name, " has shape ",
-            to_string(sizes_of(*t)), ", expected ", to_string(per_row_sizes(false)),
-            " (the leading dimensions of ", first_name, ")");
+            sizes_of(*t), ", expected ", per_row_sizes(false), " (the leading dimensions of ",
+            first_name, ")");
       Tensor whole = *t;
       if (!whole.is_contiguous()) {
         keep_.push_front(torch::stable::contiguous(whole));
@@ -467,8 +467,8 @@ class Ops {
     PerRow statistics(const Tensor& t, const char* name, DType dtype) {
       check(Backend::has(t, x_) && dtype_of(t) == acc_of(dtype) && t.numel() == N &&
                 t.is_contiguous(),
-            "weft.", op, ": ", name, " is ", name_of(dtype_of(t)), " ", to_string(sizes_of(t)),
-            ", expected contiguous ", name_of(acc_of(dtype)), " ", to_string(per_row_sizes(false)));
+            "weft.", op, ": ", name, " is ", name_of(dtype_of(t)), " ", sizes_of(t),
+            ", expected contiguous ", name_of(acc_of(dtype)), " ", per_row_sizes(false));
       return {const_cast<void*>(t.const_data_ptr()), acc_of(dtype)};
     }
 
@@ -553,15 +553,15 @@ class Ops {
    private:
     DType check_rows(const Tensor& t, const char* name) const {
       check(Backend::has(t, x_), "weft.", op, ": ", name, " is not on the device of ", first_name);
-      check(sizes_of(t) == sizes, "weft.", op, ": ", name, " has shape ", to_string(sizes_of(t)),
-            ", expected ", to_string(sizes), " (that of ", first_name, ")");
+      check(sizes_of(t) == sizes, "weft.", op, ": ", name, " has shape ", sizes_of(t),
+            ", expected ", sizes, " (that of ", first_name, ")");
       return dtype_of(t);
     }
 
     void* per_row_output(const Tensor& t, const char* name, DType dtype) const {
       check(Backend::has(t, x_) && dtype_of(t) == dtype && t.numel() == N && t.is_contiguous(),
-            "weft.", op, ": ", name, " is ", name_of(dtype_of(t)), " ", to_string(sizes_of(t)),
-            ", expected contiguous ", name_of(dtype), " ", to_string(per_row_sizes(true)));
+            "weft.", op, ": ", name, " is ", name_of(dtype_of(t)), " ", sizes_of(t),
+            ", expected contiguous ", name_of(dtype), " ", per_row_sizes(true));
       return t.mutable_data_ptr();
     }
 

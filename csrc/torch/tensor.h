@@ -114,19 +114,17 @@ inline Sizes sizes_of(const Tensor& t) {
   return Sizes(sizes.data(), sizes.data() + sizes.size());
 }
 
-inline std::string to_string(const Sizes& sizes) {
-  std::string text = "[";
-  for (int i = 0; i < sizes.size(); ++i) text += (i ? ", " : "") + std::to_string(sizes[i]);
-  return text + "]";
+// Messages are made of the sizes themselves: text would be made on every call.
+inline std::ostream& operator<<(std::ostream& out, const Sizes& sizes) {
+  out << '[';
+  for (int i = 0; i < sizes.size(); ++i) out << (i ? ", " : "") << sizes[i];
+  return out << ']';
 }
+inline const Sizes& to_string(const Sizes& sizes) { return sizes; }
 
-// A contiguous tensor, uninitialised, on the device of `like`.
-inline Tensor empty(const Sizes& sizes, DType dtype, const Tensor& like) {
-  int64_t strides[Sizes::kMost], numel = 1;
-  for (int d = sizes.size() - 1; d >= 0; --d) {
-    strides[d] = numel;
-    numel *= sizes[d] > 1 ? sizes[d] : 1;
-  }
+// An uninitialised tensor on the device of `like`.
+inline Tensor empty_strided(const Sizes& sizes, const int64_t* strides, DType dtype,
+                            const Tensor& like) {
   int32_t device_type, device_index;
   STABLE_TORCH_ERROR_CODE_CHECK(aoti_torch_get_device_type(like.get(), &device_type));
   STABLE_TORCH_ERROR_CODE_CHECK(aoti_torch_get_device_index(like.get(), &device_index));
@@ -134,6 +132,16 @@ inline Tensor empty(const Sizes& sizes, DType dtype, const Tensor& like) {
   STABLE_TORCH_ERROR_CODE_CHECK(aoti_torch_empty_strided(
       sizes.size(), sizes.data(), strides, torch_dtype(dtype), device_type, device_index, &handle));
   return Tensor(handle);
+}
+
+// The same, contiguous.
+inline Tensor empty(const Sizes& sizes, DType dtype, const Tensor& like) {
+  int64_t strides[Sizes::kMost], numel = 1;
+  for (int d = sizes.size() - 1; d >= 0; --d) {
+    strides[d] = numel;
+    numel *= sizes[d] > 1 ? sizes[d] : 1;
+  }
+  return empty_strided(sizes, strides, dtype, like);
 }
 
 // Where the rows of t lie, the leading dimensions merged where strides allow; false if a copy is

@@ -85,7 +85,7 @@ def int8_cache(m: Make, **change: Any) -> dict[str, Any]:
 
 
 def good_arguments(op: str, m: Make) -> dict[str, Any]:
-    if op == "attention_forward":
+    if op in ("attention", "attention_forward"):
         return dense(m)
     if op == "attention_backward":
         out = {"out": m(B, S, H, DV), "dout": m(B, S, H, DV), "lse": m(B, H, S)}
@@ -109,6 +109,9 @@ GOOD: list[tuple[str, Change]] = [
     ("attention_forward", lambda m: {"seqused_k": m.ints(5, 2), "leftpad_k": m.ints(5, 0)}),
     ("attention_forward", lambda m: {"k_scale": None, "q": m(B, S, H, D)[:, :, ::2],
                                      "mask": m(1, 1, 1, T).bool().expand(B, 2, S, T)}),
+    ("attention", lambda m: {"q": m(B, S, H, D)[..., ::2], "k": m(B, T, K, D)[..., ::2]}),
+    ("attention", lambda m: {"q": m(B, H, S, D), "k": m(B, K, T, D), "v": m(B, K, T, DV),
+                             "heads_first": True}),
     ("attention_backward", lambda m: {
         **packed(m), "out": m(5, H, DV), "dout": m(5, H, DV), "lse": m(H, 5), "dlse": m(H, 5)}),
     ("attention_backward", lambda m: {"bias": m(B, H, S, T), "bias_grad": True, "sinks": m(H),
@@ -287,6 +290,28 @@ FORWARD: list[tuple[Change, str]] = [
      "block_table is 4 for sequence 0, expected 0 to 3 (the pages of the cache)"),
 ]  # fmt: skip
 
+PLAIN: list[tuple[Change, str]] = [
+    (lambda m: {"q": m.int8(B, S, H, D)}, f"q has dtype int8, {FLOATS}"),
+    (lambda m: {"k": m.int8(B, T, K, D)}, "k has dtype int8, expected float32 (that of q)"),
+    (lambda m: {"v": m(B, T, K, DV).half()}, "v has dtype float16, expected float32 (that of k)"),
+    (lambda m: {"q": m(S, H, D)}, "q has shape [3, 4, 8], expected [B, S, H, D]"),
+    (lambda m: {"q": m(S, H, D), "heads_first": True},
+     "q has shape [3, 4, 8], expected [B, H, S, D]"),
+    (lambda m: {"v": m(T, K, DV)}, "v has shape [5, 2, 6], expected [B, S, H, D]"),
+    (lambda m: {"k": m(3, T, K, D)},
+     "k has shape [3, 5, 2, 8], expected [2, 5, 2, 8] (first and last dimension those of q)"),
+    (lambda m: {"k": m(B, T, K, 7)},
+     "k has shape [2, 5, 2, 7], expected [2, 5, 2, 8] (first and last dimension those of q)"),
+    (lambda m: {"v": m(B, 4, K, DV)},
+     "v has shape [2, 4, 2, 6], expected [2, 5, 2, 6] (that of k, but for the last dimension)"),
+    (lambda m: {"k": m(B, T, 3, D), "v": m(B, T, 3, DV)},
+     "q has 4 heads, expected a multiple of k's 3"),
+    (lambda m: {"heads_first": True}, "q has 3 heads, expected a multiple of k's 5"),
+    (lambda m: {"v": m(B, T, K, 513)}, "the last dimension of v is 513, expected 1 to 512"),
+    (lambda m: {"window_left": -2}, "window_left is -2, expected at least -1 (-1: unbounded)"),
+    (lambda m: {"window_right": -3}, "window_right is -3, expected at least -1 (-1: unbounded)"),
+]  # fmt: skip
+
 BACKWARD: list[tuple[Change, str]] = [
     (lambda m: {"k": m.int8(B, T, K, D), "v": m.int8(B, T, K, DV)},
      "k has dtype int8, expected float32 (that of q)"),
@@ -402,8 +427,8 @@ MERGE: list[tuple[Change, str]] = [
 REFUSED = [
     (op, change, message)
     for op, cases in {
-        "attention_forward": FORWARD, "attention_backward": BACKWARD, "kv_cache_append_": APPEND,
-        "rotary": ROTARY, "merge_attention_states": MERGE,
+        "attention": PLAIN, "attention_forward": FORWARD, "attention_backward": BACKWARD,
+        "kv_cache_append_": APPEND, "rotary": ROTARY, "merge_attention_states": MERGE,
     }.items()
     for change, message in cases
 ]  # fmt: skip
@@ -424,6 +449,7 @@ def test_refused(make: Make, op: str, change: Change, message: str) -> None:
 
 
 @pytest.mark.parametrize("op, argument", [
+    ("attention", "k"), ("attention", "v"),
     ("attention_forward", "k"), ("attention_forward", "v"), ("attention_forward", "bias"),
     ("attention_forward", "mask"), ("attention_forward", "sinks"),
     ("attention_forward", "alibi_slopes"), ("attention_forward", "seqused_k"),

@@ -86,6 +86,12 @@ def test_forward(grad: bool) -> None:
         opcheck(OPS.attention_forward.default, tuple(args))
 
 
+@pytest.mark.parametrize("heads_first", [False, True])
+def test_plain(heads_first: bool) -> None:
+    q, k, v = rand(2, 6, 6, 8), rand(2, 3, 3, 8), rand(2, 3, 3, 6)
+    opcheck(OPS.attention.default, (q, k, v, 0.4, -1, 0, True, heads_first))
+
+
 def test_forward_for_inference() -> None:
     for args in inference_samples():
         opcheck(OPS.attention_forward.default, tuple(args))

@@ -104,7 +104,9 @@ template <class A>
 inline void write_row(const Forward& p, const Problem::Extent& e, int64_t b, int64_t i, int64_t h,
                       A* o, A lse) {
   const int64_t row = e.q_row + i;
-  static_cast<A*>(p.lse)[p.sequences.cu_q ? h * p.total_q + row : (b * p.H + h) * p.S + row] = lse;
+  if (p.lse)
+    static_cast<A*>(p.lse)[p.sequences.cu_q ? h * p.total_q + row : (b * p.H + h) * p.S + row] =
+        lse;
   char* out = p.out.at(e.q_batch, row, h);
   if (p.out.dtype == DType::i8) {
     const float* shift = p.out_shift ? p.out_shift + h * p.Dv : nullptr;

@@ -56,11 +56,13 @@ class FinishedRow {
       lse_ = part_lse(call) + at;
     } else {
       out_ = static_cast<X*>(p.out.data) + out_index(p, e, row.h, row.i);
-      lse_ = static_cast<float*>(p.lse) + lse_index(p, e, b, row.h, row.i);
+      if (p.lse) lse_ = static_cast<float*>(p.lse) + lse_index(p, e, b, row.h, row.i);
     }
   }
 
-  WEFT_DEVICE void store_lse(float lse) const { store(lse_, lse); }
+  WEFT_DEVICE void store_lse(float lse) const {
+    if (lse_) store(lse_, lse);
+  }
   // Elements d, which is even, and d + 1.
   WEFT_DEVICE void store_pair(int64_t d, float x, float y) const {
     if (d >= Dv_) return;
@@ -74,7 +76,7 @@ class FinishedRow {
  private:
   int64_t Dv_;
   X* out_ = nullptr;
-  float *part_ = nullptr, *lse_;
+  float *part_ = nullptr, *lse_ = nullptr;
 };
 
 }  // namespace weft::attention::cuda

@@ -323,7 +323,8 @@ class Computer {
   }
 
   WEFT_DEVICE void write_lse(const TileSm90& t, int32_t query, float lse) const {
-    store(static_cast<float*>(call_.p.lse) + lse_index(call_.p, t.at, t.b, t.h, query), lse);
+    if (call_.p.lse)
+      store(static_cast<float*>(call_.p.lse) + lse_index(call_.p, t.at, t.b, t.h, query), lse);
   }
 
   WEFT_DEVICE void write(const TileSm90& t, int32_t row, O& o, const Softmax<2>& softmax) {

@@ -35,7 +35,7 @@ void merge_splits_kernel(WEFT_GRID_CONSTANT const ForwardCall call) {
       o = fma(weight(s) * inverse, load(parts + s * next * part_columns(p) + d), o);
     store_out(p, at, h, d, o);
   }
-  if (lane() == 0)
+  if (p.lse && lane() == 0)
     store(static_cast<float*>(p.lse) + lse_index(p, e, b, h, i),
           total == 0 ? -__builtin_inff() : fma(log2_exact(total), static_cast<float>(kLn2), most));
 }

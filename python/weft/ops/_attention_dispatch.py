@@ -15,6 +15,36 @@ from ._grad import func_gradients, has_tangent, needs_grad
 _forward = torch.ops.weft.attention_forward.default
 _run = _forward._op  # the dispatcher's own callable: OpOverload.__call__ costs a microsecond
 _backward = torch.ops.weft.attention_backward.default
+_plain = torch.ops.weft.attention.default
+_run_plain = _plain._op
+
+
+def plain_attention(
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    softmax_scale: float | None,
+    window_left: int,
+    window_right: int,
+    top_left: bool,
+    heads_first: bool,
+) -> Tensor | None:
+    """`weft::attention`, or None where the other op is wanted: autograd, a transform, a compiler.
+
+    It has few arguments: to pass the other's costs a small call more than to compute.
+
+    q, k, v: [B, S, H, D], or [B, H, S, D] where heads come first.
+    """
+    if (
+        torch.compiler.is_compiling()
+        or torch._C._are_functorch_transforms_active()
+        or needs_grad(q, k, v)
+        or has_tangent(q, k, v)
+    ):
+        return None
+    scale = q.shape[-1] ** -0.5 if softmax_scale is None else softmax_scale
+    with torch._C._AutoDispatchBelowAutograd():
+        return _run_plain(q, k, v, scale, window_left, window_right, top_left, heads_first)
 
 
 def attention_forward(args: AttentionArgs) -> tuple[Tensor, Tensor]:
@@ -88,7 +118,7 @@ torch.library.register_vmap("weft::attention_backward", _per_sample(_backward))
 # Autocast: to its dtype, as torch's own attention; float64 and int8 stay as they are ------------
 
 
-def _autocast_forward(device_type: str) -> Callable:
+def _autocast(op: Callable[..., Any], device_type: str) -> Callable:
     keys = torch._C.DispatchKeySet(getattr(torch._C.DispatchKey, f"Autocast{device_type.upper()}"))
 
     def kernel(*inputs):
@@ -99,11 +129,12 @@ def _autocast_forward(device_type: str) -> Callable:
 
         q, k, v, *others = inputs
         with torch._C._ExcludeDispatchKeyGuard(keys):
-            return _forward(cast(q), cast(k), cast(v), *others)
+            return op(cast(q), cast(k), cast(v), *others)
 
     return kernel
 
 
 _library = torch.library.Library("weft", "IMPL")
-_library.impl("attention_forward", _autocast_forward("cpu"), "AutocastCPU")
-_library.impl("attention_forward", _autocast_forward("cuda"), "AutocastCUDA")
+for _op in (_forward, _plain):
+    for _device in ("cpu", "cuda"):
+        _library.impl(_op._opname, _autocast(_op, _device), f"Autocast{_device.upper()}")

@@ -29,6 +29,13 @@ def _forward(*args):
     )
 
 
+def _plain(q, k, v, softmax_scale, window_left, window_right, top_left, heads_first):
+    B, *rows, _ = q.shape
+    if not heads_first:
+        return q.new_empty((B, *rows, v.shape[-1]))
+    return q.new_empty((B, rows[1], rows[0], v.shape[-1])).transpose(1, 2)
+
+
 def _backward(dout, dlse, q, k, v, out, lse, bias, mask, alibi_slopes, sinks, *options):
     *_, bias_grad, sinks_grad = options
     return (
@@ -53,6 +60,7 @@ def _nothing(*args, **kwargs) -> None:
 
 
 _FAKES: dict[str, Callable[..., Any]] = {
+    "attention": _plain,
     "attention_forward": _forward,
     "attention_backward": _backward,
     "kv_cache_append_": _nothing,

@@ -32,7 +32,7 @@ from torch.overrides import handle_torch_function, has_torch_function_variadic
 from . import _attention_fake  # noqa: F401  registers itself
 from ._attention_args import AttentionArgs
 from ._attention_autograd import last_contiguous
-from ._attention_dispatch import attention_forward
+from ._attention_dispatch import attention_forward, plain_attention
 from ._grad import needs_grad, refuse_grad
 from ._written import written
 
@@ -133,6 +133,20 @@ def attention(
 
     Gradients: of q, k, v, bias and sinks, by autograd, once; not through a cache or int8.
     """
+    left, right = window_size
+    left = -1 if left is None or left < 0 else left
+    right = 0 if causal else -1 if right is None or right < 0 else right
+    # fmt: off
+    without = not (return_lse or softcap or dropout_p or num_splits) and (
+        bias is mask is alibi_slopes is sinks is cu_seqlens_q is cu_seqlens_k is seqused_q
+        is seqused_k is leftpad_k is cache_batch_idx is block_table is k_scale is v_scale
+        is out_scale is out_shift is out_smooth is None
+    )
+    # fmt: on
+    if without:
+        out = plain_attention(q, k, v, softmax_scale, left, right, top_left, False)
+        if out is not None:
+            return out
     if cu_seqlens_q is not None and max_seqlen_q is None:
         max_seqlen_q = _longest(cu_seqlens_q)
     if cu_seqlens_k is not None and max_seqlen_k is None:
@@ -149,7 +163,6 @@ def attention(
         bias, mask = _expand("bias", bias, scores), _expand("mask", mask, scores)
     if dropout_p > 0 and rng_state is None:
         rng_state = torch.randint(2**63 - 1, (2,), dtype=torch.int64, device="cpu")
-    left, right = window_size
     args = AttentionArgs(
         last_contiguous(q),
         last_contiguous(k),
@@ -167,8 +180,8 @@ def attention(
         max_seqlen_k or 0,
         q.shape[-1] ** -0.5 if softmax_scale is None else softmax_scale,
         softcap,
-        -1 if left is None or left < 0 else left,
-        0 if causal else -1 if right is None or right < 0 else right,
+        left,
+        right,
         top_left,
         dropout_p,
         _contiguous(leftpad_k),
@@ -255,6 +268,11 @@ def scaled_dot_product_attention(
         return _of_other_dims(query, key, value, attn_mask, dropout_p, is_causal, scale, enable_gqa)
     if not enable_gqa or query.shape[0] != key.shape[0]:
         query, key, value = _broadcast(query, key, value, enable_gqa)
+    if attn_mask is None and not dropout_p:
+        right = 0 if is_causal else -1
+        plain = plain_attention(query, key, value, scale, -1, right, True, True)
+        if plain is not None:
+            return plain
     is_bool = attn_mask is not None and attn_mask.dtype == torch.bool
     out = attention(
         query.transpose(1, 2),
