@@ -2,7 +2,8 @@
 
 With calibration the model is run three times: to see who reads what (`quantization.calibration`),
 for statistics of each channel, from which shift and smooth follow, and, where the scales are
-static, with an observer behind them. Only then does anything change.
+static, with an observer behind them. Only then does anything change, but for torch's encoder
+layers: calibration would pass their linear layers by, so they are told to call them before it.
 """
 
 from __future__ import annotations

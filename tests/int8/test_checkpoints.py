@@ -104,6 +104,84 @@ def test_a_changed_weight_is_packed_anew():
     assert_close(layer(X), -before)
 
 
+def test_a_refilled_buffer_is_packed_anew():
+    """Written without a new version: under inference_mode, through .data."""
+    first, second = (torch.randint(-127, 128, (C, C), dtype=torch.int8) for _ in range(2))
+
+    def load_both(staging: torch.Tensor) -> list[nn.Module]:
+        layers = []
+        for weight in (first, second):
+            staging.data.copy_(weight)
+            layers.append(weft.nn.Int8Linear(C, C))
+            state = {"weight": staging, "weight_scale": torch.ones(C), "bias": torch.zeros(C)}
+            layers[-1].load_state_dict(state)
+        return layers
+
+    with torch.inference_mode():
+        layers = load_both(torch.empty(C, C, dtype=torch.int8))
+    layers += load_both(torch.empty(C, C, dtype=torch.int8))
+    for layer, weight in zip(layers, (first, second, first, second), strict=True):
+        assert torch.equal(layer.weight, weight)
+
+
+def test_layers_take_what_they_compute_with():
+    vector, number = torch.ones(C), torch.ones(1)
+    extra = {
+        "input_shift": vector,
+        "input_smooth": vector,
+        "input_scale": number,
+        "input_zero_point": number.int(),
+        "weight_zero_point": torch.zeros(C, 1),
+    }
+    taken = {
+        weft.nn.Int8Linear: {"input_shift", "input_smooth", "input_scale", "input_zero_point"},
+        weft.nn.HybridLinear: {"input_shift", "input_smooth"},
+        weft.nn.WeightOnlyLinear: {"weight_zero_point"},
+        weft.nn.LLMInt8Linear: set(),
+    }
+    for cls, names in taken.items():
+        for key, value in extra.items():
+            layer = cls(C, C)
+            state = layer.state_dict() | {key: value}
+            if key in names:
+                layer.load_state_dict(state)
+                assert getattr(layer, key) is not None
+            else:
+                with pytest.raises(RuntimeError, match=f'Unexpected key.*"{key}"'):
+                    layer.load_state_dict(state)
+
+
+@pytest.mark.parametrize("value", [torch.nan, -torch.inf])
+def test_weights_without_numbers(value: float):
+    model = nn.Sequential(nn.Linear(C, C), nn.Linear(C, C))
+    model[0].weight.data[3, 5] = value
+    report = weft.quantize_(model, weft.W8A8Dynamic())
+    assert [layer.why_not for layer in report.layers] == ["its weight holds NaN or infinity", ""]
+    for layer in (
+        weft.nn.Int8Linear(C, C),
+        weft.nn.WeightOnlyLinear(C, C, bits=4, group_size=16, symmetric=False),
+    ):
+        with pytest.raises(RuntimeError, match="weight holds NaN or infinity"):
+            layer.load_state_dict(model[0].state_dict())
+    trained = weft.nn.Linear8bitLt(C, C)
+    trained.load_state_dict(model[0].state_dict())
+    y = trained(X)
+    assert y[..., 3].isnan().all() and y[..., 4:].isfinite().all()
+
+
+def test_hybrid_smooths_few_rows_in_float32():
+    """The bias holds W · shift exactly: what is rounded is the difference."""
+    layer = weft.nn.HybridLinear(C, C, dtype=torch.float32)
+    shift = torch.full((C,), 300.7)
+    layer.load_state_dict(
+        nn.Linear(C, C).state_dict() | {"input_shift": shift, "input_smooth": torch.rand(C) + 0.3}
+    )
+    x = (shift + torch.randn(3, C)).bfloat16()
+    t = (x.float() - shift) / layer.input_smooth
+    exact = t @ layer.dequantized_weight().t() + layer.bias
+    assert_close(layer(x).float(), exact, atol=0.02, rtol=0.02)
+
+
 def test_moving():
     model = quantized(CONFIGS["static, all"])
     packed, scale = model.up.packed, model.up.weight_scale.clone()
@@ -130,6 +208,7 @@ def test_loading_says_what_is_wrong():
         ({"weight": torch.zeros(C, C, dtype=torch.int16)}, "dtype torch.int16, expected int8"),
         ({"weight_scale": torch.ones(7)}, "size mismatch for weight_scale"),
         ({"extra": torch.ones(1)}, "Unexpected key"),
+        ({"input_scale": torch.ones(2)}, r"input_scale has shape \[2\], expected one element"),
     ):
         with pytest.raises(RuntimeError, match=message):
             layer.load_state_dict(good | changed)
@@ -235,6 +314,27 @@ def test_bitsandbytes_trains():
     frozen = weft.nn.Linear8bitLt(C, 32, has_fp16_weights=False)
     frozen.load_state_dict(layer.state_dict())
     assert torch.equal(frozen(X), layer(X))
+
+
+def test_bitsandbytes_is_one_class():
+    trained = weft.nn.Linear8bitLt(8, 8)
+    frozen = weft.nn.Linear8bitLt(8, 8, has_fp16_weights=False)
+    assert isinstance(trained, weft.nn.Linear8bitLt) and isinstance(frozen, weft.nn.Linear8bitLt)
+    assert not isinstance(nn.Linear(8, 8), weft.nn.Linear8bitLt)
+
+    class Own(weft.nn.Linear8bitLt):
+        pass
+
+    assert isinstance(Own(8, 8, has_fp16_weights=False), Own) and not isinstance(trained, Own)
+    assert isinstance(copy.deepcopy(Own(8, 8, has_fp16_weights=False)), Own)
+    with pytest.raises(ValueError, match=r"Own: has_fp16_weights is True, the default: expected"):
+        Own(8, 8)
+
+
+def test_bitsandbytes_trained_form_compiles():
+    layer = weft.nn.Linear8bitLt(C, 32)
+    compiled = torch.compile(layer, fullgraph=True, backend="aot_eager")
+    assert_close(compiled(X), layer(X))
 
 
 def test_quantize_weight():

@@ -69,6 +69,8 @@ def why_not(model: nn.Module, keep: Filter | None, group_size: int | None) -> di
         inputs = weight.shape[0 if is_conv1d(module) else 1]
         if group_size is not None and inputs % group_size:
             return f"its {inputs} inputs are no multiple of group_size {group_size}"
+        if not weight.is_meta and not weight.isfinite().all():
+            return "its weight holds NaN or infinity"
         if keep is not None:
             return "" if keep(module, path) else "not selected"
         if held[id(weight)] > among_linear[id(weight)]:

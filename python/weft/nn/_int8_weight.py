@@ -38,7 +38,8 @@ def quantize_weight(
     weight: Tensor, bits: int = 8, group: int | None = None, symmetric: bool = True
 ) -> Quantized:
     """Round to nearest, with a scale for each row or, with `group`, for that many of its entries.
-    What is nothing but zeros has scale 1."""
+    What is nothing but zeros has scale 1, and
+    what holds NaN or infinity a scale that is neither."""
     N, K = weight.shape
     group = group or K
     if K % group:
@@ -51,8 +52,8 @@ def quantize_weight(
     else:
         low, high = w.amin(-1, keepdim=True).clamp(max=0), w.amax(-1, keepdim=True).clamp(min=0)
         scale = (high - low) / (2 * most + 1)
-        zero_point = (-(most + 1) - low / scale.where(scale > 0, 1.0)).round()
-    scale = scale.where(scale > 0, 1.0)
+        zero_point = (-(most + 1) - low / scale.where(scale != 0, 1.0)).round()
+    scale = scale.where(scale != 0, 1.0)
     least = -most if symmetric else -most - 1
     q = ((w / scale).round() + zero_point).clamp(least, most).to(torch.int8)
     shape = (N,) if group == K else (N, K // group)
@@ -85,7 +86,10 @@ _plain: dict[int, tuple[weakref.ref[Tensor], weakref.ref[Tensor]]] = {}
 
 
 def pack(values: Tensor, bits: int) -> Tensor:
-    """The kernels' form of int8 [N, K]; of the same storage, the same tensor."""
+    """The kernels' form of int8 [N, K]; of the same storage with the same values, the same tensor.
+
+    Values are compared: inference tensors, `.data` and numpy write without a new version.
+    """
     from torch.multiprocessing.reductions import StorageWeakRef
 
     storage = StorageWeakRef(values.untyped_storage())  # keeps its address from being used again
@@ -95,7 +99,7 @@ def pack(values: Tensor, bits: int) -> Tensor:
     for stale in [k for k, (there, ref) in _packs.items() if there.expired() or ref() is None]:
         del _packs[stale]
     held = _packs[key][1]() if key in _packs else None
-    if held is None:
+    if held is None or not torch.equal(unpack_int8_weight(held), values):
         held = pack_int8_weight(values, bits=bits)
         _packs[key] = storage, weakref.ref(held)
     return held

@@ -42,6 +42,7 @@ class QuantizedLinear(nn.Linear):
     bits = 8
     group_size: int | None = None
     symmetric_weight = True
+    optional: tuple[str, ...] = ()  # those of OPTIONAL that forward computes with
 
     packed: Tensor | None  # the weight is either in the form of the kernels
     plain: Tensor | None  # or, on a device that has none, int8 [N, K]
@@ -68,7 +69,10 @@ class QuantizedLinear(nn.Linear):
 
     def quantized(self, weight: Tensor) -> Quantized:
         """`weight` [N, K] as this layer would have it."""
-        return quantize_weight(weight, self.bits, self.group_size, self.symmetric_weight)
+        found = quantize_weight(weight, self.bits, self.group_size, self.symmetric_weight)
+        if not weight.is_meta and not found.scale.isfinite().all():
+            raise ValueError("weight holds NaN or infinity")
+        return found
 
     def _take(self, weight: Quantized) -> None:
         self.register_buffer("packed", None, persistent=False)
@@ -206,7 +210,7 @@ class QuantizedLinear(nn.Linear):
         else:
             if weight is None:
                 missing_keys.append(f"{prefix}{'weight' if self.bits == 8 else 'weight_packed'}")
-        for name in OPTIONAL:
+        for name in self.optional:
             if name in given and self._buffers[name] is None:
                 self._buffers[name] = torch.empty_like(given[name], device=self._device)
         if "bias" in given and self.bias is None:  # a shift made one
@@ -254,5 +258,8 @@ class QuantizedLinear(nn.Linear):
                 given[name] = given[name].reshape(-1).expand(full.numel()).reshape(full)
         for name, dtype in (("input_scale", torch.float32), ("input_zero_point", torch.int32)):
             if name in given:
-                given[name] = given[name].to(dtype).view(1)
+                if given[name].numel() != 1:
+                    found = list(given[name].shape)
+                    raise ValueError(f"{name} has shape {found}, expected one element")
+                given[name] = given[name].to(dtype).reshape(1)
         return weight

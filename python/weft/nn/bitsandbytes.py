@@ -7,14 +7,20 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from ..ops.int8 import llm_int8_linear
-from ._int8_weight import pack, quantize_weight
+from ..ops.int8 import llm_int8_linear, pack_int8_weight
+from ._int8_weight import quantize_weight
 from .int8 import Device, LLMInt8Linear
 
 ROW = 0  # the one `weight_format` whose weight is plain rows
 
 
-class Linear8bitLt(LLMInt8Linear):
+class _Both(type):
+    def __instancecheck__(cls, instance: object) -> bool:
+        trained = cls is Linear8bitLt and isinstance(instance, TrainedLinear8bitLt)
+        return trained or super().__instancecheck__(instance)
+
+
+class Linear8bitLt(LLMInt8Linear, metaclass=_Both):
     """bitsandbytes' Linear8bitLt on weft's kernels.
 
     Its checkpoints are bitsandbytes': `weight` int8 [N, K], `SCB` float32 [N] (the largest |w| of
@@ -26,8 +32,9 @@ class Linear8bitLt(LLMInt8Linear):
         input_features, output_features: K, N.
         bias: have one. Default: True.
         has_fp16_weights: keep the weight in floats, quantise it at every call, and give it its
-            gradient: for training. What is made is then a :class:`TrainedLinear8bitLt`. Default:
-            True, as in bitsandbytes.
+            gradient: for training. What is made is then a :class:`TrainedLinear8bitLt`, which
+            counts as an instance of this class, and which subclasses for training are made of.
+            Default: True, as in bitsandbytes.
         threshold: where outliers begin; 0, the default, for no outliers.
         index: nothing, as in bitsandbytes.
         device: of all that it holds.
@@ -49,6 +56,11 @@ class Linear8bitLt(LLMInt8Linear):
         index: Any = None,
         device: Device = None,
     ) -> None:
+        if has_fp16_weights:
+            raise ValueError(
+                f"weft.nn.{type(self).__name__}: has_fp16_weights is True, the default: expected "
+                "False, or a subclass of weft.nn.TrainedLinear8bitLt"
+            )
         super().__init__(input_features, output_features, bias, device, threshold=threshold)
 
     def _save_to_state_dict(self, destination: Any, prefix: str, keep_vars: bool) -> None:
@@ -92,7 +104,7 @@ class TrainedLinear8bitLt(nn.Linear):
         values, scale, _ = quantize_weight(self.weight)
         return llm_int8_linear(
             input,
-            pack(values, 8),
+            pack_int8_weight(values),
             scale,
             self.bias,
             threshold=self.threshold,

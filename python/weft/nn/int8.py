@@ -25,6 +25,7 @@ class Int8Linear(QuantizedLinear):
     """
 
     symmetric = True
+    optional = ("input_scale", "input_zero_point", "input_shift", "input_smooth")
 
     def __init__(
         self,
@@ -45,14 +46,15 @@ class Int8Linear(QuantizedLinear):
 
     def forward(self, input: Tensor) -> Tensor:
         held = self._held()
+        x_scale = held["input_scale"]
         return int8_linear(
             input,
             held["packed"],
             held["weight_scale"],
             self._parameters["bias"],
-            x_scale=held["input_scale"],
+            x_scale=x_scale,
             x_zero_point=held["input_zero_point"],
-            symmetric=self.symmetric,
+            symmetric=self.symmetric or x_scale is not None,
             shift=held["input_shift"],
             smooth=held["input_smooth"],
         )
@@ -77,6 +79,8 @@ class WeightOnlyLinear(QuantizedLinear):
             Default: None, all of them.
         symmetric: scales have no zero point, 4-bit ones either. Default: True.
     """
+
+    optional = ("weight_zero_point",)
 
     def __init__(
         self,
@@ -162,6 +166,7 @@ class HybridLinear(QuantizedLinear):
 
     crossover = 32
     symmetric = True
+    optional = ("input_shift", "input_smooth")
 
     def __init__(
         self,
@@ -186,11 +191,12 @@ class HybridLinear(QuantizedLinear):
             return int8_linear(
                 input, packed, scale, bias, symmetric=self.symmetric, shift=shift, smooth=smooth
             )
+        x = input  # smoothed in float32: the bias holds the shift's share exactly
         if shift is not None:
-            input = input - shift.to(input.dtype)
+            x = x.float() - shift
         if smooth is not None:
-            input = input / smooth.to(input.dtype)
-        return weight_only_linear(input, packed, scale, bias)
+            x = x.float() / smooth
+        return weight_only_linear(x.to(input.dtype), packed, scale, bias)
 
     def _options(self) -> list[str]:
         return [f"crossover={self.crossover}"]
