@@ -68,6 +68,10 @@ struct CpuInt8 : Cpu {
   static void check_packed(const char* op, const Tensor& packed, int64_t N, int64_t K, int bits) {
     int8::cpu::check_packed(op, packed.const_data_ptr(), N, K, bits);
   }
+  static void check_zero_points(const char* op, const char* name, const int32_t* points,
+                                int64_t count) {
+    int8::cpu::check_zero_points(op, name, points, count);
+  }
   static void pack(const int8::Pack& p) { int8::cpu::pack(p); }
   static void unpack(const int8::Unpack& p) { int8::cpu::unpack(p); }
 };

@@ -13,6 +13,7 @@
 //   static int64_t packed_bytes(int64_t N, int64_t K, int bits);
 //   static void check_packed(const char* op, const Tensor&, int64_t N, int64_t K, int bits);
 //   static void pack(const Pack&), unpack(const Unpack&);
+//   static void check_zero_points(const char* op, const char* name, const int32_t*, int64_t count);
 //
 // All that is refused is refused here, so that a direct call of torch.ops.weft.* is memory-safe.
 #pragma once
@@ -27,7 +28,8 @@
 
 namespace weft::int8 {
 
-constexpr int64_t kMostGroup = 1 << 16;  // whose sums fit int32
+constexpr int64_t kMostGroup = 1 << 16;    // whose sums fit int32
+constexpr int64_t kMostColumns = 1 << 24;  // of a weight, whose own sums do
 
 template <class Backend>
 class Ops {
@@ -66,8 +68,9 @@ class Ops {
       p.scale = const_cast<float*>(static_cast<const float*>(
           call.vector(*scale, "scale", DType::f32, grid, "as the granularity has them")));
       if (zero_point)
-        p.zero_point = const_cast<int32_t*>(static_cast<const int32_t*>(
-            call.vector(*zero_point, "zero_point", DType::i32, grid, "that of scale")));
+        p.zero_point = const_cast<int32_t*>(call.zero_points(
+            call.vector(*zero_point, "zero_point", DType::i32, grid, "that of scale"), "zero_point",
+            p.scales));
     } else {
       p.scale = static_cast<float*>(scales.mutable_data_ptr());
       if (!symmetric) p.zero_point = static_cast<int32_t*>(points.mutable_data_ptr());
@@ -111,6 +114,8 @@ class Ops {
     check(weight.dim() == 2 && weight.size(0) >= 1 && weight.size(1) >= 1,
           "weft.int8_pack: weight has shape ", to_string(sizes_of(weight)),
           ", expected [N, K] of at least one each");
+    check(weight.size(1) <= kMostColumns, "weft.int8_pack: weight has shape ",
+          to_string(sizes_of(weight)), ", expected at most ", kMostColumns, " columns");
     Pack p = {weight.size(0),
               weight.size(1),
               static_cast<int>(bits),
@@ -154,6 +159,9 @@ class Ops {
           "weft.int8_linear: x is int8, so shift and smooth have been applied, or are too late");
     check(x_scale || !x_zero_point,
           "weft.int8_linear: x_zero_point belongs to an x_scale, expected both");
+    check(symmetric || !x_scale,
+          "weft.int8_linear: symmetric is false, which is of dynamic scales, and x_scale is given: "
+          "expected one of them");
     p.symmetric = symmetric;
     p.smoothing = call.smoothing(shift, smooth, p.K);
     if (x_scale) {
@@ -162,10 +170,13 @@ class Ops {
       p.x_scale = static_cast<const float*>(
           call.numbers(*x_scale, "x_scale", DType::f32, by_row ? p.M : 1));
       if (x_zero_point)
-        p.x_zero_point = static_cast<const int32_t*>(
-            call.numbers(*x_zero_point, "x_zero_point", DType::i32, by_row ? p.M : 1));
+        p.x_zero_point = call.zero_points(
+            call.numbers(*x_zero_point, "x_zero_point", DType::i32, by_row ? p.M : 1),
+            "x_zero_point", by_row ? p.M : 1);
     }
     call.ending(p, bias, residual, activation);
+    check(out_scale || out_zero_point == 0,
+          "weft.int8_linear: out_zero_point belongs to an out_scale, expected both");
 
     p.out_dtype = dtype_of(out_dtype);
     if (p.out_dtype == DType::i32) {
@@ -304,6 +315,12 @@ class Ops {
       check(t.numel() == count, "weft.", op, ": ", name, " has shape ", to_string(sizes_of(t)),
             ", expected ", count, count == 1 ? " element" : " elements");
       return contiguous(t).const_data_ptr();
+    }
+
+    const int32_t* zero_points(const void* data, const char* name, int64_t count) const {
+      const auto* points = static_cast<const int32_t*>(data);
+      Backend::check_zero_points(op, name, points, count);
+      return points;
     }
 
     Smoothing smoothing(const OptionalTensor& shift, const OptionalTensor& smooth, int64_t C) {

@@ -65,6 +65,14 @@ REFUSED: list[tuple[Call, str]] = [
     (linear(x_scale=torch.ones(5)), "weft.int8_linear: x_scale has shape [5], expected 1 element"),
     (linear(Q, x_scale=ONE, smooth=torch.ones(33)), "weft.int8_linear: x is int8, so shift and"),
     (linear(x_zero_point=ONE.int()), "weft.int8_linear: x_zero_point belongs to an x_scale"),
+    (
+        linear(x_scale=ONE, x_zero_point=torch.tensor([2_000_000], dtype=torch.int32)),
+        "weft.int8_linear: x_zero_point holds 2000000, expected -128 to 127",
+    ),
+    (
+        linear(Q, x_scale=torch.ones(5), x_zero_point=torch.tensor([0, 0, 0, 0, -129]).int()),
+        "weft.int8_linear: x_zero_point holds -129, expected -128 to 127",
+    ),
     (linear(shift=draw(32)), "weft.int8_linear: shift has shape [32], expected [33] (the last"),
     (linear(out_dtype=torch.int32), "weft.int8_linear: out_dtype is int32, the sums as they are"),
     (linear(out_dtype=torch.int8), "weft.int8_linear: out_dtype is int8, so out_scale is needed"),
@@ -99,6 +107,10 @@ REFUSED: list[tuple[Call, str]] = [
     ),
     (quantize(activation="silu_mul"), "weft.int8_quantize: x has shape [5, 33], expected an even"),
     (quantize(X, ONE), "weft.int8_quantize: scale has shape [1], expected [5, 1] (as the granul"),
+    (
+        quantize(X, torch.tensor(1.0), torch.tensor(128).int(), granularity="tensor"),
+        "weft.int8_quantize: zero_point holds 128, expected -128 to 127",
+    ),
     (quantize(X, None, ONE.int()), "weft.int8_quantize: zero_point belongs to a scale, expected"),
     (
         lambda: weft.pack_int8_weight(X),
@@ -107,6 +119,22 @@ REFUSED: list[tuple[Call, str]] = [
     (
         lambda: weft.pack_int8_weight(integers(3, 0)),
         "weft.int8_pack: weight has shape [3, 0], expected [N, K] of at least one each",
+    ),
+    (
+        lambda: weft.pack_int8_weight(Q[:1, :1].expand(1, 2**24 + 1)),
+        "weft.int8_pack: weight has shape [1, 16777217], expected at most 16777216 columns",
+    ),
+    (
+        lambda: weft.pack_int8_weight(torch.full((3, 9), 8, dtype=torch.int8), bits=4),
+        "weft.int8_pack: weight holds values that are not of 4 bits, expected -8 to 7",
+    ),
+    (
+        lambda: weft.pack_int8_weight(torch.full((70, 9), -9, dtype=torch.int8), bits=4),
+        "weft.int8_pack: weight holds values that are not of 4 bits, expected -8 to 7",
+    ),
+    (
+        lambda: weft.quantize_int8(X.to("meta"), granularity="row"),
+        "weft.int8_quantize: granularity is row, expected tensor, token, channel or group",
     ),
     (
         lambda: torch.ops.weft.int8_unpack(READY, 70, 34, 8),

@@ -5,6 +5,7 @@ from __future__ import annotations
 import pytest
 import torch
 from torch import Tensor
+from torch.autograd import forward_ad
 
 import weft
 from backends import Backend
@@ -125,10 +126,38 @@ def test_static_shift_and_smooth(backend: Backend):
 
 def test_int8_result(backend: Backend):
     x, weight, scale = draw(9, 50), integers(70, 50), scales(70)
+    out_scale = torch.tensor(0.1)
     y = weft.int8_linear(x, packed(weight), scale)
-    q = weft.int8_linear(x, packed(weight), scale, out_scale=torch.tensor(0.125), out_zero_point=5)
+    q = weft.int8_linear(x, packed(weight), scale, out_scale=out_scale, out_zero_point=5)
     assert q.dtype == torch.int8
-    assert torch.equal(q, reference.int8.quantize(y.double(), torch.tensor(0.125).double(), 5))
+    exact = (y.double() / out_scale.double() + 5).clamp(-128, 127)
+    assert ((q - exact).abs() <= 0.5 + 1e-5).all()  # ties may go either way
+    assert q.unique().numel() > 20
+
+
+def test_options_that_exclude_each_other(backend: Backend):
+    x, ready, scale = draw(9, 50), packed(integers(70, 50)), scales(70)
+    with pytest.raises(RuntimeError, match=r"out_scale is given, expected an out_dtype of int8"):
+        weft.int8_linear(x, ready, scale, out_scale=ONE, out_dtype=torch.bfloat16)
+    with pytest.raises(RuntimeError, match=r"out_zero_point belongs to an out_scale, expected"):
+        weft.int8_linear(x, ready, scale, out_zero_point=3)
+    with pytest.raises(RuntimeError, match=r"symmetric is false, .* and x_scale is given"):
+        weft.int8_linear(x, ready, scale, x_scale=ONE, symmetric=False)
+
+
+@pytest.mark.parametrize("dtype", FLOATS, ids=name)
+@pytest.mark.parametrize("point", [None, -7])
+def test_rows_without_numbers_by_a_static_scale(backend: Backend, dtype: torch.dtype, point):
+    weight, scale, x = integers(70, 33), scales(70), draw(5, 33, dtype=dtype)
+    options = {"x_scale": torch.tensor([0.03])}
+    if point is not None:
+        options["x_zero_point"] = torch.tensor([point], dtype=torch.int32)
+    clean = weft.int8_linear(x, packed(weight), scale, **options)
+    x[1, 3], x[2, 4], x[3, 32] = torch.nan, -torch.inf, torch.inf
+    y = weft.int8_linear(x, packed(weight), scale, **options)
+    assert y[1:4].isnan().all() and torch.equal(y[::4], clean[::4])
+    out = {"out_scale": torch.tensor(0.1), "out_zero_point": 9}
+    assert weft.int8_linear(x, packed(weight), scale, **options, **out)[1:4].eq(9).all()
 
 
 def test_strided_batches(backend: Backend):
@@ -192,6 +221,61 @@ def test_gradients(backend: Backend):
     torch.testing.assert_close(x.grad, (dy.double() @ w / smooth).float())
     torch.testing.assert_close(bias.grad, dy.sum((0, 1)))
     assert torch.equal(residual.grad, dy)
+
+
+def test_gradients_of_one_row(backend: Backend):
+    ready, scale = packed(integers(70, 33)), scales(70)
+    for op in (weft.int8_linear, weft.weight_only_linear, weft.llm_int8_linear):
+        options = {}
+        if op is weft.llm_int8_linear:
+            options["weight"] = draw(70, 33).requires_grad_()
+        x, bias = draw(33).requires_grad_(), draw(70).requires_grad_()
+        y = op(x, ready, scale, bias, **options)
+        dy = torch.randn_like(y)
+        y.backward(dy)
+        assert x.grad.shape == x.shape
+        torch.testing.assert_close(bias.grad, dy)
+        for weight in options.values():
+            torch.testing.assert_close(weight.grad, torch.outer(dy, x.detach()))
+
+
+def test_forward_mode_is_refused(backend: Backend):
+    ready, scale, x = packed(integers(70, 33)), scales(70), draw(5, 33)
+    for op in (weft.int8_linear, weft.weight_only_linear, weft.llm_int8_linear):
+        with forward_ad.dual_level():
+            dual = forward_ad.make_dual(x, torch.ones_like(x))
+            for again in (dual, dual.clone().requires_grad_()):
+                with pytest.raises(NotImplementedError, match="forward-mode AD"):
+                    op(again, ready, scale)
+        with pytest.raises(NotImplementedError, match="forward-mode AD"):
+            torch.func.jvp(lambda x, op=op: op(x, ready, scale), (x,), (x,))
+    with (
+        forward_ad.dual_level(),
+        pytest.raises(NotImplementedError, match="rounding has no gradient"),
+    ):
+        weft.quantize_int8(forward_ad.make_dual(x, torch.ones_like(x)))
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16], ids=name)
+def test_autocast(backend: Backend, dtype: torch.dtype):
+    ready, scale, x, bias = packed(integers(70, 33)), scales(70), draw(5, 33), draw(70)
+    for op in (weft.int8_linear, weft.weight_only_linear, weft.llm_int8_linear):
+        expected = op(x.to(dtype), ready, scale, bias)
+        compiled = torch.compile(op, fullgraph=True, backend="aot_eager")
+        with torch.autocast("cpu", dtype):
+            assert torch.equal(op(x, ready, scale, bias), expected)
+            assert torch.equal(compiled(x, ready, scale, bias), expected)
+            leaf = x.clone().requires_grad_()
+            op(leaf, ready, scale, bias).sum().backward()
+        assert expected.dtype == dtype and leaf.grad.dtype == torch.float32
+    with torch.autocast("cpu", dtype):
+        wide = weft.int8_linear(x, ready, scale, out_dtype=torch.float32)
+        q = weft.quantize_int8(x)
+        assert wide.dtype == torch.float32 and weft.nn.Int8Linear(33, 70)(x).dtype == dtype
+        given = weft.int8_linear(q.values, ready, scale, x_scale=q.scale)
+        assert given.dtype == torch.float32
+        with pytest.raises(RuntimeError, match="x has dtype float64"):
+            weft.int8_linear(x.double(), ready, scale)
 
 
 def test_repeats(backend: Backend):

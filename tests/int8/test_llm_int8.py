@@ -68,6 +68,11 @@ def test_threshold_is_met_not_passed(backend: Backend):
     x[2, 4] = torch.nan
     y = weft.llm_int8_linear(x, ready, scale)
     assert y[2].isnan().all() and not y[[0, 1, 3, 4]].isnan().any()
+    x[2, 4] = torch.inf
+    y = weft.llm_int8_linear(x, ready, scale)
+    of_floats = torch.inf * weight[:, 4]  # NaN by a weight of 0
+    assert torch.equal(y[2].nan_to_num(), of_floats.nan_to_num())
+    assert y[[0, 1, 3, 4]].isfinite().all()
 
 
 def test_gradients(backend: Backend):

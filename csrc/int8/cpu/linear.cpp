@@ -87,10 +87,12 @@ void prepare(const Linear& p, const Operands& o, int64_t begin, int64_t end, flo
           for (int d = 0; d < o.digits; ++d)
             std::memset(a + d * o.lda, 0, static_cast<size_t>(p.K));
       } else {
+        const Extremes found = extremes_of(t, p.K, p.symmetric);
         const Scale s = p.x_scale ? Scale(*p.x_scale, p.x_zero_point ? *p.x_zero_point : 0)
-                                  : Scale(extremes_of(t, p.K, p.symmetric), p.symmetric);
+                                  : Scale(found, p.symmetric);
         quantize_span(t, p.K, s, a);
-        o.scale[r] = s.scale;
+        // 0 · magnitude: NaN, also by a given scale, where the row holds NaN or infinity.
+        o.scale[r] = s.scale + 0 * found.magnitude;
         if (o.zero_point) o.zero_point[r] = s.zero_point;
       }
     }

@@ -1,4 +1,5 @@
 // Packs weights, once, and unpacks them: a panel of columns is a task. Layout: packed.h.
+#include <atomic>
 #include <cstring>
 
 #include "core/error.h"
@@ -40,6 +41,12 @@ void check_packed(const char* op, const void* packed, int64_t N, int64_t K, int 
         "] of ", bits);
 }
 
+void check_zero_points(const char* op, const char* name, const int32_t* points, int64_t count) {
+  for (int64_t i = 0; i < count; ++i)
+    check(points[i] >= -128 && points[i] <= 127, "weft.", op, ": ", name, " holds ", points[i],
+          ", expected -128 to 127");
+}
+
 void pack(const Pack& p) {
   const PackedLayout layout(p.N, p.K, p.bits);
   PackedHeader header;
@@ -47,6 +54,7 @@ void pack(const Pack& p) {
   header.K = p.K;
   header.bits = p.bits;
   std::memcpy(p.packed, &header, sizeof header);
+  std::atomic<bool> outside = false;  // tasks do not throw
   ::weft::cpu::parallel_for(layout.panels, [&](int64_t panel) {
     auto* to = const_cast<uint8_t*>(layout.panel(p.packed, panel));
     auto* sums = const_cast<int32_t*>(layout.sums(p.packed, panel));
@@ -55,11 +63,13 @@ void pack(const Pack& p) {
     std::memset(sums, 0, kPackedPanel * 4);
     const int64_t columns = columns_of(p, panel);
     const uint8_t mask = p.bits == 8 ? 255 : 15;
+    bool fits = true;
     for (int64_t n = 0; n < columns; ++n) {
       const int8_t* from = p.weight + (panel * kPackedPanel + n) * p.row;
       int32_t sum = 0;
       for (int64_t k = 0; k < p.K; ++k) {
         const int w = from[k * p.column];
+        fits &= w + zero >= 0 && w + zero <= mask;
         const Place at(k, n, p.bits);
         to[at.byte] = static_cast<uint8_t>((to[at.byte] & ~(mask << at.shift)) | ((w + zero) & mask)
                                                                                      << at.shift);
@@ -67,7 +77,9 @@ void pack(const Pack& p) {
       }
       sums[n] = sum;
     }
+    if (!fits) outside = true;
   });
+  check(!outside, "weft.int8_pack: weight holds values that are not of 4 bits, expected -8 to 7");
 }
 
 void unpack(const Unpack& p) {

@@ -13,6 +13,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from ._grad import has_tangent
+
 _unpack = torch.ops.weft.int8_unpack.default
 
 _DIFFERENTIABLE = ("x", "bias", "residual", "weight")
@@ -51,11 +53,11 @@ class _Linear(torch.autograd.Function):
                 dx = dx / args["smooth"]
             found["x"] = dx.to(x.dtype)
         if needs["bias"]:
-            found["bias"] = dy.flatten(0, -2).sum(0).to(args["bias"].dtype)
+            found["bias"] = dy.reshape(-1, dy.shape[-1]).sum(0).to(args["bias"].dtype)
         if needs["residual"]:
             found["residual"] = dy.to(args["residual"].dtype)
         if needs.get("weight"):
-            rows = dy.flatten(0, -2), x.flatten(0, -2).to(dy.dtype)
+            rows = dy.reshape(-1, dy.shape[-1]), x.reshape(-1, x.shape[-1]).to(dy.dtype)
             found["weight"] = (rows[0].t() @ rows[1]).to(args["weight"].dtype)
         return (None, None, None, *map(found.get, args))
 
@@ -67,6 +69,8 @@ def _kernel(op: torch._ops.OpOverload, name: str) -> Callable:
         raise NotImplementedError(f"weft.{name}: {what}")
 
     def run(keyset, *inputs):
+        if has_tangent(*filter(torch.is_tensor, inputs)):
+            refuse("forward-mode AD does not differentiate it")
         asked = [
             n
             for n, v in zip(names, inputs, strict=True)
@@ -92,7 +96,8 @@ def _refuse_gradient(op: torch._ops.OpOverload, name: str) -> Callable:
     """Of the quantisers, whose results are integers and what belongs to them."""
 
     def run(keyset, *inputs):
-        if torch.is_grad_enabled() and torch._C._any_requires_grad(*inputs):
+        asked = torch.is_grad_enabled() and torch._C._any_requires_grad(*inputs)
+        if asked or has_tangent(*filter(torch.is_tensor, inputs)):
             raise NotImplementedError(f"weft.{name}: rounding has no gradient; detach x")
         with torch._C._AutoDispatchBelowAutograd():
             return op.redispatch(keyset & torch._C._after_autograd_keyset, *inputs)

@@ -19,6 +19,11 @@ def scale_shape(sizes: torch.Size, granularity: str, group_size: int) -> tuple[i
             f"dimension, {C}"
         )
     shapes = {"tensor": (), "channel": (C,), "token": (*rows, 1)}
+    if granularity not in (*shapes, "group"):
+        raise RuntimeError(
+            f"weft.int8_quantize: granularity is {granularity}, expected tensor, token, channel or "
+            "group"
+        )
     return shapes[granularity] if granularity != "group" else (*rows, C // group_size)
 
 

@@ -15,8 +15,9 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from . import _int8_autograd, _int8_fake  # noqa: F401  they register themselves
-from ._grad import needs_grad
+from . import _int8_autocast, _int8_autograd, _int8_fake  # noqa: F401  they register themselves
+from ._grad import has_tangent, needs_grad
+from ._int8_autocast import autocast_dtype
 
 _quantize = torch.ops.weft.int8_quantize.default
 _dequantize = torch.ops.weft.int8_dequantize.default
@@ -67,7 +68,7 @@ def quantize_int8(
     Args:
         x: [..., C], float32, bfloat16 or float16; [..., 2 C] for silu_mul.
         scale: float32, of the shape that `granularity` gives scales.
-        zero_point: int32, as scale. Default: 0.
+        zero_point: int32, as scale, -128 to 127. Default: 0.
         granularity: what has a scale of its own: "tensor", "token" (a row; of a weight [N, K], an
             output channel), "channel" (an index of the last dimension), or "group" (`group_size`
             elements of a row).
@@ -99,7 +100,8 @@ def dequantize_int8(
 
     Args:
         values: int8 [..., C].
-        scale: float32; its shape says which values a scale belongs to.
+        scale: float32; its shape says which values a scale belongs to. [C] is of channels, also
+            where there are as many rows: a scale for each row is [..., 1].
         zero_point: int32, as scale. Default: 0.
         dtype: of the result.
     """
@@ -128,7 +130,8 @@ def pack_int8_weight(weight: Tensor, *, bits: int = 8) -> Tensor:
     """A weight as the kernels read it: opaque, for this version of weft and this kind of device.
 
     Args:
-        weight: int8 [N, K], any strides (a Conv1D's [K, N] transposed); of 4 bits, -8 to 7 each.
+        weight: int8 [N, K], any strides (a Conv1D's [K, N] transposed); of 4 bits, -8 to 7 each. K
+            is at most 2^24.
         bits: 8, or 4: two to a byte.
 
     Returns:
@@ -167,7 +170,7 @@ def int8_linear(
 
     A float x is quantised within, by its rows' own scales or by `x_scale`, as
     :func:`weft.quantize_int8` does it; an int8 x is taken as it is. A row with NaN or infinity
-    gives NaN.
+    gives NaN (in int8, which has none, out_zero_point).
 
     Gradients, where they are asked for, are those of the linear layer without rounding: of x, bias
     and residual, without activation.
@@ -178,21 +181,23 @@ def int8_linear(
         weight_scale: float32 [N] (one for all: ``scale.expand(N)``).
         bias: [N].
         x_scale: float32, one element; of an int8 x one, or one a row.
-        x_zero_point: int32, as x_scale. Default: 0.
-        symmetric: of dynamic scales.
+        x_zero_point: int32, as x_scale, -128 to 127. Default: 0.
+        symmetric: of dynamic scales alone.
         shift, smooth: float32 [K]: (x - shift) / smooth is what is quantised.
         activation: "none", "relu", "gelu", "gelu_tanh" or "silu".
         residual: [..., N], added behind the activation.
-        out_dtype: default x's, or float32 for an int8 x. torch.int32: the sums as they are.
+        out_dtype: default x's, or float32 for an int8 x, or int8 with out_scale. torch.int32: the
+            sums as they are.
         out_scale, out_zero_point: the result in int8, by this scale of one element.
 
     Returns:
         [..., N].
     """
     if out_dtype is None:
-        out_dtype = torch.float32 if x.dtype == torch.int8 else x.dtype
-    if out_scale is not None:
-        out_dtype = torch.int8
+        if out_scale is not None:
+            out_dtype = torch.int8
+        else:
+            out_dtype = torch.float32 if x.dtype == torch.int8 else autocast_dtype(x)
     args = (
         x,
         packed,
@@ -263,7 +268,7 @@ def llm_int8_linear(
 
     Columns of x that hold any |x| >= threshold take no part in the rows' scales and are multiplied
     in floats, with the weight's int8 values dequantised, before the result is stored. NaN and
-    infinity are outliers.
+    infinity are outliers: their rows become what floats make of them, NaN or infinity.
 
     Args:
         x: [..., K].
@@ -284,11 +289,10 @@ def llm_int8_linear(
 
 
 def _run(op: torch._ops.OpOverload, args: tuple) -> Tensor:
-    if (
-        torch.compiler.is_compiling()
-        or needs_grad(*(a for a in args if isinstance(a, Tensor)))
-        or torch._C._are_functorch_transforms_active()
-    ):
+    if torch.compiler.is_compiling():
+        return op(*args)
+    tensors = [a for a in args if isinstance(a, Tensor)]
+    if needs_grad(*tensors) or has_tangent(*tensors) or torch._C._are_functorch_transforms_active():
         return op(*args)
     with torch._C._AutoDispatchBelowAutograd():  # half the cost of asking autograd once more
         return op(*args)
