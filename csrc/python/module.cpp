@@ -134,7 +134,7 @@ Table default_table(int world, int cpus) {
 }
 
 // A reduction of contiguous memory in place: what torch.ops.weft.all_reduce_ does, for those who
-// have looked at the tensor already, in a tenth of the time.
+// have looked at the tensor already, past torch's dispatcher.
 void all_reduce_at(Communicator& communicator, uintptr_t data, int64_t n, int dtype,
                    int reduction) {
   void* const x = reinterpret_cast<void*>(data);
@@ -199,9 +199,10 @@ PYBIND11_MODULE(_C, m) {
            "table"_a)
       .def_property_readonly("name", &Communicator::name)
       .def_property_readonly("handle", &Communicator::handle)
-      .def_property_readonly("calls", &Communicator::calls)
       .def_property_readonly("failure", &Communicator::failure)
       .def("all_here", &Communicator::all_here, "All ranks have opened it: its name can go.")
+      .def("queue", &Communicator::queue, "pending"_a, "So many calls stand in a queue.")
+      .def("serve", &Communicator::serve, "This thread is the one that empties the queue.")
       .def("close", &Communicator::close, unlocked)
       .def("all_reduce_at", &weft::all_reduce_at, "data"_a, "n"_a, "dtype"_a, "reduction"_a,
            unlocked, "Reduces contiguous memory in place. dtype, reduction: as in params.h.");

@@ -74,6 +74,7 @@ def _rank(
     connection: Connection, function: Callable[..., Any], rank: int, world: int, store: str, args
 ) -> None:
     os.environ["GLOO_SOCKET_IFNAME"] = "lo"
+    os.environ["WEFT_COMM_TABLE"] = f"{store}.json"  # none: not what this machine was tuned to
     torch.set_num_threads(1)
     try:
         dist.init_process_group(

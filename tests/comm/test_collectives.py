@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import random
 import time
 
@@ -12,6 +13,7 @@ import torch.distributed as dist
 import weft
 from weft import _C
 from weft.distributed import Communicator
+from weft.distributed._work import Worker
 
 from .ranks import run
 
@@ -62,6 +64,27 @@ def check_collectives(rank: int, world: int) -> None:
 @pytest.mark.parametrize("world", [1, 2, 3, 4, 7])
 def test_every_rank_gets_the_sum_in_their_order(world: int):
     run(check_collectives, world)
+
+
+def check_threads(rank: int, world: int, two_shot: bool) -> None:
+    os.sched_getaffinity = lambda process: set(range(8))  # as if each rank had several CPUs
+    torch.set_num_threads(2)
+    table = [(1 << 40, two_shot, 256 << 10)]
+    with Communicator(dist.group.WORLD, table=table) as communicator:
+        for dtype in DTYPES:
+            xs = everyones(1, world, 200_003, dtype)
+            parts = torch.stack(xs)
+            assert torch.equal(communicator.all_reduce(xs[rank]), expected(xs, "sum"))
+            assert torch.equal(communicator.all_gather(xs[rank]), torch.cat(xs))
+            scattered = communicator.reduce_scatter(parts)
+            assert torch.equal(scattered, expected([parts[rank : rank + 1]] * world, "sum"))
+            coded = communicator.all_reduce(xs[rank], compression="int8")
+            assert_within_int8(coded, xs, 128)
+
+
+@pytest.mark.parametrize("two_shot", [False, True])
+def test_several_threads_a_rank(two_shot: bool):
+    run(check_threads, 2, two_shot)
 
 
 def check_levels(rank: int, world: int) -> None:
@@ -146,6 +169,9 @@ def check_shapes(rank: int, world: int) -> None:
         every_other = torch.ones(10)[::2]
         communicator.all_reduce_(every_other, compression="int8")
         assert torch.equal(every_other, torch.full((5,), float(world)))
+        negative = torch._neg_view(torch.ones(3))
+        assert communicator.all_reduce_(negative) is negative
+        assert torch.equal(negative, torch.full((3,), -float(world)))
         y = communicator.all_reduce(torch.ones(4, 6).t())
         assert y.shape == (6, 4) and (y == world).all()
         assert communicator.all_reduce(torch.tensor(1.5)).item() == 1.5 * world
@@ -274,6 +300,63 @@ def check_async(rank: int, world: int) -> None:
 @pytest.mark.parametrize("world", [2, 3])
 def test_async_works_end_in_order(world: int):
     run(check_async, world)
+
+
+def check_callbacks(rank: int, world: int) -> None:
+    with Communicator(dist.group.WORLD) as communicator:
+        x = torch.ones(1)
+        if rank == 0:
+            first = communicator.all_reduce(x, async_op=True).get_future()
+            waits = first.then(lambda done: communicator.all_reduce(x))
+            closes = first.then(lambda done: communicator.close())
+            asks = first.then(lambda done: communicator.all_reduce(x, async_op=True))
+            second = communicator.all_reduce(x, "max", async_op=True)
+            with pytest.raises(RuntimeError, match="would overtake works that are not done"):
+                torch.ops.weft.all_reduce(x, communicator.handle, "sum")
+            dist.barrier()
+            with pytest.raises(RuntimeError, match="async_op=True"):
+                waits.wait()
+            with pytest.raises(RuntimeError, match="would wait for itself"):
+                closes.wait()
+            assert second.wait().item() == 1
+            assert asks.wait().wait().item() == world
+        else:
+            dist.barrier()
+            for op in ("sum", "max", "sum"):
+                communicator.all_reduce(x, op)
+
+
+def test_callbacks_do_not_wait_for_themselves():
+    run(check_callbacks, 2)
+
+
+def check_versions(rank: int, world: int) -> None:
+    with Communicator(dist.group.WORLD) as communicator:
+        for options in ({}, {"async_op": True}, {"compression": "int8"}):
+            x = torch.ones(3, requires_grad=True)
+            y = x * 2
+            z = y * y
+            with torch.no_grad():
+                done = communicator.all_reduce_(y.detach(), **options)
+            if "async_op" in options:
+                done.wait()
+            with pytest.raises(RuntimeError, match="modified by an inplace operation"):
+                z.sum().backward()
+        with torch.inference_mode():
+            x = torch.ones(3)
+            assert communicator.all_reduce_(x, async_op=True).wait() is x
+
+
+def test_autograd_knows_what_is_written():
+    run(check_versions, 2)
+
+
+def test_no_work_comes_after_the_last():
+    worker = Worker("test", _C.Communicator("", 0, 1, 1.0, 1, []))
+    assert worker.submit(lambda: torch.ones(1)).wait() == 1
+    worker.stop()
+    with pytest.raises(RuntimeError, match="the communicator is closed"):
+        worker.submit(lambda: torch.ones(1)).wait()
 
 
 def check_start(rank: int, world: int) -> float:

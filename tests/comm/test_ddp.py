@@ -75,26 +75,37 @@ def test_the_same_bits_as_torch_between_two():
         assert all(torch.equal(a, b) for a, b in zip(ours, theirs, strict=True))
 
 
-def feedback(rank: int, world: int) -> float:
+def feedback(rank: int, world: int, dtype: torch.dtype, overflows: bool) -> float:
     """The same gradient at every step, most of it below half a step of its group's scale."""
     with Communicator(dist.group.WORLD) as communicator:
-        net = torch.nn.Linear(64, 1, bias=False)
+        net = torch.nn.Linear(64, 1, bias=False, dtype=dtype)
         torch.nn.init.zeros_(net.weight)
         parallel = DistributedDataParallel(net)
         parallel.register_comm_hook(None, ddp_hook(communicator, "int8", group_size=64))
-        x = torch.full((1, 64), 0.001)
+        x = torch.full((1, 64), 0.001, dtype=dtype)
         x[0, 0] = 1
         total = torch.zeros(64)
-        for _ in range(100):
+        for step in range(100):
             net.zero_grad()
-            parallel(x).sum().backward()
-            total += net.weight.grad[0]
-        return float((total / 100 - x[0]).abs().max())
+            if overflows and step == 50 and rank == 0:
+                (parallel(x).sum() * torch.inf).backward()
+            else:
+                parallel(x).sum().backward()
+            if not overflows or step != 50:
+                total += net.weight.grad[0]
+        steps = 99 if overflows else 100
+        return float((total / steps - x[0]).abs().max())
 
 
-def test_error_feedback_loses_nothing():
-    for error in run(feedback, 2):
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_error_feedback_loses_nothing(dtype: torch.dtype):
+    for error in run(feedback, 2, dtype, False):
         assert error < 1 / 127 / 100  # less than a step, over 100 steps
+
+
+def test_an_overflow_is_forgotten():
+    for error in run(feedback, 2, torch.float32, True):
+        assert error < 2 / 127 / 100  # it takes what the step before had lost with it
 
 
 def test_what_is_refused():

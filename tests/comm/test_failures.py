@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import re
 import signal
+import threading
 import time
 from pathlib import Path
 
@@ -12,9 +13,10 @@ import pytest
 import torch
 import torch.distributed as dist
 
-from weft.distributed import Communicator
+from weft import _C
+from weft.distributed import Communicator, _bootstrap
 
-from .ranks import processes, result, run
+from .ranks import PATIENCE, processes, result, run
 
 
 def failure_of(call) -> str:
@@ -23,8 +25,11 @@ def failure_of(call) -> str:
     return str(raised.value)
 
 
-def named_segments() -> set[str]:
-    return {path.name for path in Path("/dev/shm").glob("weft-comm-*")}
+SHARED = Path("/dev/shm")
+
+
+def has_a_name(segment: str) -> bool:
+    return (SHARED / segment.lstrip("/")).exists()
 
 
 MISMATCHES = {
@@ -63,7 +68,7 @@ def test_a_mismatch_is_an_error_on_every_rank(what: str):
         assert other.group(2, 3) != other.group(5, 6)
 
 
-def killed(rank: int, world: int, n: int) -> tuple[str, float]:
+def killed(rank: int, world: int, n: int) -> tuple[str, float, str]:
     communicator = Communicator(dist.group.WORLD, timeout=60)
     x = torch.ones(n)
     for _ in range(20):
@@ -75,38 +80,42 @@ def killed(rank: int, world: int, n: int) -> tuple[str, float]:
         while True:
             communicator.all_reduce(x)
     message = failure_of(lambda: [communicator.all_reduce(x) for _ in range(1_000_000)])
-    return message, time.monotonic()
+    return message, time.monotonic(), communicator._native.name
 
 
 @pytest.mark.parametrize("n", [100, 3_000_000])
 def test_a_killed_rank_is_named_at_once(n: int):
-    before = named_segments()
     with processes(killed, 3, n) as started:
         started[1][0].join()
         gone = time.monotonic()
         for rank in (0, 2):
-            message, when = result(started[rank][1])
+            message, when, segment = result(started[rank][1])
             assert "weft.all_reduce: rank 1 has died" in message or (
                 "has given up, because of rank 1" in message
             )
             assert f"seen from rank {rank} of 3" in message and "call " in message
             assert when - gone < 20  # and not the timeout of 60 s
-    assert named_segments() <= before
+            assert not has_a_name(segment)
 
 
-def stopped(rank: int, world: int) -> str:
+def stopped(rank: int, world: int, folder: str) -> str:
+    dist.barrier()  # some may start slowly
     communicator = Communicator(dist.group.WORLD, timeout=2)
     x = torch.ones(1000)
     while True:
         try:
             communicator.all_reduce(x)
+            Path(folder, str(rank)).touch()
         except RuntimeError as error:
             return str(error)
 
 
-def test_a_stopped_rank_is_named_in_time_and_fails_when_it_goes_on():
-    with processes(stopped, 3) as started:
-        time.sleep(4)  # they are at work by now, or will find rank 1 missing at the start
+def test_a_stopped_rank_is_named_in_time_and_fails_when_it_goes_on(tmp_path: Path):
+    with processes(stopped, 3, str(tmp_path)) as started:
+        end = time.monotonic() + PATIENCE
+        while len(list(tmp_path.iterdir())) < 3:  # until all are at work
+            assert time.monotonic() < end
+            time.sleep(0.05)
         os.kill(started[1][0].pid, signal.SIGSTOP)
         for rank in (0, 2):
             message = result(started[rank][1])
@@ -212,6 +221,52 @@ def test_a_child_does_not_speak_for_its_parent():
         assert "belongs to the process that was forked" in message
 
 
+def forks_within(rank: int, world: int) -> list[str]:
+    """A child of rank 0, made while another thread of it is in a call."""
+    communicator = Communicator(dist.group.WORLD)
+    said: list[str] = []
+    if rank == 0:
+        work = communicator.all_reduce(torch.ones(1), async_op=True)
+        while communicator._worker.pending == 0:
+            time.sleep(0.01)
+        time.sleep(0.2)  # it waits for rank 1
+        read, write = os.pipe()
+        child = os.fork()
+        if child == 0:
+            for call in (
+                lambda: communicator.all_reduce(torch.ones(1)),
+                lambda: communicator.all_reduce_(torch.ones(1), async_op=True).wait(),
+                lambda: torch.ops.weft.all_reduce(torch.ones(1), communicator.handle, "sum"),
+            ):
+                try:
+                    call()
+                except RuntimeError as error:
+                    os.write(write, f"{error}\n".encode())
+            os.write(write, f"{communicator.failure}\n".encode())
+            communicator.close()
+            del communicator
+            os._exit(0)
+        os.close(write)
+        with os.fdopen(read) as pipe:
+            end = threading.Timer(30, os.kill, (child, signal.SIGKILL))
+            end.start()
+            said = pipe.read().splitlines()
+        assert os.waitpid(child, 0)[1] == 0
+        end.cancel()
+    dist.barrier()
+    if rank == 1:
+        work = communicator.all_reduce(torch.ones(1), async_op=True)
+    assert work.wait().item() == 2
+    communicator.close()
+    return said
+
+
+def test_a_child_that_was_forked_during_a_call_does_not_hang():
+    said, _ = run(forks_within, 2)
+    assert len(said) == 4
+    assert all("belongs to the process that was forked" in line for line in said)
+
+
 def missing(rank: int, world: int) -> str:
     if rank == 1:
         time.sleep(4)
@@ -221,17 +276,92 @@ def missing(rank: int, world: int) -> str:
 
 def test_a_rank_that_makes_none_is_missed():
     message, _ = run(missing, 2)
-    assert "1" in message and "monitoredBarrier" in message
+    assert re.search(r"Ranks 1 failed to pass monitoredBarrier in 1000 ms", message), message
 
 
-def leaves_no_name(rank: int, world: int) -> list[str]:
-    before = named_segments()
-    with Communicator(dist.group.WORLD) as communicator:
-        dist.barrier()
-        names = named_segments() - before
-        communicator.all_reduce(torch.ones(1))
-    return sorted(names)
+def leaves_nothing(rank: int, world: int) -> None:
+    communicator = Communicator(dist.group.WORLD)
+    segment = communicator._native.name
+    assert not has_a_name(segment)
+    assert segment in Path("/proc/self/maps").read_text()
+    communicator.all_reduce(torch.ones(1))
+    communicator.close()
+    assert segment not in Path("/proc/self/maps").read_text()
 
 
 def test_nothing_is_left_in_shared_memory():
-    assert run(leaves_no_name, 2) == [[], []]
+    run(leaves_nothing, 2)
+
+
+def test_nothing_is_left_of_what_was_not_made():
+    before = set(SHARED.glob("weft-comm-*"))
+    with pytest.raises(RuntimeError, match="pieces of 1 bytes"):
+        _C.Communicator("", 0, 2, 1.0, 2, [(1 << 40, False, 1)])
+    made = set(SHARED.glob("weft-comm-*")) - before
+    end = time.monotonic() + 20
+    while any(path.exists() for path in made):  # other tests' have a name for an instant
+        assert time.monotonic() < end
+        time.sleep(0.05)
+
+
+def breaks_off(rank: int, world: int) -> None:
+    names = []
+
+    def exchange(group, report, timeout):
+        names.append(report.name)
+        if len(names) == 2:
+            raise KeyboardInterrupt
+        return [report] * world
+
+    _bootstrap._exchange = exchange
+    try:
+        Communicator(dist.group.WORLD)
+    except KeyboardInterrupt:  # which keeps all that was on its way
+        assert names[1] and not has_a_name(names[1])
+
+
+def test_nothing_is_left_of_an_introduction_that_broke_off():
+    run(breaks_off, 1)
+
+
+def bad_table(rank: int, world: int, table: object) -> str:
+    path = Path(os.environ["WEFT_COMM_TABLE"])
+    if table == "a folder" and rank == 0:
+        path.mkdir()
+    rows = table if table != "a folder" and rank == 0 else None
+    return failure_of(lambda: Communicator(dist.group.WORLD, timeout=60, table=rows))
+
+
+@pytest.mark.parametrize(
+    "table, reason", [([("a", False, 1)], "incompatible"), ("a folder", "Is a directory")]
+)
+def test_a_bad_table_is_an_error_on_every_rank(table: object, reason: str):
+    for message in run(bad_table, 2, table):
+        assert reason in message and "(rank 0, on" in message
+
+
+def breaks_within(rank: int, world: int) -> str:
+    communicator = Communicator(dist.group.WORLD, timeout=60)
+    if rank == 1:
+        os.environ["WEFT_CPU_ISA"] = "abacus"  # looked at by the first kernel, in the midst
+    message = failure_of(lambda: communicator.all_reduce(torch.ones(1000)))
+    assert communicator.failure == message
+    dist.barrier()
+    return message
+
+
+def test_whatever_breaks_a_call_fails_it_on_every_rank():
+    first, second = run(breaks_within, 2, start="spawn")
+    assert "abacus" in second
+    assert "rank 1 has given up" in first
+
+
+def late_for_a_long_timeout(rank: int, world: int) -> float:
+    with Communicator(dist.group.WORLD, timeout=1e10) as communicator:
+        if rank == 0:
+            time.sleep(0.5)
+        return communicator.all_reduce(torch.ones(1)).item()
+
+
+def test_a_timeout_of_centuries():
+    assert run(late_for_a_long_timeout, 2) == [2.0, 2.0]

@@ -15,7 +15,7 @@ pytestmark = pytest.mark.skipif(
 )
 
 
-def verify(folder: Path, model: str, *defines: str) -> str:
+def verify(folder: Path, model: str, *defines: str) -> subprocess.CompletedProcess[str]:
     """What SPIN's exhaustive search says, deadlocks and assertions included."""
     spin = ["spin", *defines, "-a", MODELS / f"{model}.pml"]
     subprocess.run(spin, cwd=folder, check=True, capture_output=True, text=True)
@@ -34,7 +34,7 @@ def verify(folder: Path, model: str, *defines: str) -> str:
     search = ["./pan", "-m200000", "-w24"]
     found = subprocess.run(search, cwd=folder, capture_output=True, text=True, timeout=600)
     assert "max search depth too small" not in found.stdout
-    return found.stdout
+    return found
 
 
 @pytest.mark.parametrize(
@@ -43,7 +43,8 @@ def verify(folder: Path, model: str, *defines: str) -> str:
 )
 def test_no_fault(tmp_path: Path, model: str, defines: tuple[str, ...]):
     found = verify(tmp_path, model, *defines)
-    assert "errors: 0" in found, found
+    assert found.returncode == 0, found
+    assert "errors: 0" in found.stdout and "Search not completed" not in found.stdout, found
 
 
 @pytest.mark.parametrize(
@@ -56,4 +57,4 @@ def test_no_fault(tmp_path: Path, model: str, defines: tuple[str, ...]):
 )
 def test_faults_are_found(tmp_path: Path, model: str, defines: tuple[str, ...]):
     found = verify(tmp_path, model, *defines)
-    assert "errors: 1" in found, found
+    assert "errors: 1" in found.stdout, found

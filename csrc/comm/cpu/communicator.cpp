@@ -59,7 +59,8 @@ constexpr int64_t kStreamBytes = 16 << 20;  // messages beyond it leave no cache
 // Looks at a counter before yielding, and yields before sleeping. With a CPU for every rank a peer
 // is at work, and about 30 µs of looking cost less than a sleep; else it may wait for this one.
 Patience patience_for(int world, int cpus, double timeout) {
-  const auto limit = std::chrono::nanoseconds(static_cast<int64_t>(timeout * 1e9));
+  const double seconds = std::min(timeout, 1e9);  // as nanoseconds in 64 bits
+  const auto limit = std::chrono::nanoseconds(static_cast<int64_t>(seconds * 1e9));
   return world <= cpus ? Patience{2000, 200, limit} : Patience{20, 200, limit};
 }
 
@@ -83,6 +84,9 @@ int fork_generation() {
   (void)watching;
   return forks.load(std::memory_order_relaxed);
 }
+
+constexpr const char* kForked =
+    "this communicator belongs to the process that was forked; make one in the child";
 
 struct Registry {
   std::mutex mutex;
@@ -113,6 +117,9 @@ std::vector<Choice> default_table(int world, int cpus) {
 
 Communicator::Communicator(std::unique_ptr<Segment> segment, Options options)
     : segment_(std::move(segment)),
+      name_(segment_->name()),
+      rank_(segment_->rank()),
+      world_(segment_->world()),
       options_(std::move(options)),
       turns_(segment_->flags(), segment_->rank(), segment_->world(),
              patience_for(segment_->world(), options_.cpus ? options_.cpus : segment_->world(),
@@ -139,7 +146,10 @@ Communicator::Communicator(const std::string& name, int rank, int world, Options
 
 Communicator::~Communicator() { close(); }
 
-void Communicator::all_here() const { segment_->unlink(); }
+void Communicator::all_here() const {
+  const std::lock_guard lock(mutex_);
+  if (segment_) segment_->unlink();
+}
 
 void Communicator::enter(const std::shared_ptr<Communicator>& communicator) {
   Registry& all = registry();
@@ -156,21 +166,26 @@ std::shared_ptr<Communicator> Communicator::find(int64_t handle) {
   return found == all.communicators.end() ? nullptr : found->second.lock();
 }
 
+// In a child the locks may be held for ever, by threads that only its parent has.
 std::string Communicator::failure() const {
-  const std::lock_guard lock(mutex_);
+  if (process_ != fork_generation()) return kForked;
+  const std::lock_guard lock(failure_mutex_);
   return failure_;
 }
 
 void Communicator::close() {
-  const std::lock_guard lock(mutex_);
   if (process_ != fork_generation()) return;  // it is the parent's
-  if (!closed_ && failure_.empty()) turns_.stop(State::closed);
+  const std::lock_guard lock(mutex_);
+  if (closed_) return;
+  if (failure_.empty()) turns_.stop(State::closed);
   closed_ = true;
+  segment_.reset();
 }
 
 void Communicator::run(const Collective& c) {
-  check(process_ == fork_generation(), "weft.", name_of(c.kind),
-        ": this communicator belongs to the process that was forked; make one in the child");
+  check(process_ == fork_generation(), "weft.", name_of(c.kind), ": ", kForked);
+  check(!pending_ || server_.load() == std::this_thread::get_id(), "weft.", name_of(c.kind),
+        ": this call would overtake works that are not done; wait for them first");
   const std::lock_guard lock(mutex_);
   check(failure_.empty(), failure_);
   check(!closed_, "weft.", name_of(c.kind), ": the communicator is closed");
@@ -192,6 +207,9 @@ void Communicator::run(const Collective& c) {
     }
   } catch (const Broken& broken) {
     give_up(c, broken);
+  } catch (const std::exception& error) {  // this rank's events are out of step from here on
+    if (failure_.empty()) set_failure(error.what(), rank());
+    throw;
   }
 }
 
@@ -231,9 +249,16 @@ void Communicator::give_up(const Collective& c, const Broken& broken) {
 }
 
 void Communicator::fail_with(int blamed, const std::string& message) {
-  failure_ = message;
-  turns_.stop(State::failed, blamed);
+  set_failure(message, blamed);
   fail(message);
+}
+
+void Communicator::set_failure(const std::string& message, int blamed) {
+  {
+    const std::lock_guard lock(failure_mutex_);
+    failure_ = message;
+  }
+  turns_.stop(State::failed, blamed);
 }
 
 // Calls part for ranges of [0, n), each of whole `align`s, on as many threads as are worth it.

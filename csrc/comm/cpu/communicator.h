@@ -1,10 +1,12 @@
 // The ranks of one host as a group that reduces together: collectives over a Segment.
 #pragma once
 
+#include <atomic>
 #include <cstdint>
 #include <memory>
 #include <mutex>
 #include <string>
+#include <thread>
 #include <vector>
 
 #include "comm/cpu/segment.h"
@@ -36,20 +38,23 @@ class WEFT_API Communicator {
   // From now on found by its handle.
   static void enter(const std::shared_ptr<Communicator>& communicator);
 
-  const std::string& name() const { return segment_->name(); }
-  int rank() const { return segment_->rank(); }
-  int world() const { return segment_->world(); }
+  const std::string& name() const { return name_; }
+  int rank() const { return rank_; }
+  int world() const { return world_; }
   // All ranks have opened it: its name goes, so that nothing is left after a crash.
   void all_here() const;
 
   // Throws std::runtime_error: op, call, rank, what is wrong. From then on every call does, with
   // the same words, and the peers' calls fail as well.
   void run(const Collective& collective);
-  // Calls so far.
-  uint64_t calls() const { return turns_.call(); }
+  // So many calls stand in a queue, which the thread that called serve() empties. While there are
+  // any, a call from another thread would overtake them: it throws, and nothing else happens.
+  void queue(int pending) { pending_ = pending; }
+  void serve() { server_ = std::this_thread::get_id(); }
   // Why it has failed; empty if it has not.
   std::string failure() const;
-  // Peers that still wait for this rank learn that it has gone. Calls after it throw.
+  // Peers that still wait for this rank learn that it has gone, and the memory is let go. Calls
+  // after it throw.
   void close();
 
  private:
@@ -67,15 +72,22 @@ class WEFT_API Communicator {
   [[noreturn]] void give_up(const Collective& c, const Broken& broken);
   [[noreturn]] void fail_with(int blamed, const std::string& message);
 
-  std::unique_ptr<Segment> segment_;
+  void set_failure(const std::string& message, int blamed);
+
+  std::unique_ptr<Segment> segment_;  // until it is closed
+  std::string name_;
+  int rank_, world_;
   Options options_;
   Turns turns_;
   int threads_;
   int64_t handle_ = 0;
   int process_;  // fork generation: a child cannot go on with its parent's
   bool closed_ = false;
+  std::atomic<int> pending_{0};
+  std::atomic<std::thread::id> server_{};
   std::string failure_;
-  mutable std::mutex mutex_;
+  mutable std::mutex mutex_;          // held through a call
+  mutable std::mutex failure_mutex_;  // of failure_ alone, so that asking for it does not wait
 };
 
 }  // namespace weft::comm::cpu

@@ -160,10 +160,7 @@ class Turns {
   // Throws where a peer has given up. A rank that comes late finds the others' events, but not the
   // others, so each call looks once.
   void none_failed() const {
-    for (int r = 0; r < world_; ++r) {
-      if (r != rank_ && flags_[r].state.load(std::memory_order_acquire) == State::failed)
-        throw Broken{Trouble::failed, r, static_cast<int>(flags_[r].blamed.load())};
-    }
+    if (const int r = who_failed(); r >= 0) throw given_up(r);
   }
 
   // No more events from this rank.
@@ -175,6 +172,17 @@ class Turns {
   }
 
  private:
+  // The first peer that has given up, or -1.
+  int who_failed() const {
+    for (int r = 0; r < world_; ++r) {
+      if (r != rank_ && flags_[r].state.load(std::memory_order_acquire) == State::failed) return r;
+    }
+    return -1;
+  }
+  Broken given_up(int r) const {
+    return {Trouble::failed, r, static_cast<int>(flags_[r].blamed.load())};
+  }
+
   static bool behind(uint32_t count, uint32_t target) {
     return static_cast<int32_t>(count - target) < 0;
   }
@@ -215,13 +223,14 @@ class Turns {
     }
   }
 
-  // Throws where rank r will not come any more, or somebody has given up.
+  // Throws where rank r will not come any more, or somebody has given up: unless rank r had done
+  // its part before.
   void look_around(int r, uint32_t target) const {
-    none_failed();
+    const bool alive = peers_.alive(r);  // before its state, which it sets before it goes
+    const int failed = who_failed();
     const bool closed = flags_[r].state.load(std::memory_order_acquire) == State::closed;
-    const bool dead = !closed && !peers_.alive(r);
-    if (!closed && !dead) return;
-    if (reached(r, target)) return;  // it had done its part before it went
+    if ((alive && failed < 0 && !closed) || reached(r, target)) return;
+    if (failed >= 0) throw given_up(failed);
     throw Broken{closed ? Trouble::closed : Trouble::dead, r, r};
   }
 

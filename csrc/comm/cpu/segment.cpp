@@ -79,7 +79,7 @@ size_t Segment::total_bytes(int world) {
 }
 
 Segment::Segment(std::string name, int file, int rank, int world)
-    : name_(std::move(name)), file_(file), rank_(rank), world_(world) {}
+    : name_(std::move(name)), file_(file), rank_(rank), world_(world), process_(getpid()) {}
 
 std::unique_ptr<Segment> Segment::create(int world) {
   check(world >= 1 && world <= kMaxWorld, "weft: a communicator has ", world,
@@ -92,7 +92,6 @@ std::unique_ptr<Segment> Segment::create(int world) {
   const size_t bytes = total_bytes(world);
   int error = ftruncate(file, static_cast<off_t>(bytes)) ? errno : 0;
   if (!error) error = posix_fallocate(file, 0, static_cast<off_t>(bytes));
-  if (error) segment->unlink();
   check(!error, "weft: a communicator of ", world, " ranks needs ", bytes >> 20,
         " MiB of shared memory (/dev/shm): ", std::strerror(error));
   segment->map();
@@ -131,6 +130,7 @@ void Segment::map() {
 }
 
 Segment::~Segment() {
+  if (rank_ == 0 && process_ == getpid()) unlink();
   if (base_) munmap(base_, total_bytes(world_));
   close(file_);
 }

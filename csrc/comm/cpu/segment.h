@@ -35,7 +35,7 @@ class Segment final : public Peers {
   Segment& operator=(const Segment&) = delete;
 
   const std::string& name() const { return name_; }
-  // Takes the name away; no error where it is gone already.
+  // Takes the name away; no error where it is gone already. Rank 0's end does it as well.
   void unlink() const;
 
   int rank() const { return rank_; }
@@ -55,6 +55,7 @@ class Segment final : public Peers {
 
   std::string name_;
   int file_, rank_, world_;
+  int process_;
   char* base_ = nullptr;
 };
 

@@ -36,19 +36,17 @@ def connect(
 
     All take the table that rank 0 was given, or else finds."""
     rank, world = dist.get_rank(group), dist.get_world_size(group)
-    if dist.get_backend(group) == "gloo":  # else a missing rank would show after the group's time
-        dist.monitored_barrier(group, timedelta(seconds=timeout), wait_all_ranks=True)
     # How many CPUs there are decides how to wait, so it is known before anything is made.
-    cpus = len(set().union(*(report.cpus for report in _exchange(group, _Report()))))
+    cpus = len(set().union(*(report.cpus for report in _exchange(group, _Report(), timeout))))
 
     made: _C.Communicator | _Report = _Report()
-    if rank == 0:
-        made, table = _make_first(world, timeout, cpus, table)
-    first, *_ = _exchange(group, _named(made, table))
-    if rank > 0 and not first.error:
-        made = _make(first.name, rank, world, timeout, cpus, first.table)
     try:
-        reports = _exchange(group, _named(made))
+        if rank == 0:
+            made, table = _make_first(world, timeout, cpus, table)
+        first, *_ = _exchange(group, _named(made, table), timeout)
+        if rank > 0 and not first.error:
+            made = _make(first.name, rank, world, timeout, cpus, first.table)
+        reports = _exchange(group, _named(made), timeout)
     finally:
         if isinstance(made, _C.Communicator):
             made.all_here()
@@ -68,7 +66,7 @@ def _make_first(
 ) -> tuple[_C.Communicator | _Report, _table.Table]:
     try:
         rows = _table.load(world, cpus) if table is None else table
-    except RuntimeError as error:
+    except Exception as error:  # whatever it is: the peers wait for a word
         return _Report(error=str(error)), []
     return _make("", 0, world, timeout, cpus, rows), rows
 
@@ -78,7 +76,7 @@ def _make(
 ) -> _C.Communicator | _Report:
     try:
         return _C.Communicator(name, rank, world, timeout, cpus, table)
-    except RuntimeError as error:
+    except Exception as error:
         return _Report(error=str(error))
 
 
@@ -86,7 +84,10 @@ def _named(made: _C.Communicator | _Report, table: _table.Table | None = None) -
     return made if isinstance(made, _Report) else _Report(name=made.name, table=table or [])
 
 
-def _exchange(group: dist.ProcessGroup, report: _Report) -> list[_Report]:
+def _exchange(group: dist.ProcessGroup, report: _Report, timeout: float) -> list[_Report]:
+    if dist.get_backend(group) == "gloo":  # else a missing rank would show after the group's time
+        limit = timedelta(seconds=min(timeout, 1e9))  # as nanoseconds in 64 bits
+        dist.monitored_barrier(group, limit, wait_all_ranks=True)
     reports: list[Any] = [None] * dist.get_world_size(group)
     dist.all_gather_object(reports, report, group=group)
     return reports

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import threading
 from collections.abc import Callable
 from queue import SimpleQueue
@@ -9,6 +10,8 @@ from typing import Any
 
 import torch
 from torch import Tensor
+
+from .. import _C
 
 
 class Work:
@@ -33,31 +36,48 @@ class Work:
 class Worker:
     """The thread. It starts with the first collective, and `stop` ends it after the last."""
 
-    def __init__(self, name: str) -> None:
-        self._name = name
+    def __init__(self, name: str, native: _C.Communicator) -> None:
+        self._name, self._native = name, native
+        self._process = os.getpid()
         self._queue: SimpleQueue[tuple[Callable[[], Tensor], Work] | None] = SimpleQueue()
         self._thread: threading.Thread | None = None
+        self._stopped = False
         self._lock = threading.Lock()
         self.pending = 0
         """Collectives that are not done yet."""
 
     def submit(self, run: Callable[[], Tensor]) -> Work:
+        if os.getpid() != self._process:  # where there is no such thread
+            raise RuntimeError(
+                "weft: this communicator belongs to the process that was forked; make one in the "
+                "child"
+            )
         work = Work()
         with self._lock:
+            if self._stopped:
+                raise RuntimeError("weft: the communicator is closed")
             if self._thread is None:
                 self._thread = threading.Thread(target=self._loop, name=self._name, daemon=True)
                 self._thread.start()
-            self.pending += 1
+            self._count(1)
             self._queue.put((run, work))
         return work
 
+    def is_current(self) -> bool:
+        """Whether the caller is the thread: a callback of a work."""
+        return self._thread is threading.current_thread()
+
     def stop(self) -> None:
-        if self._thread is not None:
+        if os.getpid() != self._process:
+            return
+        with self._lock:  # behind all that is submitted, and nothing comes behind it
+            self._stopped = True
             self._queue.put(None)
+        if self._thread is not None:
             self._thread.join()
-            self._thread = None
 
     def _loop(self) -> None:
+        self._native.serve()
         while (item := self._queue.get()) is not None:
             run, work = item
             try:
@@ -71,4 +91,8 @@ class Worker:
 
     def _done(self) -> None:
         with self._lock:
-            self.pending -= 1
+            self._count(-1)
+
+    def _count(self, more: int) -> None:
+        self.pending += more
+        self._native.queue(self.pending)

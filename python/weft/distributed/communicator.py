@@ -41,10 +41,12 @@ class Communicator:
     Sums run over the ranks in order, in float32 (float64 for float64), and are rounded once: all
     ranks get the same bits, at every run.
 
-    No call waits for longer than ``timeout``. Where a rank has died, stalls, has closed its
-    communicator or calls something else, every other rank's call raises RuntimeError, with the rank
-    that is to blame and the number of the call; a death shows at once. What a failed call leaves in
-    its tensors is undefined. From then on every call raises the same: ``failure`` is the reason.
+    No call waits for its peers for longer than ``timeout``; behind works with ``async_op=True`` a
+    call begins when they are done, each of which has as long. Where a rank has died, stalls, has
+    closed its communicator or calls something else, every other rank's call raises RuntimeError,
+    with the rank that is to blame and the number of the call; a death shows at once. What a failed
+    call leaves in its tensors is undefined. From then on every call raises the same: ``failure`` is
+    the reason.
     The ranks that are left may close it and make another, over a group of their own.
 
     Args:
@@ -80,7 +82,7 @@ class Communicator:
         self.rank = dist.get_rank(group)
         self.world_size = dist.get_world_size(group)
         self._native = connect(group, timeout, table)
-        self._worker = Worker("weft communicator")
+        self._worker = Worker("weft communicator", self._native)
         self._closed = False
 
     # ---- collectives
@@ -108,7 +110,8 @@ class Communicator:
                 s = max |x| / 127 for each ``group_size`` elements. An element of the sum is then
                 off by at most Σ s / 2 over the ranks, s being those of its group.
             group_size: a power of two from 64 to 32768.
-            async_op: return a `Work` at once. ``x`` is left alone until it is done.
+            async_op: return a `Work` at once. ``x`` is left alone until it is done. A callback of
+                its future that asks for a collective does so with ``async_op=True`` as well.
         """
         op, x = _op(op), x.contiguous()
         if compression is None:
@@ -139,6 +142,7 @@ class Communicator:
             and not (async_op or compression or self._worker.pending or x.requires_grad)
             and x.is_cpu
             and x.is_contiguous()
+            and not x.is_neg()
             and not is_compiling()
         ):
             increment_version(x)
@@ -150,13 +154,15 @@ class Communicator:
             _check_compression(compression)
 
         def run() -> Tensor:
-            whole = x.contiguous()
+            whole = x.resolve_neg().contiguous()
             if compression is None:
                 torch.ops.weft.all_reduce_(whole, self.handle, op)
             else:
                 torch.ops.weft.all_reduce_int8_(whole, self.handle, op, group_size)
             return x if whole is x else x.copy_(whole)
 
+        if not is_compiling():
+            increment_version(x)
         return self._run(run, async_op)
 
     @overload
@@ -176,8 +182,10 @@ class Communicator:
     @overload
     def all_gather(self, x: Tensor, *, async_op: Literal[True]) -> Work: ...
     def all_gather(self, x, *, async_op=False):
-        """Every rank's ``x``, one after the other along the first dimension. Any dtype of numbers.
-        Differentiable."""
+        """Every rank's ``x``, one after the other along the first dimension. Differentiable.
+
+        Args:
+            x: as for `all_reduce`, or int64, int32, int8, uint8 or bool."""
         x = x.contiguous()
         return self._run(lambda: torch.ops.weft.all_gather(x, self.handle), async_op)
 
@@ -191,6 +199,11 @@ class Communicator:
 
             return self._worker.submit(on_worker)
         if self._worker.pending:  # it keeps its place behind them
+            if self._worker.is_current():
+                raise RuntimeError(
+                    "weft: a collective in a callback of a work would wait for those behind it, "
+                    "and they for the callback: ask for it with async_op=True"
+                )
             return self._worker.submit(run).wait()
         return run()
 
@@ -214,6 +227,8 @@ class Communicator:
         """Finishes what has been started, then leaves the group: calls raise from here on, and so
         do those of ranks that still wait for this one. A second close does nothing."""
         if not self._closed:
+            if self._worker.is_current():
+                raise RuntimeError("weft: close() in a callback of a work would wait for itself")
             self._closed = True
             self._worker.stop()
             self._native.close()

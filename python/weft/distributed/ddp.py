@@ -30,14 +30,15 @@ def ddp_hook(
             ``"bf16"``: sent in bfloat16. ``"int8"``: sent as int8 values with a scale for each
             ``group_size`` elements, with error feedback: what rounding takes from a gradient is
             added to the same gradient of the next step, so that it is late but not lost
-            (Karimireddy et al., arXiv 1901.09847). It keeps a copy of the gradients.
+            (Karimireddy et al., arXiv 1901.09847). It keeps a float32 copy of the gradients.
         group_size: a power of two from 64 to 32768.
 
     One hook serves one model.
     """
     if compression not in (None, "bf16", "int8"):
         raise ValueError(f"weft: compression is {compression!r}, expected None, 'bf16' or 'int8'")
-    lost: dict[tuple[int, int], Tensor] = {}  # by bucket: what the last step's rounding took
+    # By bucket: what the last step's rounding took, from the gradients of which parameters.
+    lost: dict[int, tuple[list[int], Tensor]] = {}
 
     # Without annotations, which DDP would compare and find to be strings.
     def plain(_, bucket):
@@ -50,11 +51,15 @@ def ddp_hook(
 
     def int8(_, bucket):
         gradients = bucket.buffer()
-        # DDP makes its buckets anew after the first step: their sizes tell old ones from new.
-        key = (bucket.index(), gradients.numel())
-        whole = gradients + lost[key] if key in lost else gradients.clone()
+        whole = gradients.to(torch.promote_types(gradients.dtype, torch.float32), copy=True)
+        of = [id(parameter) for parameter in bucket.parameters()]
+        before, rest = lost.get(bucket.index(), ([], whole))
+        if of == before:  # DDP makes its buckets anew after the first step
+            whole += rest
         sent = _on_int8_grid(whole, group_size)
-        lost[key] = whole.sub_(sent)
+        rest = whole.sub_(sent)
+        # Of a step that overflowed, which a GradScaler leaves out, nothing is kept.
+        lost[bucket.index()] = of, torch.where(rest.isfinite(), rest, 0)
         work = communicator.all_reduce_(
             sent, "avg", compression="int8", group_size=group_size, async_op=True
         )
