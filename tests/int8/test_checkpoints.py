@@ -9,6 +9,7 @@ import pickle
 import pytest
 import torch
 from torch import nn
+from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.testing import assert_close
 
 import weft
@@ -167,6 +168,13 @@ def test_weights_without_numbers(value: float):
     trained.load_state_dict(model[0].state_dict())
     y = trained(X)
     assert y[..., 3].isnan().all() and y[..., 4:].isfinite().all()
+
+
+def test_layers_without_data():
+    with FakeTensorMode():
+        layer = weft.nn.Int8Linear(C, C)
+        layer.load_state_dict(nn.Linear(C, C).state_dict())
+        assert layer(torch.ones(3, C)).shape == (3, C)
 
 
 def test_hybrid_smooths_few_rows_in_float32():

@@ -9,7 +9,7 @@ from collections.abc import Callable
 import torch
 from torch import Tensor, nn
 
-from ..nn._int8_weight import has_kernel
+from ..nn._int8_weight import has_kernel, is_finite
 from ..nn._quantized_linear import QuantizedLinear
 
 Filter = Callable[[nn.Module, str], bool]
@@ -69,7 +69,7 @@ def why_not(model: nn.Module, keep: Filter | None, group_size: int | None) -> di
         inputs = weight.shape[0 if is_conv1d(module) else 1]
         if group_size is not None and inputs % group_size:
             return f"its {inputs} inputs are no multiple of group_size {group_size}"
-        if not weight.is_meta and not weight.isfinite().all():
+        if not is_finite(weight):
             return "its weight holds NaN or infinity"
         if keep is not None:
             return "" if keep(module, path) else "not selected"

@@ -16,6 +16,7 @@ from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
+from torch._subclasses.fake_tensor import FakeTensor
 from torch.nn import functional as F
 
 from ..ops.int8 import pack_int8_weight, unpack_int8_weight
@@ -61,6 +62,11 @@ def quantize_weight(
     return Quantized(q.view(N, K), scale.view(shape), points)
 
 
+def is_finite(t: Tensor) -> bool:
+    """Whether t holds numbers alone, as far as it holds anything."""
+    return t.is_meta or isinstance(t, FakeTensor) or bool(t.isfinite().all())
+
+
 def to_int32(values: Tensor) -> Tensor:
     """int8 [N, K] of 4 bits as int32 [N, ceil(K / 8)], the first in the lowest bits, each 8 higher
     than it is: the layout of compressed-tensors."""
@@ -99,7 +105,9 @@ def pack(values: Tensor, bits: int) -> Tensor:
     for stale in [k for k, (there, ref) in _packs.items() if there.expired() or ref() is None]:
         del _packs[stale]
     held = _packs[key][1]() if key in _packs else None
-    if held is None or not torch.equal(unpack_int8_weight(held), values):
+    if held is None or not (
+        isinstance(values, FakeTensor) or torch.equal(unpack_int8_weight(held), values)
+    ):
         held = pack_int8_weight(values, bits=bits)
         _packs[key] = storage, weakref.ref(held)
     return held

@@ -19,7 +19,16 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from ._int8_weight import Quantized, from_int32, has_kernel, pack, quantize_weight, to_int32, unpack
+from ._int8_weight import (
+    Quantized,
+    from_int32,
+    has_kernel,
+    is_finite,
+    pack,
+    quantize_weight,
+    to_int32,
+    unpack,
+)
 
 FLOATS = ("weight_scale", "weight_zero_point", "input_scale", "input_shift", "input_smooth")
 OPTIONAL = (*FLOATS[1:], "input_zero_point")
@@ -70,7 +79,7 @@ class QuantizedLinear(nn.Linear):
     def quantized(self, weight: Tensor) -> Quantized:
         """`weight` [N, K] as this layer would have it."""
         found = quantize_weight(weight, self.bits, self.group_size, self.symmetric_weight)
-        if not weight.is_meta and not found.scale.isfinite().all():
+        if not is_finite(found.scale):
             raise ValueError("weight holds NaN or infinity")
         return found
 
