@@ -54,7 +54,12 @@ struct CudaNorm : Cuda {
 
 struct CudaAttention : Cuda {
   static constexpr bool reads_indices = false;
-  static attention::cuda::Device device() { return Cuda::device<attention::cuda::Device>(); }
+  static inline bool prefer_sm90 = false;
+  static attention::cuda::Device device() {
+    auto device = Cuda::device<attention::cuda::Device>();
+    device.prefer_sm90 = prefer_sm90;
+    return device;
+  }
   static int64_t workspace_bytes(const attention::Forward& p) {
     return attention::cuda::workspace_bytes(p, gpu::limits());
   }
@@ -72,15 +77,20 @@ std::tuple<int64_t, int64_t, std::string> cuda_build_info() {
   return {gpu::runtime_version(), gpu::driver_version(), gpu::architectures()};
 }
 
+// For tests: sm_90's attention kernels take all calls that they can, worth it or not.
+void prefer_sm90(bool on) { CudaAttention::prefer_sm90 = on; }
+
 }  // namespace
 }  // namespace weft
 
 STABLE_TORCH_LIBRARY_FRAGMENT(weft, m) {
   m.def("cuda_build_info() -> (int runtime_version, int driver_version, str architectures)");
+  m.def("_prefer_sm90(bool on) -> ()");
 }
 
 STABLE_TORCH_LIBRARY_IMPL(weft, CompositeImplicitAutograd, m) {
   m.impl("cuda_build_info", TORCH_BOX(&weft::cuda_build_info));
+  m.impl("_prefer_sm90", TORCH_BOX(&weft::prefer_sm90));
 }
 
 STABLE_TORCH_LIBRARY_IMPL(weft, CUDA, m) {

@@ -1,4 +1,5 @@
-// The CUDA kernels behind the ops of weft, on CPU tensors: torch.ops.weft_simulator.*, for tests.
+// The CUDA kernels behind the ops of weft, on CPU tensors: torch.ops.weft_simulator.*, for tests; and,
+// as a GPU has them, without a look into index tensors: torch.ops.weft_simulator_unchecked.*.
 
 #include <torch/csrc/stable/library.h>
 
@@ -38,6 +39,12 @@ STABLE_TORCH_LIBRARY(weft_simulator, m) {
 STABLE_TORCH_LIBRARY_IMPL(weft_simulator, CPU, m) {
   weft::norm::implement_ops<weft::SimulatorNorm>(m);
   weft::attention::implement_ops<weft::SimulatorAttention>(m);
+}
+
+STABLE_TORCH_LIBRARY(weft_simulator_unchecked, m) { weft::attention::define_ops(m); }
+
+STABLE_TORCH_LIBRARY_IMPL(weft_simulator_unchecked, CPU, m) {
+  weft::attention::implement_ops<weft::UncheckedSimulatorAttention>(m);
 }
 
 STABLE_TORCH_LIBRARY_IMPL(weft_simulator, CompositeExplicitAutograd, m) {

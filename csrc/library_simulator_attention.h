@@ -86,7 +86,8 @@ class AttentionMemory : public simulator::Memory {
       const auto e = p_.extent(b);
       if (!s.block_table && rows > 0)
         most = std::max(most, e.k_batch * batch + (rows - 1) * row + last);
-      for (int64_t t = 0; s.block_table && t < e.T; ++t) {
+      const int64_t end = std::min(e.T, s.table_stride * s.page_size - e.k_row);
+      for (int64_t t = std::max<int64_t>(0, -e.k_row); s.block_table && t < end; ++t) {
         const int64_t at = e.k_row + t, page = s.block_table[b * s.table_stride + at / s.page_size];
         most = std::max(most, page * batch + at % s.page_size * row + last);
       }
@@ -161,13 +162,13 @@ struct SimulatorAttention : simulator::Backend {
     for (int64_t b = 0; b < p.B; ++b) {
       const int64_t used = s.used_k ? s.used_k[b] : 0,
                     count = p.cu_new ? p.cu_new[b + 1] - p.cu_new[b] : p.S;
-      for (int64_t row = used; row < used + count; ++row) {
+      for (int64_t row = std::max<int64_t>(used, 0); row < std::min(used + count, p.T); ++row) {
         int64_t batch = s.cache_row ? s.cache_row[b] : b, at = row;
         if (s.block_table) {
           batch = s.block_table[b * s.table_stride + row / s.page_size];
           at = row % s.page_size;
         }
-        for (int64_t k = 0; k < p.K; ++k) {
+        for (int64_t k = 0; k < p.K && batch >= 0 && batch < p.caches; ++k) {
           const auto scale = [&](const attention::Vectors& t) {
             if (t) memory.update(&t.at(batch, at, k), DType::f32, 1);
           };
@@ -217,6 +218,11 @@ struct SimulatorAttention : simulator::Backend {
     attention::cuda::merge(p, {simulator::limits()});
     memory.check_written();
   }
+};
+
+// What a GPU does with index tensors that a host that sees them would refuse.
+struct UncheckedSimulatorAttention : SimulatorAttention {
+  static constexpr bool reads_indices = false;
 };
 
 }  // namespace weft

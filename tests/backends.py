@@ -31,10 +31,18 @@ class Backend:
     isa: str | None = None
     float64: bool = True  # as the CPU has it, for checking gradients
     families: tuple[str, ...] | None = None  # whose kernels it has; None: all of them
+    reads_indices: bool = True  # refuses index tensors for what they hold, as a host can
+
+    @property
+    def dtypes(self) -> str:
+        """Those that there are kernels for, as messages name them."""
+        return "float32, bfloat16" + (
+            ", float16 or float64" if self.float64 else " or float16 (on CUDA)"
+        )
 
     def runs(self, family: str, file: str, test: str, parameters: dict[str, Any]) -> bool:
         """Whether a test is worth its time here."""
-        return True
+        return not self.reads_indices or file != "test_unchecked"
 
     @contextmanager
     def active(self) -> Iterator[None]:
@@ -53,8 +61,31 @@ def cpu_levels() -> list[Backend]:
 
 def cuda() -> list[Backend]:
     built = torch._C._dispatch_has_kernel_for_dispatch_key("weft::norm_forward", "CUDA")
-    here = built and torch.cuda.is_available()
-    return [Backend("cuda", "cuda", float64=False, families=("norm", "attention"))] if here else []
+    if not built or not torch.cuda.is_available():
+        return []
+    found: list[Backend] = [
+        Backend("cuda", "cuda", float64=False, families=("norm", "attention"), reads_indices=False)
+    ]
+    if torch.cuda.get_device_capability()[0] == 9:
+        found.append(
+            PreferSm90(
+                "cuda-sm90", "cuda", float64=False, families=("attention",), reads_indices=False
+            )
+        )
+    return found
+
+
+@dataclass(frozen=True)
+class PreferSm90(Backend):
+    """A GPU on which sm_90's attention kernels take small calls, too."""
+
+    @contextmanager
+    def active(self) -> Iterator[None]:
+        torch.ops.weft._prefer_sm90(True)
+        try:
+            yield
+        finally:
+            torch.ops.weft._prefer_sm90(False)
 
 
 @dataclass(frozen=True)
@@ -72,6 +103,7 @@ class Simulator(Backend):
         "test_determinism",
     )
     clusters: bool = True  # as sm_90 has them
+    namespace: str = "weft_simulator"
 
     def runs(self, family: str, file: str, test: str, parameters: dict[str, Any]) -> bool:
         """Half of the kernels' own tests: each with two of four pairs of norm and dtype.
@@ -80,6 +112,8 @@ class Simulator(Backend):
         different there.
         """
         shape = parameters.get("shape", ())
+        if not self.reads_indices:
+            return file in ("test_unchecked", "test_errors")
         if family == "attention":
             return self._runs_attention(file, test, parameters)
         long = "wide" in test or max(shape, default=0) > 16384
@@ -132,7 +166,7 @@ class Simulator(Backend):
         library = torch.library.Library("weft", "IMPL")
         with warnings.catch_warnings():  # torch's, that these had kernels
             warnings.simplefilter("ignore")
-            for op in _ops_of("weft_simulator"):
+            for op in _ops_of(self.namespace):
                 library.impl(op.partition("::")[2], _op(op), "CPU")
         try:
             yield
@@ -157,6 +191,13 @@ def simulators() -> list[Backend]:
     return [
         Simulator("simulator-sm90", float64=False, families=("norm", "attention")),
         Simulator("simulator-sm80", float64=False, families=("norm", "attention"), clusters=False),
+        Simulator(
+            "simulator-unchecked",
+            float64=False,
+            families=("attention",),
+            reads_indices=False,
+            namespace="weft_simulator_unchecked",
+        ),
     ]
 
 

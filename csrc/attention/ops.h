@@ -428,6 +428,7 @@ class Ops {
       s.used_k = index(layout.seqused_k, "seqused_k", {p.B}, "B");
       s.leftpad = index(layout.leftpad, "leftpad_k", {p.B}, "B");
       const int64_t rows = place(s, k, "k", p.B, layout.cache_batch_idx, layout.block_table);
+      p.caches = ks[0];
       p.T = packed_k ? longest(layout.max_seqlen_k, "max_seqlen_k") : rows;
       if (paged && longest(layout.max_seqlen_k, "max_seqlen_k") > 0) p.T = layout.max_seqlen_k;
       if constexpr (Backend::reads_indices) check_values(p, ks[0], packed_k ? p.T : rows);
@@ -554,6 +555,7 @@ class Ops {
       Sequences& s = p.sequences;
       s.used_k = index(d.seqused, "seqused_k", {p.B}, "B");
       p.T = place(s, k_cache, "k_cache", p.B, d.cache_batch_idx, d.block_table);
+      p.caches = k_cache.size(0);
       if constexpr (Backend::reads_indices)
         for (int64_t b = 0; b < p.B; ++b) {
           if (p.cu_new) check_ascent(p.cu_new, "cu_seqlens_new", b, first, "the rows of k");
@@ -596,7 +598,10 @@ class Ops {
       p.conjugate = conjugate;
       p.x = heads(x, "x");
       if (!p.offsets && !packed) check_offset(offset, p.S, p.rows);
-      if constexpr (Backend::reads_indices)
+      if constexpr (!Backend::reads_indices)
+        check(p.rows > 0 || p.R == 0 || x.numel() == 0, "weft.", op, ": cos has shape ",
+              sizes_of(cos), ", expected at least one row");
+      else
         for (int64_t b = 0; b < p.B && (packed || p.offsets); ++b) {
           if (packed) check_ascent(p.cu_seqlens, "cu_seqlens", b, p.total, "the rows of x");
           const int64_t rows = packed ? p.cu_seqlens[b + 1] - p.cu_seqlens[b] : p.S;

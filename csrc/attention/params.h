@@ -80,6 +80,7 @@ struct Problem {
   int64_t B = 0, S = 0, T = 0;  // S, T: the longest of each, where lengths differ
   int64_t H = 0, K = 0, D = 0, Dv = 0;
   int64_t total_q = 0, total_k = 0;  // rows of packed tensors
+  int64_t caches = 0;                // rows of a cache, as cache_row counts them, or pages
   Sequences sequences;
 
   double softmax_scale = 1, softcap = 0;
@@ -139,6 +140,7 @@ struct Backward : Problem {
 struct Append {
   int64_t B = 0, S = 0, T = 0, K = 0, D = 0, Dv = 0;  // S new rows, or cu_new's; T rows of cache
   Sequences sequences;                                // used_k: how many rows are there already
+  int64_t caches = 0;                                 // rows of the cache, or pages
   const int32_t* cu_new = nullptr;
   Heads k, v;  // the new rows
   Heads k_cache, v_cache;

@@ -86,9 +86,11 @@ void append_kernel(const Append p, int64_t rows) {
   if (from.b < 0) return;
   const Sequences& s = p.sequences;
   const int64_t row = from.row + (s.used_k ? load(s.used_k + from.b) : 0);
+  if (row < 0 || row >= p.T) return;  // lengths and places are not checked before
   KeyPlace to = {s.cache_row ? load(s.cache_row + from.b) : from.b, row};
   if (s.block_table)
     to = {load(s.block_table + from.b * s.table_stride + row / s.page_size), row % s.page_size};
+  if (to.batch < 0 || to.batch >= p.caches) return;
 
   const auto one = [&](const Heads& x, const Heads& cache, const Vectors& scales, int64_t n) {
     const X* source =
@@ -131,8 +133,10 @@ void rotary_kernel(const Rotary p, int64_t rows) {
     return;
   }
 
+  // Offsets are not checked before.
+  const int64_t position = at.row + (p.offsets ? load(p.offsets + at.b) : p.offset);
   const int64_t i = unit * E,  // of the first pair
-      row = (at.row + (p.offsets ? load(p.offsets + at.b) : p.offset)) * half + i;
+      row = max<int64_t>(0, min(position, p.rows - 1)) * half + i;
   const auto table = [&](const void* data) {
     if (p.table_dtype == DType::f32)
       return convert<float>(load<E>(static_cast<const float*>(data) + row));

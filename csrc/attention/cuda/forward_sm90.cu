@@ -35,7 +35,7 @@ void launch_shape(const ForwardCall& call, const Device& device) {
   const Sequences& s = p.sequences;
   const int64_t q_rows = s.cu_q ? p.total_q : p.S, q_batch = s.cu_q ? 1 : p.B;
   const int64_t k_rows = s.cu_k ? p.total_k : p.T;
-  const int64_t k_batch = s.cu_k ? 1 : s.cache_row ? INT32_MAX : p.B;  // of a cache, any
+  const int64_t k_batch = s.cu_k ? 1 : s.cache_row ? p.caches : p.B;
   const ForwardSm90 own{p, call.plan.schedule, call.scoring, k_rows, s.cu_q || s.used_q};
   launch<forward_sm90_kernel<T, Shape>>({.grid = {call.plan.grid},
                                          .block = Shape::kThreads,

@@ -22,7 +22,7 @@
 // or, with kOptions, all that there is: every block of keys is then masked.
 //
 // Cost, for each query and key: 2 · (D + Dv) FLOP of the tensor cores and one exponential, of which
-// a multiprocessor makes 16 a clock, beside 8192 FLOP: at D = 128, 512 : 1, the two warpgroups'
+// a multiprocessor makes 16 a clock, beside 4096 FLOP: at D = 128, 512 : 1, the two warpgroups'
 // products take twice as long as their exponentials. Memory: Q and O once, K and V once for each
 // block of queries, from L2, where a section of heads fits. Bound by the tensor cores from D = 128
 // on; at 64 by tensor cores and exponentials alike.
@@ -351,9 +351,9 @@ class Computer {
     for (uint32_t k = 0; k < Shape::kDv / 16; ++k)
       stmatrix<4>(tile, M::O::index(named.row, 16 * k + named.column), fragment_a<T>(o, k).words);
 
+    fence_async();  // before tensor copies: of the results out, and of the next Q into their place
     const int32_t first = t.first + static_cast<int32_t>((warp() - 4) * M::kWarpRows);
     if (!call_.clip || first + static_cast<int32_t>(M::kWarpRows) <= t.at.S) {
-      fence_async();
       sync_warp();
       if (elect()) {
         WEFT_UNROLL

@@ -8,27 +8,33 @@ namespace weft::attention::cuda {
 
 using namespace ::weft::gpu;
 
-// Problem::extent, from tensors that only the GPU can read.
+// Problem::extent, from tensors that only the GPU can read. They are not checked: lengths are cut to
+// what the call's shapes allow, so that no value leads out of the queries, the results, the workspace
+// or a cache's rows. Of key tensors, cache_row and block_table count as they stand.
 struct Sequence {
   int32_t q_batch, q_row, k_batch, k_row;  // where the first query and key are
   int32_t S, T;
 };
 WEFT_DEVICE Sequence sequence_of(const Problem& p, int32_t b) {
   const Sequences& s = p.sequences;
+  const auto cut = [](int32_t n, int64_t most) {
+    return static_cast<int32_t>(max<int64_t>(0, min<int64_t>(n, most)));
+  };
   Sequence e = {b, 0, b, 0, static_cast<int32_t>(p.S), static_cast<int32_t>(p.T)};
   if (s.cache_row) e.k_batch = load(s.cache_row + b);
   if (s.cu_q) {
-    const int32_t begin = load(s.cu_q + b);
-    e.q_batch = 0, e.q_row = begin, e.S = load(s.cu_q + b + 1) - begin;
+    const int32_t begin = cut(load(s.cu_q + b), p.total_q), end = load(s.cu_q + b + 1);
+    e.q_batch = 0, e.q_row = begin, e.S = cut(cut(end, p.total_q) - begin, p.S);
   }
   if (s.cu_k) {
-    const int32_t begin = load(s.cu_k + b);
-    e.k_batch = 0, e.k_row = begin, e.T = load(s.cu_k + b + 1) - begin;
+    const int32_t begin = cut(load(s.cu_k + b), p.total_k), end = load(s.cu_k + b + 1);
+    e.k_batch = 0, e.k_row = begin, e.T = cut(cut(end, p.total_k) - begin, p.T);
   }
-  if (s.used_q) e.S = load(s.used_q + b);
-  if (s.used_k) e.T = load(s.used_k + b);
+  if (s.block_table) e.T = cut(e.T, s.table_stride * s.page_size);
+  if (s.used_q) e.S = cut(load(s.used_q + b), e.S);
+  if (s.used_k) e.T = cut(load(s.used_k + b), e.T);
   if (s.leftpad) {
-    const int32_t left = load(s.leftpad + b);
+    const int32_t left = cut(load(s.leftpad + b), e.T);
     e.k_row += left, e.T -= left;
   }
   return e;
