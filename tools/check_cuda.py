@@ -77,6 +77,16 @@ EXPECTED = (
     Expected(
         "attention::cuda::forward_sm80_kernel<float", {"HMMA.1688.F32.TF32": 48, "LDGSTS.128": 4}
     ),
+    Expected(
+        "attention::cuda::backward_kernel<weft",
+        {"HMMA.16816.F32": 24, "LDGSTS.128": 8, "LDSM": 14},
+    ),
+    Expected(
+        "attention::cuda::backward_kernel<float",
+        {"HMMA.1688.F32.TF32": 60, "LDGSTS.128": 8, "LDSM": 4},
+    ),
+    # Several splits at a time.
+    Expected("attention::cuda::merge_splits_kernel", {"LDG": 16, "MUFU.EX2": 16}),
     Expected("attention::cuda::append_kernel<.*, true>", {"LDG.128": 2, "STG.128": 2}),
     Expected("attention::cuda::rotary_kernel<.*, true>", {"LDG.128": 2, "STG.128": 2}),
     Expected("attention::cuda::merge_kernel<.*, true>", {"LDG.128": 1}),
