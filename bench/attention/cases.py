@@ -1,7 +1,7 @@
 """Which attention is measured, at which shapes, what it computes and moves, and what is expected.
 
 Shapes are [B batch, H query heads, S query length, D head size], with as many keys as queries. Of
-decode S counts the keys, and there is one query.
+decode S counts the keys, and there is one query. The heads of v may have another size.
 """
 
 from __future__ import annotations
@@ -12,21 +12,33 @@ from typing import Literal
 import torch
 
 from bench.case import Case, Inputs, Roof, Traffic
-from bench.goals import AtMostTimes, FasterThan, Goal, ShareOfLimit
+from bench.goals import (
+    AtMostTimes,
+    FasterThan,
+    FasterThanBestPeer,
+    Goal,
+    ShareOfCopy,
+    ShareOfLimit,
+)
 from bench.limits import GOALS_MACHINE
 from bench.peers import ATEN_OP, EAGER
 from weft import _C
 
-Recipe = Literal["prefill", "decode", "varlen", "train"]
+Recipe = Literal["prefill", "decode", "varlen", "train", "backward"]
 """prefill   o = softmax(q · kᵀ / √D + mask) · v
 decode   the same for one query and a cache of keys
 varlen   B packed sequences of 17 to S tokens
 train    prefill, then the gradients of q, k and v from do
+backward   the gradients alone, of an o that is there
 """
 
 SHORTEST = 17
 BF16_CACHE = "weft's bf16 cache"
 """The yardstick of the INT8 cache: the same decode from bf16, timed in turn."""
+CUDNN, FLASH = "cuDNN", "FlashAttention"
+"""Through torch, on a GPU."""
+PRODUCT = "a matrix product"
+"""The yardstick of what a GPU computes: torch's product of as many operations, timed in turn."""
 
 fp32, bf16, fp16 = torch.float32, torch.bfloat16, torch.float16
 
@@ -41,15 +53,24 @@ class AttentionCase(Case):
     """A float mask [B, 1, S, S]."""
     int8: Literal["", "int8", "int8_static"] = ""
     """Keys and values are int8, with a scale for each token and head, or for each head."""
+    value_size: int = 0
+    """The head size of v; 0: that of q and k."""
+
+    @property
+    def Dv(self) -> int:
+        return self.value_size or self.shape[3]
 
     @property
     def trains(self) -> bool:
-        return self.recipe == "train"
+        return self.recipe in ("train", "backward")
 
     @property
     def roof(self) -> Roof | None:
         """Decode reads the cache. All else computes: in bf16 by dot products of pairs where the CPU
-        has them, in fp32 otherwise (fp16 has no such instruction)."""
+        has them, in fp32 otherwise (fp16 has no such instruction). What a GPU computes is set
+        beside a matrix product."""
+        if self.device == "cuda":
+            return "copy" if self.recipe == "decode" and self.cold else None
         if self.recipe == "decode":
             return "read" if self.cold else None
         if self.flops < 1e6:
@@ -78,10 +99,12 @@ class AttentionCase(Case):
 
     @property
     def flops(self) -> int:
-        """4 · D for each pair and head: q · k and p · v. The gradients cost two and a half times as
-        much."""
+        """2 · (D + Dv) for each pair and head: q · k and p · v. The gradients cost two and a half
+        times as much where D = Dv: three products over D, two over Dv."""
         _, H, _, D = self.shape
-        return int(4 * D * H * self.pairs * (3.5 if self.trains else 1))
+        forward, backward = 2 * (D + self.Dv), 2 * (3 * D + 2 * self.Dv)
+        each = {"train": forward + backward, "backward": backward}.get(self.recipe, forward)
+        return int(each * H * self.pairs)
 
     @property
     def traffic(self) -> Traffic:
@@ -89,28 +112,31 @@ class AttentionCase(Case):
         q, k, v, o and do, and writes dq, dk and dv."""
         B, H, S, D = self.shape
         tokens = sum(self.lengths) if self.recipe == "varlen" else B * S
-        q = (B if self.recipe == "decode" else tokens) * H * D * self.dtype.itemsize
-        row = D * (1 if self.int8 else self.dtype.itemsize) + (4 if self.int8 == "int8" else 0)
-        kv = 2 * tokens * self.key_heads * row
+        heads = (B if self.recipe == "decode" else tokens) * H * self.dtype.itemsize
+        q, o = heads * D, heads * self.Dv
+        rows = (D + self.Dv) * (1 if self.int8 else self.dtype.itemsize)
+        kv = tokens * self.key_heads * (rows + (8 if self.int8 == "int8" else 0))
         if self.trains:
-            return Traffic(q + kv + 3 * q + kv, q + q + kv)
+            forward = Traffic(q + kv, o) if self.recipe == "train" else Traffic(0, 0)
+            return Traffic(forward.read + q + kv + 2 * o, forward.write + q + kv)
         mask = B * S * S * self.dtype.itemsize if self.mask else 0
-        return Traffic(q + kv + mask, q)
+        return Traffic(q + kv + mask, o)
 
 
 def _case(
     recipe: Recipe, shape: tuple[int, ...], dtype: torch.dtype, *goals: Goal,
     causal: bool = False, group: int = 1, mask: bool = False,
     int8: Literal["", "int8", "int8_static"] = "",
-    cold: bool | None = None,
+    cold: bool | None = None, value_size: int = 0,
 ) -> AttentionCase:  # fmt: skip
     """What computes stays in cache, as far as it fits; a cache of keys does not."""
     words = [recipe, causal and "causal", mask and "mask", int8]
+    words.append(f"v{value_size}" if value_size else "")
     words.append(f"gqa{group}" if group > 1 else "")
     return AttentionCase(
         op="_".join(word for word in words if word), recipe=recipe, shape=shape, dtype=dtype,
         goals=goals, causal=causal, group=group, mask=mask, int8=int8,
-        cold=recipe == "decode" if cold is None else cold,
+        cold=recipe == "decode" if cold is None else cold, value_size=value_size,
     )  # fmt: skip
 
 
@@ -122,8 +148,51 @@ def _reaches(gflops: float, dtype: torch.dtype) -> ShareOfLimit:
 
 
 def cases(device: str) -> list[AttentionCase]:
-    """Those with goals first, then small ones. A GPU has no kernels of this family."""
-    return [] if device == "cuda" else [*_prefill(), *_decode(), *_packed(), *_train(), *_small()]
+    """Those with goals first, then small ones."""
+    if device == "cuda":
+        return [replace(case, device=device) for case in (*_gpu(), *_gpu_decode())]
+    return [*_prefill(), *_decode(), *_packed(), *_train(), *_small()]
+
+
+GPU_TOKENS, GPU_WIDTH, GPU_GOALS = 16384, 2048, 16384
+"""Of a batch; of all its heads; and how long the sequences are that the goals are for."""
+
+
+def _gpu() -> list[AttentionCase]:
+    """Sequences of 512 to 32768 of as many tokens in all, but for the last."""
+    found: list[AttentionCase] = []
+    for recipe in ("prefill", "backward"):
+        for D, value_size in ((64, 0), (128, 0), (256, 0), (192, 128)):
+            for causal in (False, True):
+                for S in (1 << n for n in range(9, 16)):
+                    shape = max(GPU_TOKENS // S, 1), GPU_WIDTH // (value_size or D), S, D
+                    goals = _gpu_goals(recipe, D) if S == GPU_GOALS else []
+                    found.append(
+                        _case(recipe, shape, bf16, *goals, causal=causal, value_size=value_size)
+                    )
+    return found
+
+
+def _gpu_goals(recipe: Recipe, D: int) -> list[Goal]:
+    if recipe == "backward":
+        return [FasterThan(1.05, CUDNN)] if D == 128 else []
+    if D == 128:
+        return [FasterThan(1.05, CUDNN), AtMostTimes(1 / 0.85, PRODUCT)]
+    return [] if D == 192 else [FasterThanBestPeer(1.05)]
+
+
+def _gpu_decode() -> list[AttentionCase]:
+    """Caches of 4096 to 65536 keys for 1 to 64 sequences, 4 GiB at most."""
+    found: list[AttentionCase] = []
+    for B in (1, 8, 64):
+        for S in (4096, 16384, 65536):
+            if B * S <= 1 << 20:
+                cache = B, 64, S, 128
+                found += [
+                    _case("decode", cache, bf16, ShareOfCopy(0.88), group=8),
+                    _case("decode", cache, bf16, FasterThan(1.8, BF16_CACHE), group=8, int8="int8"),
+                ]
+    return found
 
 
 def _prefill() -> list[AttentionCase]:
@@ -179,9 +248,18 @@ def _small() -> list[AttentionCase]:
 
 
 def sweep(device: str) -> list[AttentionCase]:
-    """Sequences from 128 to 16384, full and causal; caches from 512 to 65536 keys."""
+    """Sequences from 128 to 16384, full and causal; caches from 512 to 65536 keys.
+
+    On a GPU longer ones.
+    """
     if device == "cuda":
-        return []
+        shapes = [(1, 16, 1 << n, 128) for n in range(9, 16)]
+        caches = [(1, 64, 1 << n, 128) for n in range(12, 20)]
+        found = [
+            _case("prefill", s, bf16, causal=causal) for causal in (False, True) for s in shapes
+        ]
+        found += [_case("decode", s, bf16, group=8) for s in caches]
+        return [replace(case, device=device) for case in found]
     return [
         *(
             _case("prefill", (1, 8, 1 << n, 128), bf16, causal=causal)
@@ -196,25 +274,28 @@ def shrink(case: AttentionCase) -> AttentionCase:
     """At most 3 sequences of 40 tokens, 2 key heads of 32 elements: shows that everything runs."""
     B, H, S, D = case.shape
     heads = min(case.key_heads, 2) * case.group
-    return replace(case, shape=(min(B, 3), heads, min(S, 40), min(D, 32)), goals=())
+    return replace(
+        case, shape=(min(B, 3), heads, min(S, 40), min(D, 32)), goals=(),
+        value_size=min(case.value_size, 24),
+    )  # fmt: skip
 
 
 def inputs(case: AttentionCase, seed: int) -> Inputs:
     """One set of tensors. q, k and v are [B, H or key heads, S, D], as torch's attention takes
     them; packed [total, H, D] with `cu_seqlens`."""
-    generator = torch.Generator().manual_seed(seed)
+    generator = torch.Generator(case.device).manual_seed(seed)
 
     def normal(*shape: int) -> torch.Tensor:
-        return torch.randn(shape, generator=generator).to(case.dtype)
+        return torch.randn(shape, generator=generator, device=case.device).to(case.dtype)
 
     B, H, S, D = case.shape
     if case.recipe == "varlen":
         packed = (sum(case.lengths), H, D)
-        starts = torch.tensor([0, *case.lengths]).cumsum(0, dtype=torch.int32)
+        starts = torch.tensor([0, *case.lengths]).cumsum(0, dtype=torch.int32).to(case.device)
         return {**{name: normal(*packed) for name in "qkv"}, "cu_seqlens": starts}
     queries = (B, H, 1 if case.recipe == "decode" else S, D)
     keys = (B, case.key_heads, S, D)
-    tensors = {"q": normal(*queries), "k": normal(*keys), "v": normal(*keys)}
+    tensors = {"q": normal(*queries), "k": normal(*keys), "v": normal(*keys[:3], case.Dv)}
     if case.int8:
         for name in "kv":
             dims = (-1,) if case.int8 == "int8" else (0, 2, 3)
@@ -224,7 +305,7 @@ def inputs(case: AttentionCase, seed: int) -> Inputs:
     if case.trains:
         for t in tensors.values():
             t.requires_grad_()
-        tensors["do"] = normal(*queries)
+        tensors["do"] = normal(*queries[:3], case.Dv)
     return tensors
 
 

@@ -11,7 +11,7 @@ from torch import Tensor
 
 import weft
 from bench.attention import onnx, plain
-from bench.attention.cases import BF16_CACHE, AttentionCase
+from bench.attention.cases import BF16_CACHE, CUDNN, FLASH, PRODUCT, AttentionCase
 from bench.case import Bound, Inputs, Offer
 from bench.peers import COMPILED, EAGER, ONNX, WEFT, as_tuple, aten_op, compiled, why_not
 
@@ -34,6 +34,14 @@ def offers(case: AttentionCase, threads: int) -> list[Offer]:
         found.append(offer(EAGER, plain.bind_padded, "padded"))
     else:
         found.append(offer(EAGER, _bind_eager))
+    if case.device == "cuda" and case.recipe != "decode":
+        found.append(offer(CUDNN, partial(_bind_by, plain.by_cudnn)))
+        found.append(
+            Offer(FLASH, reason="one head size for q, k and v")
+            if case.value_size
+            else offer(FLASH, partial(_bind_by, plain.by_flash))
+        )
+        found.append(offer(PRODUCT, plain.product, competes=False))
     if case.recipe == "decode":
         found += [
             offer(GROUPED, partial(_bind_grouped, function), variant)
@@ -52,6 +60,10 @@ def offers(case: AttentionCase, threads: int) -> list[Offer]:
 def _bind_eager(case: AttentionCase, tensors: Inputs) -> Bound:
     attention = plain.options(case, F.scaled_dot_product_attention)
     return plain.bind_dense(case, attention, tensors)
+
+
+def _bind_by(attention: plain.Attention, case: AttentionCase, tensors: Inputs) -> Bound:
+    return plain.bind_dense(case, partial(attention, is_causal=case.causal), tensors)
 
 
 def _bind_grouped(function: plain.Attention, case: AttentionCase, tensors: Inputs) -> Bound:
@@ -117,4 +129,4 @@ def _heads_first(out: Tensor) -> tuple[Tensor]:
 def _lengths(case: AttentionCase) -> Tensor:
     """How many keys of the cache count: all of them."""
     B, _, T, _ = case.shape
-    return torch.full((B,), T, dtype=torch.int32)
+    return torch.full((B,), T, dtype=torch.int32, device=case.device)

@@ -26,6 +26,8 @@ def options(case: AttentionCase, attention: Attention) -> Attention:
 
 def bind_dense(case: AttentionCase, attention: Attention, tensors: Inputs) -> Bound:
     """All but packed sequences."""
+    if case.recipe == "backward":
+        return Bound(backward(attention, **tensors), as_tuple)
     if case.trains:
         return Bound(partial(train, attention, **tensors), as_tuple)
     if case.int8:
@@ -43,6 +45,14 @@ def train(attention: Attention, q: Tensor, k: Tensor, v: Tensor, do: Tensor) -> 
     """Forward, then the gradients."""
     out = attention(q, k, v)
     return out.detach(), *torch.autograd.grad(out, (q, k, v), do)
+
+
+def backward(
+    attention: Attention, q: Tensor, k: Tensor, v: Tensor, do: Tensor
+) -> Callable[[], tuple[Tensor, ...]]:
+    """Computes o now; what it returns computes the gradients, again at every call."""
+    out = attention(q, k, v)
+    return partial(torch.autograd.grad, out, (q, k, v), do, retain_graph=True)
 
 
 def dequantise_first(
@@ -65,6 +75,22 @@ def rows_of_sdpa(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
     """Decode, the queries of a group given as a sequence of queries."""
     rows = q.view(*k.shape[:2], -1, q.shape[-1])
     return F.scaled_dot_product_attention(rows, k, v).reshape(q.shape)
+
+
+def by_cudnn(q: Tensor, k: Tensor, v: Tensor, is_causal: bool = False) -> Tensor:
+    op = torch.ops.aten._scaled_dot_product_cudnn_attention
+    return op(q, k, v, None, q.requires_grad, 0.0, is_causal)[0]
+
+
+def by_flash(q: Tensor, k: Tensor, v: Tensor, is_causal: bool = False) -> Tensor:
+    return torch.ops.aten._scaled_dot_product_flash_attention(q, k, v, 0.0, is_causal)[0]
+
+
+def product(case: AttentionCase, tensors: Inputs) -> Bound:
+    """A square product of as many operations, as far as whole tiles go."""
+    n = max(round((case.flops / 2) ** (1 / 3) / 128), 1) * 128
+    a, b = torch.randn(2, n, n, dtype=case.dtype, device=case.device)
+    return Bound(partial(torch.mm, a, b), as_tuple)
 
 
 GROUPED: dict[str, Attention] = {"bmm": products, "SDPA": rows_of_sdpa}

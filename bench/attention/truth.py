@@ -25,19 +25,23 @@ def truth(case: AttentionCase, inputs: Inputs) -> tuple[Tensor, ...]:
         return (attention(q, k, v, cu_seqlens_q=starts, cu_seqlens_k=starts),)
     if case.int8:
         k, v = (inputs[f"{n}_int8"] * exact[f"{n}_scale"] for n in "kv")
-    out = _attention(case, q, k, v, exact.get("mask"))
+    out = _attention(case, q, k, v, exact.get("mask"), exact.get("do"))
     if not case.trains:
         return (out,)
-    return out.detach(), *torch.autograd.grad(out, (q, k, v), exact["do"])
+    gradients = [t.grad for t in (q, k, v) if t.grad is not None]
+    return tuple(gradients) if case.recipe == "backward" else (out, *gradients)
 
 
-def _attention(case: AttentionCase, q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None) -> Tensor:
-    """A key head and a block of queries at a time. The last of a causal block's queries sees the
-    last of the keys that it is given."""
+def _attention(
+    case: AttentionCase, q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None, do: Tensor | None
+) -> Tensor:
+    """A key head and a block of queries at a time, with its gradients where there is `do`. The last
+    of a causal block's queries sees the last of the keys that it is given."""
     B, _, S, _ = q.shape
     groups = []
-    by_group = zip(q.split(case.group, 1), k.split(1, 1), v.split(1, 1), strict=True)
-    for heads, k_head, v_head in by_group:
+    for g, (heads, k_head, v_head) in enumerate(
+        zip(q.split(case.group, 1), k.split(1, 1), v.split(1, 1), strict=True)
+    ):
         blocks = []
         for begin in range(0, S, ROWS):
             end = min(begin + ROWS, S)
@@ -49,6 +53,9 @@ def _attention(case: AttentionCase, q: Tensor, k: Tensor, v: Tensor, mask: Tenso
                 causal=case.causal,
                 bias=None if mask is None else mask[:, :, begin:end, seen],
             )
-            blocks.append(block.transpose(1, 2))
+            if do is not None:
+                of_heads = do[:, g * case.group : (g + 1) * case.group, begin:end]
+                block.backward(of_heads.transpose(1, 2))
+            blocks.append(block.detach().transpose(1, 2))
         groups.append(torch.cat(blocks, 2))
     return torch.cat(groups, 1)

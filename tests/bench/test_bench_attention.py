@@ -9,21 +9,77 @@ from pathlib import Path
 
 import pytest
 import torch
+import torch.nn.functional as F
 from bench.__main__ import main
-from bench.attention import contenders, onnx
-from bench.attention.cases import BF16_CACHE, AttentionCase, quantised
+from bench.attention import contenders, onnx, plain
+from bench.attention.cases import BF16_CACHE, PRODUCT, AttentionCase, quantised
 from bench.peers import COMPILED, EAGER, ONNX, WEFT
 
 from bench import attention
 
 CASES = {c.name: c for c in attention.cases("cpu")}
+GPU_CASES = {c.name: replace(c, device="cpu") for c in attention.cases("cuda")}
+GPU_KINDS = {c.op: c for c in GPU_CASES.values()}
 SWEEP = {c.name: c for c in attention.sweep("cpu")}
 
 
 def test_names_are_unique() -> None:
     assert len(CASES) == len(attention.cases("cpu"))
     assert len(SWEEP) == len(attention.sweep("cpu"))
-    assert attention.cases("cuda") == attention.sweep("cuda") == []
+    for gpu in (attention.cases("cuda"), attention.sweep("cuda")):
+        assert len({c.name for c in gpu}) == len(gpu) > 0
+        assert all(c.device == "cuda" for c in gpu)
+
+
+def test_what_a_gpu_is_measured_by() -> None:
+    """Its goals name peers that its cases have; what computes has no roof but the product."""
+    for case in attention.cases("cuda"):
+        peers = {offer.peer for offer in contenders.offers(case, 1)}
+        assert {g.peer for g in case.goals if hasattr(g, "peer")} <= peers
+        assert case.roof == ("copy" if case.recipe == "decode" else None)
+        assert (PRODUCT in peers) == (case.recipe != "decode")
+    lengths = {c.shape[2] for c in GPU_CASES.values() if c.recipe == "backward"}
+    assert lengths == {512 << n for n in range(7)}
+
+
+def test_peers_of_a_gpu_are_called_as_they_are_declared(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Their ops, replaced by torch's own attention under the declared arguments."""
+    case = attention.shrink(GPU_CASES["prefill_causal/1x16x16384x128/bf16/fresh"])
+    q, k, v = (attention.inputs(case, 0)[n] for n in "qkv")
+    truth = F.scaled_dot_product_attention(q, k, v, is_causal=True)
+    for name in ("cudnn", "flash"):
+        op = getattr(torch.ops.aten, f"_scaled_dot_product_{name}_attention")
+        arguments = [a.name for a in op.default._schema.arguments]
+
+        def stand_in(*given: object, names: list[str] = arguments) -> tuple[torch.Tensor]:
+            call = dict(zip(names, given, strict=False))
+            assert call["dropout_p"] == 0.0 and call["is_causal"] is True
+            return (F.scaled_dot_product_attention(
+                call["query"], call["key"], call["value"], is_causal=True),)  # fmt: skip
+
+        monkeypatch.setattr(torch.ops.aten, f"_scaled_dot_product_{name}_attention", stand_in)
+        assert torch.equal(getattr(plain, f"by_{name}")(q, k, v, is_causal=True), truth)
+
+
+def test_the_product_has_as_many_operations() -> None:
+    case = attention.shrink(GPU_CASES["prefill/1x16x16384x128/bf16/fresh"])
+    small = replace(case, shape=(1, 2, 1024, 128))
+    out = plain.product(small, {}).run()
+    assert 2 * out.shape[0] ** 3 == pytest.approx(small.flops, rel=0.3)
+
+
+def test_gradients_alone() -> None:
+    name = "backward_causal/1x16x16384x128/bf16/fresh"
+    case = GPU_CASES[name]
+    assert case.flops == 5 * 16 * 16384**2 * 128
+    tensors = attention.inputs(attention.shrink(case), 0)
+    traffic = attention.shrink(case).traffic
+    assert traffic.read == sum(tensors[n].nbytes for n in ("q", "k", "v", "q", "do"))
+    assert traffic.write == sum(tensors[n].nbytes for n in "qkv")
+    wide = attention.shrink(GPU_CASES["backward_v128/1x16x16384x192/bf16/fresh"])
+    tensors = attention.inputs(wide, 0)
+    assert tensors["v"].shape == tensors["do"].shape == (1, 2, 40, 24)
+    assert wide.flops == 2 * (3 * 32 + 2 * 24) * 2 * 40 * 40
 
 
 @pytest.mark.parametrize(
@@ -105,7 +161,7 @@ def test_blocks_of_queries_are_one_attention(monkeypatch: pytest.MonkeyPatch) ->
         torch.testing.assert_close(blocks, whole, rtol=0, atol=1e-12)
 
 
-@pytest.mark.parametrize("case", CASES.values(), ids=CASES)
+@pytest.mark.parametrize("case", [*CASES.values(), *GPU_KINDS.values()], ids=[*CASES, *GPU_KINDS])
 def test_everybody_is_right_on_every_case(case: AttentionCase) -> None:
     """But those that are compiled."""
     small = attention.shrink(case)
@@ -173,7 +229,7 @@ def test_command_line(sweep: bool, tmp_path: Path, capsys, monkeypatch) -> None:
 
 def test_a_family_without_cases_there_is_passed_over(capsys, monkeypatch) -> None:
     monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
-    assert main(["attention", "--device", "cuda"]) == 0
+    assert main(["int8", "--device", "cuda"]) == 0
     assert main(["norm", "--sweep"]) == 0
     text = capsys.readouterr().out
-    assert "attention has no cases on cuda" in text and "norm has no sweep on cpu" in text
+    assert "int8 has no cases on cuda" in text and "norm has no sweep on cpu" in text
