@@ -46,7 +46,7 @@ class Ops {
   static Tensor reduce_scatter(Tensor x, int64_t communicator, std::string op) {
     Call call(Kind::reduce_scatter, x, communicator, op);
     const Sizes sizes = call.sizes_of_rows();
-    check(sizes[0] % call.world() == 0, "weft.reduce_scatter: x has shape ", to_string(sizes),
+    check(sizes[0] % call.world() == 0, "weft.reduce_scatter: x has shape ", sizes,
           ", expected a first dimension that the ", call.world(), " ranks divide");
     Tensor y = call.fresh(with_rows(sizes, sizes[0] / call.world()));
     call.run(y.numel(), y);

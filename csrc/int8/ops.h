@@ -49,7 +49,7 @@ class Ops {
     Sizes sizes = call.with_channels(x, "x");
     int64_t& C = sizes[sizes.size() - 1];
     if (p.activation == Activation::silu_mul) {
-      check(C % 2 == 0, "weft.int8_quantize: x has shape ", to_string(sizes_of(x)),
+      check(C % 2 == 0, "weft.int8_quantize: x has shape ", sizes_of(x),
             ", expected an even last dimension for silu_mul");
       C /= 2;
     }
@@ -112,10 +112,10 @@ class Ops {
     call.check_dtype(weight, "weight", DType::i8);
     call.check_bits(bits);
     check(weight.dim() == 2 && weight.size(0) >= 1 && weight.size(1) >= 1,
-          "weft.int8_pack: weight has shape ", to_string(sizes_of(weight)),
+          "weft.int8_pack: weight has shape ", sizes_of(weight),
           ", expected [N, K] of at least one each");
-    check(weight.size(1) <= kMostColumns, "weft.int8_pack: weight has shape ",
-          to_string(sizes_of(weight)), ", expected at most ", kMostColumns, " columns");
+    check(weight.size(1) <= kMostColumns, "weft.int8_pack: weight has shape ", sizes_of(weight),
+          ", expected at most ", kMostColumns, " columns");
     Pack p = {weight.size(0),
               weight.size(1),
               static_cast<int>(bits),
@@ -153,7 +153,7 @@ class Ops {
     const bool given = dtype_of(x) == DType::i8;
     call.problem(p, x, packed, weight_scale, 8, given);
     check(weight_scale.dim() == 1, "weft.int8_linear: weight_scale has shape ",
-          to_string(sizes_of(weight_scale)), ", expected [N]");
+          sizes_of(weight_scale), ", expected [N]");
     check(!given || x_scale, "weft.int8_linear: x is int8, so x_scale is needed");
     check(!given || (!shift && !smooth),
           "weft.int8_linear: x is int8, so shift and smooth have been applied, or are too late");
@@ -211,9 +211,8 @@ class Ops {
     if (weight_zero_point) {
       call.check_dtype(*weight_zero_point, "weight_zero_point", DType::f32);
       check(sizes_of(*weight_zero_point) == sizes_of(weight_scale),
-            "weft.weight_only_linear: weight_zero_point has shape ",
-            to_string(sizes_of(*weight_zero_point)), ", expected ",
-            to_string(sizes_of(weight_scale)), " (that of weight_scale)");
+            "weft.weight_only_linear: weight_zero_point has shape ", sizes_of(*weight_zero_point),
+            ", expected ", sizes_of(weight_scale), " (that of weight_scale)");
       p.weight_zero_point = call.group_values(*weight_zero_point);
     }
     call.ending(p, bias, residual, activation);
@@ -232,7 +231,7 @@ class Ops {
     if (weight)  // which takes a gradient, and no part in the result
       call.vector(*weight, "weight", call.float_dtype(*weight, "weight"), {p.N, p.K}, "N, K");
     check(weight_scale.dim() == 1, "weft.llm_int8_linear: weight_scale has shape ",
-          to_string(sizes_of(weight_scale)), ", expected [N]");
+          sizes_of(weight_scale), ", expected [N]");
     check(threshold >= 0, "weft.llm_int8_linear: threshold is ", threshold,
           ", expected at least 0 (0: no outliers)");
     p.operand = threshold > 0 ? Operand::outliers : Operand::int8;
@@ -285,7 +284,7 @@ class Ops {
     Sizes with_channels(const Tensor& t, const char* name) const {
       const Sizes sizes = sizes_of(t);
       check(sizes.size() >= 1 && sizes[sizes.size() - 1] >= 1, "weft.", op, ": ", name,
-            " has shape ", to_string(sizes), ", expected a last dimension of at least 1");
+            " has shape ", sizes, ", expected a last dimension of at least 1");
       return sizes;
     }
 
@@ -305,15 +304,15 @@ class Ops {
     const void* vector(const Tensor& t, const char* name, DType dtype, const Sizes& shape,
                        const char* what) {
       check_dtype(t, name, dtype);
-      check(sizes_of(t) == shape, "weft.", op, ": ", name, " has shape ", to_string(sizes_of(t)),
-            ", expected ", to_string(shape), " (", what, ")");
+      check(sizes_of(t) == shape, "weft.", op, ": ", name, " has shape ", sizes_of(t),
+            ", expected ", shape, " (", what, ")");
       return contiguous(t).const_data_ptr();
     }
     // So many of this dtype, in any shape.
     const void* numbers(const Tensor& t, const char* name, DType dtype, int64_t count) {
       check_dtype(t, name, dtype);
-      check(t.numel() == count, "weft.", op, ": ", name, " has shape ", to_string(sizes_of(t)),
-            ", expected ", count, count == 1 ? " element" : " elements");
+      check(t.numel() == count, "weft.", op, ": ", name, " has shape ", sizes_of(t), ", expected ",
+            count, count == 1 ? " element" : " elements");
       return contiguous(t).const_data_ptr();
     }
 
@@ -389,7 +388,7 @@ class Ops {
       check_dtype(packed, "packed", DType::u8);
       const int64_t bytes = Backend::packed_bytes(N, K, bits);
       check(packed.dim() == 1 && packed.numel() == bytes && packed.is_contiguous(), "weft.", op,
-            ": packed has shape ", to_string(sizes_of(packed)), ", expected [", bytes,
+            ": packed has shape ", sizes_of(packed), ", expected [", bytes,
             "], contiguous (a packed [", N, ", ", K, "] weight of ", bits, " bits)");
       Backend::check_packed(op, packed, N, K, bits);
     }
@@ -400,19 +399,18 @@ class Ops {
       p.x = given ? by_row(x) : floats_by_row(x, "x");
       p.K = sizes[sizes.size() - 1];
       p.M = product(sizes, sizes.size() - 1);
-      check(p.M <= INT32_MAX && p.K <= INT32_MAX, "weft.", op, ": x has shape ", to_string(sizes),
+      check(p.M <= INT32_MAX && p.K <= INT32_MAX, "weft.", op, ": x has shape ", sizes,
             ", expected at most ", INT32_MAX, " rows and columns");
       check_dtype(weight_scale, "weight_scale", DType::f32);
       const Sizes scales = sizes_of(weight_scale);
       check((scales.size() == 1 || scales.size() == 2) && scales[0] >= 1 &&
                 (scales.size() == 1 || scales[1] >= 1),
-            "weft.", op, ": weight_scale has shape ", to_string(scales),
-            ", expected [N] or [N, K / group]");
+            "weft.", op, ": weight_scale has shape ", scales, ", expected [N] or [N, K / group]");
       p.N = scales[0];
       const int64_t groups = scales.size() == 2 ? scales[1] : 1;
       p.group = p.K / groups;
       check(p.K % groups == 0 && (groups == 1 || (p.group % 8 == 0 && p.group <= kMostGroup)),
-            "weft.", op, ": weight_scale has shape ", to_string(scales), ", which cuts K = ", p.K,
+            "weft.", op, ": weight_scale has shape ", scales, ", which cuts K = ", p.K,
             " into groups of ", p.group, ", expected multiples of 8 up to ", kMostGroup);
       p.bits = bits;
       check_packed(packed, p.N, p.K, bits);
@@ -435,8 +433,7 @@ class Ops {
       if (!residual) return;
       p.residual = floats_by_row(*residual, "residual");
       check(sizes_of(*residual) == out_sizes(p), "weft.", op, ": residual has shape ",
-            to_string(sizes_of(*residual)), ", expected ", to_string(out_sizes(p)),
-            " (that of the result)");
+            sizes_of(*residual), ", expected ", out_sizes(p), " (that of the result)");
     }
 
     Tensor linear(Linear& p, const Tensor&) {

@@ -13,8 +13,8 @@ inline Dropout read_dropout(const char* op, double p, const OptionalTensor& rng_
   check(rng_state.has_value(), "weft.", op, ": dropout needs rng_state");
   check(dtype_of(*rng_state) == DType::i64 && sizes_of(*rng_state) == Sizes{2} &&
             rng_state->is_contiguous(),
-        "weft.", op, ": rng_state is ", name_of(dtype_of(*rng_state)), " ",
-        to_string(sizes_of(*rng_state)), ", expected contiguous int64 [2] (seed, offset)");
+        "weft.", op, ": rng_state is ", name_of(dtype_of(*rng_state)), " ", sizes_of(*rng_state),
+        ", expected contiguous int64 [2] (seed, offset)");
   check(rng_state->is_cpu(), "weft: rng_state is not on the CPU");
   const auto* state = static_cast<const int64_t*>(rng_state->const_data_ptr());
   return {p, {static_cast<uint64_t>(state[0]), static_cast<uint64_t>(state[1])}};

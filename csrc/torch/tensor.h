@@ -120,7 +120,6 @@ inline std::ostream& operator<<(std::ostream& out, const Sizes& sizes) {
   for (int i = 0; i < sizes.size(); ++i) out << (i ? ", " : "") << sizes[i];
   return out << ']';
 }
-inline const Sizes& to_string(const Sizes& sizes) { return sizes; }
 
 // An uninitialised tensor on the device of `like`.
 inline Tensor empty_strided(const Sizes& sizes, const int64_t* strides, DType dtype,
