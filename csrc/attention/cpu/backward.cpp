@@ -281,8 +281,11 @@ class Cell {
     coming_ = row_ + kQueries;
     for (int64_t block = chunk_; block < chunk_end_; ++block) {
       const int64_t t0 = block * kKeys;
-      const int64_t begin = within(first_key(row_) - t0, 0, kKeys) / kStep * kStep,
-                    end = within(last_key(row_ + rows_ - 1) - t0, 0, keys_in(block));
+      const Range seen = shown(
+          p_, cell_.b,
+          intersect({t0, t0 + keys_in(block)}, {first_key(row_), last_key(row_ + rows_ - 1)}),
+          rows_, [this](int64_t i) { return row_ + i; }, [this](int64_t) { return head_; });
+      const int64_t begin = (seen.begin - t0) / kStep * kStep, end = seen.end - t0;
       if (begin < end) {
         if (!loaded) load_queries();
         loaded = true;

@@ -3,14 +3,15 @@
 //
 //   s[r][t] = q[r] · k[t]        o[r] = alpha[r] · o[r] + Σ p[r][t] · v[t]        M = S · G rows r
 //
-// Plan. A task is a range of one sequence's keys for several key heads, whose elements of one key lie
-// side by side. It goes over the keys in chunks of kChunk, over a chunk's keys and then its values in
-// blocks of some 32 KiB, and within a block over the heads: so memory is read in its own order, and
-// while one block is worked on, the lines of the next are prefetched one after the other, a few beside
-// each step. Scores: a tile of R rows by L / R keys (L lanes) multiplies along D, which leaves L
-// vectors of partial sums; they are added up lane by lane in a tree that ends in one vector of L
-// scores. Then the softmax of forward.h, and the values: p spread over the lanes, times a row of v (two
-// rows, interleaved, where bf16 has its dot product), R rows by 16 / R vectors of o in registers.
+// Plan. A task is a range of one sequence's keys for several key heads, whose elements of one key
+// lie side by side. It goes over the keys in chunks of kChunk, over a chunk's keys and then its
+// values in blocks of some 32 KiB, and within a block over the heads: so memory is read in its own
+// order, and while one block is worked on, the lines of the next are prefetched one after the
+// other, a few beside each step. A chunk that a mask hides is not read. Scores: a tile of R rows by
+// L / R keys (L lanes) multiplies along D, which leaves L vectors of partial sums; they are added
+// up lane by lane in a tree that ends in one vector of L scores. Then the softmax of forward.h, and
+// the values: p spread over the lanes, times a row of v (two rows, interleaved, where bf16 has its
+// dot product), R rows by 16 / R vectors of o in registers.
 //
 // Cost of a key of D = Dv = 128 in bf16 with 4 rows: 16 + 16 dot products, 15 for the sums, 8 shuffles,
 // 4 for o, 3 of softmax, about 60 cycles for 512 bytes. Memory gives one core fewer bytes than that:
@@ -125,10 +126,10 @@ class Decoder {
     const Range seen = {visible(p_, extent_, 0).begin, visible(p_, extent_, extent_.S - 1).end};
     const Range keys = intersect(seen, {task.key_begin, task.key_end});
     Chunk chunk[2];
-    int64_t first = keys.begin / kChunk * kChunk;
+    int64_t first = next_chunk(keys.begin / kChunk * kChunk, keys.end);
     find(chunk[0], first, keys.end);
     for (int now = 0; first < keys.end; now ^= 1) {
-      first += kChunk;
+      first = next_chunk(first + kChunk, keys.end);
       find(chunk[now ^ 1], first, keys.end);
       process(chunk[now], chunk[now ^ 1]);
     }
@@ -204,6 +205,19 @@ class Decoder {
     return round_up(rows, tile);
   }
   static constexpr int kMostTile = kLane < 8 ? kLane : 8;  // rows
+
+  // The first chunk from `first` on that the mask does not hide from all rows.
+  int64_t next_chunk(int64_t first, int64_t end) const {
+    const auto hidden = [&] {
+      const Range keys = {first, first + kChunk < end ? first + kChunk : end};
+      return shown(
+                 p_, task_->b, keys, heads_ * rows_, [&](int64_t r) { return r % rows_ / group_; },
+                 [&](int64_t r) { return (task_->k + r / rows_) * group_ + r % group_; })
+          .empty();
+    };
+    while (first < end && hidden()) first += kChunk;
+    return first;
+  }
 
   void find(Chunk& chunk, int64_t first, int64_t end) const {
     chunk.first = first;

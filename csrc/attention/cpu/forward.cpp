@@ -10,12 +10,13 @@
 //
 // Plan. Keys and values come in panels (cpu/panel.h), K as columns and V as rows, of the product's
 // element type In: bf16 where the ISA has its dot product, else float; double for double. They are
-// packed straight from where they lie, strided, packed, paged, int8 or of another dtype: once a call
-// where several blocks of rows share them, else block by block by the only task that reads them. The
-// queries of a task lie as rows of In. Then, for each block of keys that some row sees, kSubRows rows
-// at a time: their scores panel by panel, the softmax row by row in one sweep for the maximum and one for the rest,
-// and the product with V, which scales o as it adds to it. Keys that no row of a tile sees are
-// skipped, those beyond a row's own range count as -inf.
+// packed straight from where they lie, strided, packed, paged, int8 or of another dtype: once a
+// call where several blocks of rows share them, else block by block by the only task that reads
+// them. The queries of a task lie as rows of In. Then, for each block of keys that some row sees,
+// kSubRows rows at a time: their scores panel by panel, the softmax row by row in one sweep for the
+// maximum and one for the rest, and the product with V, which scales o as it adds to it. Keys that
+// no row of a tile sees are skipped, and those at a block's ends that a mask hides from all of its
+// rows; others beyond a row's own range count as -inf.
 //
 // Cost of a key and a row: 2 (D + Dv) multiply-adds, 24 of which a tile's step does in 24
 // instructions beside 10 loads, and about 12 instructions for 16 keys of softmax. Packing a vector
@@ -113,15 +114,14 @@ class Block {
     Keys<In> keys(p_);
     for (int64_t first = task.key_begin; first < task.key_end; first += keys_) {
       const Range block = {first, first + keys_ < task.key_end ? first + keys_ : task.key_end};
-      if (intersect(block, range_of(0, rows_)).empty()) continue;
-      if (task.packed) {
-        packed_ = static_cast<const In*>(task.packed) + first / keys_ * keys.elements();
-      } else {
-        keys.pack(task.b, task.k, first, own_);
-        packed_ = own_;
+      packed_ = nullptr;
+      for (int64_t r = 0; r < rows_; r += kSubRows) {
+        const int64_t end = r + kSubRows < rows_ ? r + kSubRows : rows_;
+        const Range seen = seen_by(r, end, block);
+        if (seen.empty()) continue;
+        if (!packed_) packed_ = find(keys, first);
+        sub_block(r, end, first, seen);
       }
-      for (int64_t r = 0; r < rows_; r += kSubRows)
-        sub_block(r, r + kSubRows < rows_ ? r + kSubRows : rows_, block);
     }
     finish();
   }
@@ -133,6 +133,20 @@ class Block {
   // The keys that some of the rows [begin, end) see: a later query sees later keys.
   Range range_of(int64_t begin, int64_t end) const {
     return {seen_[begin].begin, seen_[end - 1].end};
+  }
+
+  // Those of a block, without what the mask hides at its ends.
+  Range seen_by(int64_t begin, int64_t end, Range block) const {
+    return shown(
+        p_, task_->b, intersect(block, range_of(begin, end)), end - begin,
+        [&](int64_t r) { return query(begin + r); }, [&](int64_t r) { return head(begin + r); });
+  }
+
+  const In* find(const Keys<In>& keys, int64_t first) const {
+    if (task_->packed)
+      return static_cast<const In*>(task_->packed) + first / keys_ * keys.elements();
+    keys.pack(task_->b, task_->k, first, own_);
+    return own_;
   }
 
   void load_queries() {
@@ -163,18 +177,16 @@ class Block {
     std::memset(o_, 0, static_cast<size_t>(rows_ * columns_) * sizeof(A));
   }
 
-  // Rows [begin, end) against the packed block.
-  void sub_block(int64_t begin, int64_t end, Range block) {
-    const Range seen = intersect(block, range_of(begin, end));
-    if (seen.empty()) return;
+  // Rows [begin, end) against the keys `seen` of the packed block, whose first is `first`.
+  void sub_block(int64_t begin, int64_t end, int64_t first, Range seen) {
     const auto tiles = [&](auto&& f) {  // f(first row, rows, keys within the block)
       for (int64_t r = begin; r < end; r += P::kTileRows) {
         const int64_t rows = end - r < P::kTileRows ? end - r : P::kTileRows;
-        const Range keys = intersect(block, range_of(r, r + rows));
-        if (!keys.empty()) f(r, rows, Range{keys.begin - block.begin, keys.end - block.begin});
+        const Range keys = intersect(seen, range_of(r, r + rows));
+        if (!keys.empty()) f(r, rows, Range{keys.begin - first, keys.end - first});
       }
     };
-    for (int64_t n = (seen.begin - block.begin) / P::kPanel * P::kPanel; n < seen.end - block.begin;
+    for (int64_t n = (seen.begin - first) / P::kPanel * P::kPanel; n < seen.end - first;
          n += P::kPanel)
       tiles([&](int64_t r, int64_t rows, Range keys) {
         if (n < keys.end && n + P::kPanel > keys.begin)
@@ -188,19 +200,17 @@ class Block {
                            round_up(keys.end, Softmax<In>::kWide)};
       for (int64_t i = r; i < r + rows; ++i) {
         const int64_t slot = i - begin;
-        alpha_[slot] =
-            softmax.row(head(i), query(i), block.begin, whole, intersect(block, seen_[i]),
-                        s_ + slot * keys_, p_rows_ + slot * keys_, max_[i], sum_[i]);
+        alpha_[slot] = softmax.row(head(i), query(i), first, whole, intersect(seen, seen_[i]),
+                                   s_ + slot * keys_, p_rows_ + slot * keys_, max_[i], sum_[i]);
       }
     });
     for (int64_t n = 0; n < columns_; n += P::kPanel)
       tiles([&](int64_t r, int64_t rows, Range keys) {
-        const int64_t first = keys.begin / P::kStep * P::kStep;
-        panel_rows<In>(rows, P::steps(keys.end - first), p_rows_ + (r - begin) * keys_ + first,
-                       keys_,
-                       packed_ + Keys<In>(p_).values_at() + n / P::kPanel * P::elements(keys_) +
-                           first * P::kPanel,
-                       o_ + r * columns_ + n, columns_, alpha_ + (r - begin));
+        const int64_t t = keys.begin / P::kStep * P::kStep;
+        panel_rows<In>(
+            rows, P::steps(keys.end - t), p_rows_ + (r - begin) * keys_ + t, keys_,
+            packed_ + Keys<In>(p_).values_at() + n / P::kPanel * P::elements(keys_) + t * P::kPanel,
+            o_ + r * columns_ + n, columns_, alpha_ + (r - begin));
       });
   }
 

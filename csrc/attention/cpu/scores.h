@@ -3,6 +3,7 @@
 #pragma once
 
 #include <cmath>
+#include <cstring>
 
 #include "attention/params.h"
 #include "cpu/exp.h"
@@ -31,6 +32,35 @@ inline Range visible(const Problem& p, const Problem::Extent& e, int64_t i) {
   const int64_t at = i + key_offset(p, e);
   return intersect({0, e.T}, {p.window_left < 0 ? 0 : at - p.window_left,
                               p.window_right < 0 ? e.T : at + p.window_right + 1});
+}
+
+// The first of n bytes that is not 0, each `stride` behind the one before; n where there is none.
+inline int64_t first_set(const char* p, int64_t n, int64_t stride) {
+  int64_t i = 0;
+  if (stride == 1 || stride == -1)
+    for (uint64_t eight; i + 8 <= n; i += 8) {
+      std::memcpy(&eight, stride > 0 ? p + i : p - i - 7, 8);
+      if (eight) break;
+    }
+  while (i < n && !p[i * stride]) ++i;
+  return i;
+}
+
+// `keys` without those at its ends that the mask hides from all of n rows, query(r) of head(r).
+template <class Query, class Head>
+inline Range shown(const Problem& p, int64_t b, Range keys, int64_t n, Query&& query, Head&& head) {
+  if (!p.mask || keys.empty()) return keys;
+  Range some = {keys.end, keys.begin};
+  const char* last = nullptr;
+  for (int64_t r = 0; r < n; ++r) {
+    const char* row = p.mask.at(b, head(r), query(r), keys.begin);
+    if (row == last) continue;  // a mask that rows or heads share
+    last = row;
+    const int64_t stride = p.mask.column, back = keys.end - 1 - keys.begin;
+    some.begin = keys.begin + first_set(row, some.begin - keys.begin, stride);
+    some.end = keys.end - first_set(row + back * stride, keys.end - some.end, -stride);
+  }
+  return some;
 }
 
 // Whether anything but the scale stands between the product and the exponential.
