@@ -88,44 +88,56 @@ struct Ahead {
   int lines = 0;
 };
 
-// One tile: kRows rows of A, lda bytes apart, times a panel; C in rows of kBytePanel.
+template <int kRows>
+using ByteSums = Vec<int32_t>[kRows][kByteVectors];
+
+// kRows rows of A, lda bytes apart, times kByteColumns columns of a panel, which begin at b.
+template <bool kNibbles, int kRows>
+WEFT_INLINE void add_byte_products(int64_t steps, const int8_t* a, int64_t lda, const uint8_t* b,
+                                   Ahead ahead, ByteSums<kRows>& sum) {
+  for (int64_t k = 0; k < steps; ++k, b += kByteStep) {
+    for (int line = 0; line < ahead.lines; ++line, ahead.next += 64)
+      __builtin_prefetch(ahead.next, 0, 2);
+    Vec<int32_t> raw[kByteVectors];
+#pragma GCC unroll 4
+    for (int j = 0; j < kByteVectors; ++j) raw[j] = load_vec<int32_t>(b + j * kVecBytes);
+#pragma GCC unroll 2
+    for (int half = 0; half < (kNibbles ? 2 : 1); ++half, a += 4) {
+      Bytes part[kByteVectors];
+#pragma GCC unroll 4
+      for (int j = 0; j < kByteVectors; ++j)
+        part[j] = unsigned_bytes(kNibbles ? (raw[j] >> (4 * half)) & 0x0f0f0f0f : raw[j]);
+#pragma GCC unroll 8
+      for (int i = 0; i < kRows; ++i) {
+        const Bytes x = spread_bytes(a + i * lda);
+#pragma GCC unroll 4
+        for (int j = 0; j < kByteVectors; ++j) sum[i][j] = dot_bytes(x, part[j], sum[i][j]);
+      }
+    }
+  }
+}
+
+template <int kRows>
+WEFT_INLINE void start_byte_sums(const int32_t* init, int64_t stride, ByteSums<kRows>& sum) {
+#pragma GCC unroll 8
+  for (int i = 0; i < kRows; ++i)
+#pragma GCC unroll 4
+    for (int j = 0; j < kByteVectors; ++j) sum[i][j] = broadcast<int32_t>(init[i * stride]);
+}
+
+// One tile: kRows rows of A times a panel; C in rows of kBytePanel.
 template <bool kNibbles, int kRows>
 inline void byte_tile(int64_t steps, const int8_t* a, int64_t lda, const uint8_t* panel,
                       const int32_t* init, int64_t init_stride, int32_t* c, Ahead ahead) {
-  constexpr int lane = kLanes<int32_t>;
   for (int n = 0; n < kBytePanel; n += kByteColumns) {
-    Vec<int32_t> sum[kRows][kByteVectors];
-#pragma GCC unroll 8
-    for (int i = 0; i < kRows; ++i)
-#pragma GCC unroll 4
-      for (int j = 0; j < kByteVectors; ++j) sum[i][j] = broadcast<int32_t>(init[i * init_stride]);
-    const uint8_t* b = panel + n * 4;
-    const int8_t* from = a;
-    for (int64_t k = 0; k < steps; ++k, b += kByteStep) {
-      for (int line = 0; line < ahead.lines; ++line, ahead.next += 64)
-        __builtin_prefetch(ahead.next, 0, 2);
-      Vec<int32_t> raw[kByteVectors];
-#pragma GCC unroll 4
-      for (int j = 0; j < kByteVectors; ++j) raw[j] = load_vec<int32_t>(b + j * kVecBytes);
-#pragma GCC unroll 2
-      for (int half = 0; half < (kNibbles ? 2 : 1); ++half, from += 4) {
-        Bytes part[kByteVectors];
-#pragma GCC unroll 4
-        for (int j = 0; j < kByteVectors; ++j)
-          part[j] = unsigned_bytes(kNibbles ? (raw[j] >> (4 * half)) & 0x0f0f0f0f : raw[j]);
-#pragma GCC unroll 8
-        for (int i = 0; i < kRows; ++i) {
-          const Bytes x = spread_bytes(from + i * lda);
-#pragma GCC unroll 4
-          for (int j = 0; j < kByteVectors; ++j) sum[i][j] = dot_bytes(x, part[j], sum[i][j]);
-        }
-      }
-    }
+    ByteSums<kRows> sum;
+    start_byte_sums<kRows>(init, init_stride, sum);
+    add_byte_products<kNibbles, kRows>(steps, a, lda, panel + n * 4, ahead, sum);
 #pragma GCC unroll 8
     for (int i = 0; i < kRows; ++i)
 #pragma GCC unroll 4
       for (int j = 0; j < kByteVectors; ++j)
-        store_vec<int32_t>(c + i * kBytePanel + n + j * lane, sum[i][j]);
+        store_vec<int32_t>(c + i * kBytePanel + n + j * kLanes<int32_t>, sum[i][j]);
     ahead.lines = 0;
   }
 }

@@ -355,3 +355,25 @@ def test_quantize_weight():
     assert values.min() == -8 and values.max() == 7
     with pytest.raises(ValueError, match="group_size is 5, expected a divisor of in_features, 32"):
         quantize_weight(weight, 4, 5)
+
+
+def test_scales_of_groups_lie_as_the_kernels_read_them():
+    """Those of one group side by side, however a layer came to its weight; and checkpoints plain."""
+
+    def made(**options):
+        return weft.nn.WeightOnlyLinear(C, 48, bits=4, group_size=16, symmetric=False, **options)
+
+    def laid(layer):
+        found = (layer.weight_scale, layer.weight_zero_point)
+        return all(t.shape == (48, C // 16) and t.stride() == (1, 48) for t in found)
+
+    torch.manual_seed(0)
+    layer = made()
+    layer.load_state_dict({"weight": torch.randn(48, C), "bias": torch.zeros(48)})
+    state = layer.state_dict()
+    assert all(t.is_contiguous() for t in state.values())
+    assigned = made()
+    assigned.load_state_dict(state, assign=True)
+    for other in (layer, assigned, copy.deepcopy(layer), pickle.loads(pickle.dumps(layer))):
+        assert laid(other)
+        assert torch.equal(other.dequantized_weight(), layer.dequantized_weight())

@@ -168,6 +168,13 @@ class Tile {
         section_row(r, 0, scale_, v);
         finish(r, v);
       }
+    } else if (p_.M == 1 && is_along_columns(p_.weight_scale) &&
+               is_along_columns(p_.weight_zero_point)) {
+      Row v;
+      with_digits([&](auto nibbles, auto digits) {
+        row_of_groups<decltype(nibbles)::value, decltype(digits)::value>(v);
+      });
+      finish(0, v);
     } else {
       alignas(64) Row sum[kMostRows] = {};
       for (int64_t s = 0; s < o_.sections; ++s) {
@@ -205,6 +212,60 @@ class Tile {
                   panel_ + first * kByteStep, o_.init + row * o_.sections + s, o_.sections, sum_,
                   ahead);
     return steps;
+  }
+
+  bool is_along_columns(const GroupValues& v) const {
+    return !v || (v.column == 1 && columns_ == kBytePanel);
+  }
+
+  template <class F>
+  void with_digits(F&& f) const {
+    const auto some = [&](auto nibbles) {
+      if (o_.digits == 1) return f(nibbles, std::integral_constant<int, 1>{});
+      if (o_.digits == 2) return f(nibbles, std::integral_constant<int, 2>{});
+      f(nibbles, std::integral_constant<int, 3>{});
+    };
+    p_.bits == 8 ? some(std::false_type{}) : some(std::true_type{});
+  }
+
+  // All sections of the only row, its sums in registers: sections are short, and their ends were a
+  // third of the time. Scales come from one line or four in each, far apart: they are fetched early.
+  template <bool kNibbles, int kDigits>
+  void row_of_groups(Row& v) const {
+    constexpr int64_t kEarly = 4;  // sections
+    const int64_t step = kNibbles ? 8 : 4;
+    const int8_t* a = o_.a + begin_ * kDigits * o_.lda;
+    const int32_t* init = o_.init + begin_ * kDigits * o_.sections;
+    for (int n = 0; n < kBytePanel; n += kByteColumns) {
+      Vec<float> total[kByteVectors] = {};
+      for (int64_t s = 0; s < o_.sections; ++s) {
+        const int64_t k = s * o_.section, end = s + 1 < o_.sections ? k + o_.section : p_.K;
+        const float* scale = group_values(p_.weight_scale, k, n);
+        const int64_t early = k + kEarly * o_.section;
+        if (early < p_.K)
+          for (int j = 0; j < kByteVectors; ++j)
+            __builtin_prefetch(group_values(p_.weight_scale, early, n) + j * kFloats);
+        ByteSums<kDigits> sum;
+        start_byte_sums<kDigits>(init + s, o_.sections, sum);
+        add_byte_products<kNibbles, kDigits>((end - k + step - 1) / step, a + k, o_.lda,
+                                             panel_ + n * 4 + k / step * kByteStep, {}, sum);
+#pragma GCC unroll 4
+        for (int j = 0; j < kByteVectors; ++j) {
+          Vec<float> x = to_float(sum[0][j]);
+#pragma GCC unroll 2
+          for (int d = 1; d < kDigits; ++d)
+            x = multiply_add(x, broadcast(256.0f), to_float(sum[d][j]));
+          if (p_.weight_zero_point)
+            x -= load_vec<float>(group_values(p_.weight_zero_point, k, n) + j * kFloats) *
+                 o_.sum[begin_ * o_.sections + s];
+          total[j] = multiply_add(x, load_vec<float>(scale + j * kFloats), total[j]);
+        }
+      }
+      for (int j = 0; j < kByteVectors; ++j) v[n / kFloats + j] = total[j];
+    }
+  }
+  const float* group_values(const GroupValues& values, int64_t k, int n) const {
+    return values.data + (n_ + n) * values.column + k / p_.group * values.group;
   }
 
   Vec<int32_t> sums(int64_t r, int j) const {

@@ -62,6 +62,13 @@ def quantize_weight(
     return Quantized(q.view(N, K), scale.view(shape), points)
 
 
+def along_columns(values: Tensor | None) -> Tensor | None:
+    """[N] or [N, groups] with those of one group side by side, as the kernels read them."""
+    if values is None or values.dim() == 1 or values.shape[1] == 1:
+        return values
+    return values.t().contiguous().t()
+
+
 def is_finite(t: Tensor) -> bool:
     """Whether t holds numbers alone, as far as it holds anything."""
     return t.is_meta or isinstance(t, FakeTensor) or bool(t.isfinite().all())

@@ -21,6 +21,7 @@ from torch import Tensor, nn
 
 from ._int8_weight import (
     Quantized,
+    along_columns,
     from_int32,
     has_kernel,
     is_finite,
@@ -86,10 +87,10 @@ class QuantizedLinear(nn.Linear):
     def _take(self, weight: Quantized) -> None:
         self.register_buffer("packed", None, persistent=False)
         self.register_buffer("plain", None, persistent=False)
-        self.register_buffer("weight_scale", weight.scale)
+        self.register_buffer("weight_scale", along_columns(weight.scale))
         for name in OPTIONAL:
             self.register_buffer(name, None)
-        self.weight_zero_point = weight.zero_point
+        self.weight_zero_point = along_columns(weight.zero_point)
         self._hold(weight.values)
 
     @classmethod
@@ -126,7 +127,7 @@ class QuantizedLinear(nn.Linear):
         scale = self.weight_scale.reshape(self.out_features, -1, 1)  # [N, G, 1]
         w = self.weight.float().view(self.out_features, scale.shape[1], -1)
         if self.weight_zero_point is not None:
-            w = w - self.weight_zero_point.view(scale.shape)
+            w = w - self.weight_zero_point.reshape(scale.shape)
         return (w * scale).view(self.out_features, self.in_features)
 
     def _hold(self, values: Tensor) -> None:
@@ -194,7 +195,8 @@ class QuantizedLinear(nn.Linear):
         super()._save_to_state_dict(destination, prefix, keep_vars)
         for name in FLOATS[:2]:
             if self._buffers[name] is not None:
-                destination[prefix + name] = destination[prefix + name].view(self.out_features, -1)
+                plain = destination[prefix + name].reshape(self.out_features, -1)
+                destination[prefix + name] = plain.contiguous()
         if self.bits == 8:
             destination[prefix + "weight"] = self.weight
         else:
@@ -236,6 +238,8 @@ class QuantizedLinear(nn.Linear):
             unexpected_keys,
             error_msgs,
         )
+        for name in FLOATS[:2]:  # assigned ones lie as the checkpoint has them
+            self._buffers[name] = along_columns(self._buffers[name])
         if weight is not None:
             self._hold(weight.to(self._device))
 
