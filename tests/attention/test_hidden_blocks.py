@@ -1,5 +1,4 @@
-"""Masks that hide long runs of keys, which no kernel computes: from all queries, from some, from some
-heads."""
+"""Masks that hide long runs of keys: from all queries, from some, from some heads."""
 
 from __future__ import annotations
 

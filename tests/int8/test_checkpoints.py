@@ -358,7 +358,7 @@ def test_quantize_weight():
 
 
 def test_scales_of_groups_lie_as_the_kernels_read_them():
-    """Those of one group side by side, however a layer came to its weight; and checkpoints plain."""
+    """Those of a group side by side, however a layer came to its weight; checkpoints plain."""
 
     def made(**options):
         return weft.nn.WeightOnlyLinear(C, 48, bits=4, group_size=16, symmetric=False, **options)
