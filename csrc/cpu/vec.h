@@ -313,11 +313,16 @@ template <class A, class U>
 inline Vec<A> load_lanes(const U* p) {
   if constexpr (std::is_same_v<A, U>) {
     return load_vec<A>(p);
+#if defined(__AVX512F__)  // compilers convert these vectors by halves, or one by one
+  } else if constexpr (std::is_same_v<A, float> && std::is_same_v<U, bf16>) {
+    const __m256i half = _mm256_loadu_si256(reinterpret_cast<const __m256i*>(p));
+    return reinterpret_cast<Vec<float>>(_mm512_slli_epi32(_mm512_cvtepu16_epi32(half), 16));
+#endif
   } else if constexpr (std::is_same_v<A, float> && std::is_same_v<U, bf16>) {
     HalfLanes half;
     std::memcpy(&half, p, sizeof half);
     return as_float(__builtin_convertvector(half, Vec<uint32_t>) << 16);
-#if defined(__AVX512F__)  // compilers convert these vectors one by one
+#if defined(__AVX512F__)
   } else if constexpr (std::is_same_v<A, float> && std::is_same_v<U, int8_t>) {
     return _mm512_cvtepi32_ps(
         _mm512_cvtepi8_epi32(_mm_loadu_si128(reinterpret_cast<const __m128i*>(p))));

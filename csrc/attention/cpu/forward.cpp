@@ -119,6 +119,8 @@ class Block {
         const int64_t end = r + kSubRows < rows_ ? r + kSubRows : rows_;
         const Range seen = seen_by(r, end, block);
         if (seen.empty()) continue;
+        fetch(p_.bias, r, end, seen);
+        fetch(p_.mask, r, end, seen);
         if (!packed_) packed_ = find(keys, first);
         sub_block(r, end, first, seen);
       }
@@ -175,6 +177,19 @@ class Block {
       seen_[r] = visible(p_, extent_, query(r));
     }
     std::memset(o_, 0, static_cast<size_t>(rows_ * columns_) * sizeof(A));
+  }
+
+  // Their rows of a bias or mask lie apart: on their way into L2 while the scores are computed.
+  void fetch(const Scores& x, int64_t begin, int64_t end, Range keys) const {
+    if (!x || x.column != 1) return;
+    const char* last = nullptr;
+    for (int64_t r = begin; r < end; ++r) {
+      const char* row = x.at(task_->b, head(r), query(r), keys.begin);
+      if (row == last) continue;
+      last = row;
+      const char* stop = row + (keys.end - keys.begin) * static_cast<int64_t>(size_of(x.dtype));
+      for (; row < stop; row += 64) __builtin_prefetch(row, 0, 2);
+    }
   }
 
   // Rows [begin, end) against the keys `seen` of the packed block, whose first is `first`.

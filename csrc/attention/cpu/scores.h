@@ -112,13 +112,14 @@ struct ScoreRow {
     A* begin = s + (keys.begin - first);
     const A scale = static_cast<A>(p.softmax_scale * (p.softcap > 0 ? 1 / p.softcap : kLog2e));
     const A cap = static_cast<A>(p.softcap * kLog2e);
-    for (int64_t t = 0; t < count; t += kLanes<A>) {
-      Vec<A> x = load_vec<A>(begin + t) * broadcast(scale);
-      if (p.softcap > 0) x = tanh(x) * broadcast(cap);
-      store_vec<A>(begin + t, x);
-    }
+    if (p.softcap > 0)
+      for (int64_t t = 0; t < count; t += kLanes<A>)
+        store_vec<A>(begin + t, tanh(load_vec<A>(begin + t) * broadcast(scale)) * broadcast(cap));
+    else if (!p.bias)
+      for (int64_t t = 0; t < count; t += kLanes<A>)
+        store_vec<A>(begin + t, load_vec<A>(begin + t) * broadcast(scale));
+    if (p.bias) add_bias(begin, keys, p.softcap > 0 ? 1 : scale);
     if (p.alibi.data) add_alibi(begin, keys);
-    if (p.bias) add_bias(begin, keys);
     if (p.mask) hide(begin, keys);
   }
 
@@ -135,15 +136,17 @@ struct ScoreRow {
     }
   }
 
+  // s = s · scale + bias, one sweep for both.
   template <class A>
-  void add_bias(A* s, Range keys) const {
+  void add_bias(A* s, Range keys, A scale) const {
     const char* row = p.bias.at(b, h, i, keys.begin);
     const int64_t count = keys.end - keys.begin, stride = p.bias.column;
     with_float_type(p.bias.dtype, [&](auto type) {
       const auto* bias = reinterpret_cast<const decltype(type)*>(row);
       for (int64_t t = 0; t < count; t += kLanes<A>)
         store_vec<A>(s + t, multiply_add(load_some<A>(bias + t * stride, count - t, stride),
-                                         broadcast(static_cast<A>(kLog2e)), load_vec<A>(s + t)));
+                                         broadcast(static_cast<A>(kLog2e)),
+                                         load_vec<A>(s + t) * broadcast(scale)));
     });
   }
 

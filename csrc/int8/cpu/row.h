@@ -26,16 +26,7 @@ inline void with_float(DType t, F&& f) {
   }
 }
 
-// Whole vectors. Compilers convert 16-bit lanes one by one where they are left to it.
-template <class T>
-WEFT_INLINE Vec<float> load_whole(const T* p) {
-#if defined(__AVX512F__)
-  if constexpr (std::is_same_v<T, bf16>)
-    return reinterpret_cast<Vec<float>>(_mm512_slli_epi32(
-        _mm512_cvtepu16_epi32(_mm256_loadu_si256(reinterpret_cast<const __m256i*>(p))), 16));
-#endif
-  return load_lanes<float>(p);
-}
+// A whole vector: compilers convert 16-bit lanes one by one where they are left to it.
 template <class T>
 WEFT_INLINE void store_whole(T* p, Vec<float> v) {
 #if defined(__AVX512F__)
@@ -50,10 +41,10 @@ WEFT_INLINE void store_whole(T* p, Vec<float> v) {
 // A vector from the n elements at p, zeros behind them.
 template <class T>
 WEFT_INLINE Vec<float> load_some(const T* p, int64_t n) {
-  if (n >= kFloats) return load_whole(p);
+  if (n >= kFloats) return load_lanes<float>(p);
   T some[kFloats] = {};
   for (int64_t i = 0; i < n; ++i) some[i] = p[i];
-  return load_whole(some);
+  return load_lanes<float>(some);
 }
 template <class T>
 WEFT_INLINE void store_some(T* p, Vec<float> v, int64_t n) {
