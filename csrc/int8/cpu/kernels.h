@@ -66,9 +66,8 @@ struct Operands {
   int64_t section = 0, sections = 0;  // of the depth: what int32 sums run over
   int8_t* a = nullptr;                // [rows · digits, lda], zeros behind K
   int64_t lda = 0;
-  int32_t* init = nullptr;  // [rows · digits, sections]: what the sums begin with
-  float* sum = nullptr;     // [rows, sections]: Σ of all digits, for zero points of the weight
-  float* scale = nullptr;   // [rows]
+  int32_t* init = nullptr;            // [rows · digits, sections]: what the sums begin with
+  float* scale = nullptr;             // [rows]
   int32_t* zero_point = nullptr;      // [rows], null: 0
   const int32_t* outliers = nullptr;  // columns of x that are not in A
   int64_t outlier_count = 0;

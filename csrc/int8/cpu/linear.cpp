@@ -98,14 +98,9 @@ void prepare(const Linear& p, const Operands& o, int64_t begin, int64_t end, flo
     }
     for (int64_t s = 0; s < o.sections; ++s) {
       const int64_t k = s * o.section, n = p.K - k < o.section ? p.K - k : o.section;
-      float sum = 0;
-      for (int d = 0; d < o.digits; ++d) {
-        const int32_t digit = sum_bytes(a + d * o.lda + k, n);
-        o.init[(r * o.digits + d) * o.sections + s] = static_cast<int32_t>(
-            -static_cast<uint32_t>(packed_zero(p.bits)) * static_cast<uint32_t>(digit));
-        sum = sum * 256 + static_cast<float>(digit);
-      }
-      if (o.sum) o.sum[r * o.sections + s] = sum;
+      for (int d = 0; d < o.digits; ++d)
+        o.init[(r * o.digits + d) * o.sections + s] =
+            -packed_zero(p.bits) * sum_bytes(a + d * o.lda + k, n);
     }
   }
 }
@@ -119,16 +114,19 @@ constexpr int kPieces = kBytePanel / kFloats;  // vectors of a row of the tile
 struct Columns {
   Vec<float> piece[kPieces];
 };
-Columns of_columns(const GroupValues& v, int64_t g, int64_t n, int64_t columns) {
-  Columns all;
+[[gnu::noinline]] void gather_columns(const float* from, int64_t stride, int64_t columns,
+                                      float* to) {
+  for (int64_t i = 0; i < kBytePanel; ++i) to[i] = i < columns ? from[i * stride] : 0;
+}
+WEFT_INLINE Columns of_columns(const GroupValues& v, int64_t g, int64_t n, int64_t columns) {
   const float* from = v.data + n * v.column + g * v.group;
-  if (v.column == 1 && columns == kBytePanel) {
-    for (int j = 0; j < kPieces; ++j) all.piece[j] = load_vec<float>(from + j * kFloats);
-    return all;
+  float lane[kBytePanel];
+  if (v.column != 1 || columns < kBytePanel) {
+    gather_columns(from, v.column, columns, lane);
+    from = lane;
   }
-  float lane[kBytePanel] = {};
-  for (int64_t i = 0; i < columns; ++i) lane[i] = from[i * v.column];
-  for (int j = 0; j < kPieces; ++j) all.piece[j] = load_vec<float>(lane + j * kFloats);
+  Columns all;
+  for (int j = 0; j < kPieces; ++j) all.piece[j] = load_vec<float>(from + j * kFloats);
   return all;
 }
 
@@ -161,32 +159,21 @@ class Tile {
     rows_ = rows;
     fetch_results();
     if (o_.sections == 1) {
-      multiply(0, ahead);
+      multiply(ahead);
       if (p_.out_dtype == DType::i32) return store_sums();
       for (int64_t r = 0; r < rows_; ++r) {
         Row v;
-        section_row(r, 0, scale_, v);
+        scaled_row(r, v);
         finish(r, v);
       }
-    } else if (p_.M == 1 && is_along_columns(p_.weight_scale) &&
-               is_along_columns(p_.weight_zero_point)) {
-      Row v;
-      with_digits([&](auto nibbles, auto digits) {
-        row_of_groups<decltype(nibbles)::value, decltype(digits)::value>(v);
-      });
-      finish(0, v);
     } else {
-      alignas(64) Row sum[kMostRows] = {};
-      for (int64_t s = 0; s < o_.sections; ++s) {
-        ahead.next += ahead.lines * 64 * multiply(s, ahead);
-        const Columns scale = of_columns(p_.weight_scale, s * o_.section / p_.group, n_, columns_);
-        for (int64_t r = 0; r < rows_; ++r) {
-          Row v;
-          section_row(r, s, scale, v);
-          for (int j = 0; j < kPieces; ++j) sum[r][j] += v[j];
-        }
+      p_.bits == 8 ? sections<false>(ahead) : sections<true>(ahead);
+      for (int64_t r = 0; r < rows_; ++r) {
+        Row v;
+        for (int j = 0; j < kPieces; ++j) v[j] = total_[r * o_.digits][j];
+        add_digits(r, v, [&](int64_t i, int j) { return total_[i][j]; });
+        finish(r, v);
       }
-      for (int64_t r = 0; r < rows_; ++r) finish(r, sum[r]);
     }
   }
 
@@ -202,70 +189,72 @@ class Tile {
     }
   }
 
-  // Returns how many steps of the depth the section has.
-  int64_t multiply(int64_t s, Ahead ahead) {
-    const int64_t step = p_.bits == 8 ? 4 : 8, first = s * o_.section / step;
-    const int64_t end = s + 1 < o_.sections ? (s + 1) * o_.section : p_.K;
-    const int64_t steps = (end + step - 1) / step - first, row = begin_ * o_.digits;
+  // The sums over the whole depth.
+  void multiply(Ahead ahead) {
+    const int64_t step = p_.bits == 8 ? 4 : 8, row = begin_ * o_.digits;
     const auto multiply_rows = p_.bits == 8 ? byte_rows<false> : byte_rows<true>;
-    multiply_rows(rows_ * o_.digits, steps, o_.a + row * o_.lda + s * o_.section, o_.lda,
-                  panel_ + first * kByteStep, o_.init + row * o_.sections + s, o_.sections, sum_,
-                  ahead);
-    return steps;
+    multiply_rows(rows_ * o_.digits, (p_.K + step - 1) / step, o_.a + row * o_.lda, o_.lda, panel_,
+                  o_.init + row, 1, sum_, ahead);
   }
 
-  bool is_along_columns(const GroupValues& v) const {
-    return !v || (v.column == 1 && columns_ == kBytePanel);
-  }
-
-  template <class F>
-  void with_digits(F&& f) const {
-    const auto some = [&](auto nibbles) {
-      if (o_.digits == 1) return f(nibbles, std::integral_constant<int, 1>{});
-      if (o_.digits == 2) return f(nibbles, std::integral_constant<int, 2>{});
-      f(nibbles, std::integral_constant<int, 3>{});
-    };
-    p_.bits == 8 ? some(std::false_type{}) : some(std::true_type{});
-  }
-
-  // All sections of the only row, its sums in registers: sections are short, and their ends were a
-  // third of the time. Scales come from one line or four in each, far apart: they are fetched early.
-  template <bool kNibbles, int kDigits>
-  void row_of_groups(Row& v) const {
-    constexpr int64_t kEarly = 4;  // sections
-    const int64_t step = kNibbles ? 8 : 4;
-    const int8_t* a = o_.a + begin_ * kDigits * o_.lda;
-    const int32_t* init = o_.init + begin_ * kDigits * o_.sections;
-    for (int n = 0; n < kBytePanel; n += kByteColumns) {
-      Vec<float> total[kByteVectors] = {};
-      for (int64_t s = 0; s < o_.sections; ++s) {
-        const int64_t k = s * o_.section, end = s + 1 < o_.sections ? k + o_.section : p_.K;
-        const float* scale = group_values(p_.weight_scale, k, n);
-        const int64_t early = k + kEarly * o_.section;
-        if (early < p_.K)
-          for (int j = 0; j < kByteVectors; ++j)
-            __builtin_prefetch(group_values(p_.weight_scale, early, n) + j * kFloats);
-        ByteSums<kDigits> sum;
-        start_byte_sums<kDigits>(init + s, o_.sections, sum);
-        add_byte_products<kNibbles, kDigits>((end - k + step - 1) / step, a + k, o_.lda,
-                                             panel_ + n * 4 + k / step * kByteStep, {}, sum);
+  // All sections of the tile's rows of A: total_ = Σ_s scale[s] · (sums of s - zero point · Σ A of s).
+  // Sections are short: their sums never leave the registers.
+  template <bool kNibbles, int kRows = kMostRows>
+  void sections(Ahead ahead) {
+    if constexpr (kRows > 1)
+      if (rows_ * o_.digits < kRows) return sections<kNibbles, kRows - 1>(ahead);
+    constexpr int64_t step = kNibbles ? 8 : 4;
+    const int8_t* a = o_.a + begin_ * o_.digits * o_.lda;
+    const int32_t* init = o_.init + begin_ * o_.digits * o_.sections;
+    Row total[kRows] = {};
+    for (int64_t s = 0; s < o_.sections; ++s) {
+      const int64_t k = s * o_.section, end = s + 1 < o_.sections ? k + o_.section : p_.K;
+      const int64_t steps = (end + step - 1) / step - k / step;
+      const int64_t g = k / p_.group;
+      fetch_values(p_.weight_scale, g);
+      fetch_values(p_.weight_zero_point, g);
+      const Columns scale = of_columns(p_.weight_scale, g, n_, columns_);
+      Columns zero;
+      if (p_.weight_zero_point) zero = of_columns(p_.weight_zero_point, g, n_, columns_);
+      for (int n = 0; n < kBytePanel; n += kByteColumns) {
+        ByteSums<kRows> sum;
+        start_byte_sums<kRows>(init + s, o_.sections, sum);
+        add_byte_products<kNibbles, kRows>(
+            steps, a + k, o_.lda, panel_ + n * 4 + k / step * kByteStep, n ? Ahead{} : ahead, sum);
+#pragma GCC unroll 8
+        for (int i = 0; i < kRows; ++i) {
+          Vec<float> x[kByteVectors];
 #pragma GCC unroll 4
-        for (int j = 0; j < kByteVectors; ++j) {
-          Vec<float> x = to_float(sum[0][j]);
-#pragma GCC unroll 2
-          for (int d = 1; d < kDigits; ++d)
-            x = multiply_add(x, broadcast(256.0f), to_float(sum[d][j]));
-          if (p_.weight_zero_point)
-            x -= load_vec<float>(group_values(p_.weight_zero_point, k, n) + j * kFloats) *
-                 o_.sum[begin_ * o_.sections + s];
-          total[j] = multiply_add(x, load_vec<float>(scale + j * kFloats), total[j]);
+          for (int j = 0; j < kByteVectors; ++j) x[j] = to_float(sum[i][j]);
+          if (p_.weight_zero_point) {
+            const Vec<float> digits = broadcast(-digit_sum(init[i * o_.sections + s]));
+#pragma GCC unroll 4
+            for (int j = 0; j < kByteVectors; ++j)
+              x[j] = multiply_add(zero.piece[n / kFloats + j], digits, x[j]);
+          }
+#pragma GCC unroll 4
+          for (int j = 0; j < kByteVectors; ++j) {
+            Vec<float>& to = total[i][n / kFloats + j];
+            to = multiply_add(x[j], scale.piece[n / kFloats + j], to);
+          }
         }
       }
-      for (int j = 0; j < kByteVectors; ++j) v[n / kFloats + j] = total[j];
+      ahead.next += ahead.lines * 64 * steps;
     }
+    for (int i = 0; i < kRows; ++i)
+      for (int j = 0; j < kPieces; ++j) total_[i][j] = total[i][j];
   }
-  const float* group_values(const GroupValues& values, int64_t k, int n) const {
-    return values.data + (n_ + n) * values.column + k / p_.group * values.group;
+
+  // Σ A of a section, of what its sums begin with.
+  float digit_sum(int32_t init) const { return static_cast<float>(init / -packed_zero(p_.bits)); }
+
+  // A group's values are a few lines, far from those of the next: on their way some groups early.
+  void fetch_values(const GroupValues& values, int64_t g) const {
+    constexpr int64_t kEarly = 4;
+    if (!values || values.column != 1 || columns_ < kBytePanel || (g + kEarly) * p_.group >= p_.K)
+      return;
+    const float* from = values.data + n_ + (g + kEarly) * values.group;
+    for (int n = 0; n < kBytePanel; n += 16) __builtin_prefetch(from + n);
   }
 
   Vec<int32_t> sums(int64_t r, int j) const {
@@ -287,25 +276,27 @@ class Tile {
     }
   }
 
-  // The share of section s of a row, by the weight's scales.
-  void section_row(int64_t r, int64_t s, const Columns& scale, Row& v) const {
-    if (o_.digits > 1) {
-      for (int j = 0; j < kPieces; ++j) v[j] = to_float(sums(r * o_.digits, j));
-      for (int d = 1; d < o_.digits; ++d)
-        for (int j = 0; j < kPieces; ++j)
-          v[j] = multiply_add(v[j], broadcast(256.0f), to_float(sums(r * o_.digits + d, j)));
-    } else if (o_.sections == 1) {
-      for (int j = 0; j < kPieces; ++j) v[j] = to_float(sums_without_zero(r, j));
-    } else {
-      for (int j = 0; j < kPieces; ++j) v[j] = to_float(sums(r, j));
-    }
+  // A row whose sums run over the whole depth, by the weight's scales.
+  void scaled_row(int64_t r, Row& v) const {
+    for (int j = 0; j < kPieces; ++j)
+      v[j] = to_float(o_.digits > 1 ? sums(r * o_.digits, j) : sums_without_zero(r, j));
+    add_digits(r, v, [&](int64_t i, int j) { return to_float(sums(i, j)); });
     if (p_.weight_zero_point) {
-      const Columns zero =
-          of_columns(p_.weight_zero_point, s * o_.section / p_.group, n_, columns_);
-      const Vec<float> sum = broadcast(o_.sum[(begin_ + r) * o_.sections + s]);
+      const Columns zero = of_columns(p_.weight_zero_point, 0, n_, columns_);
+      float sum = 0;
+      for (int d = 0; d < o_.digits; ++d)
+        sum = sum * 256 + digit_sum(o_.init[(begin_ + r) * o_.digits + d]);
       for (int j = 0; j < kPieces; ++j) v[j] -= zero.piece[j] * sum;
     }
-    for (int j = 0; j < kPieces; ++j) v[j] *= scale.piece[j];
+    for (int j = 0; j < kPieces; ++j) v[j] *= scale_.piece[j];
+  }
+
+  // What the lower digits of x add to the first one's: of(row of A, piece).
+  template <class F>
+  void add_digits(int64_t r, Row& v, F&& of) const {
+    for (int d = 1; d < o_.digits; ++d)
+      for (int j = 0; j < kPieces; ++j)
+        v[j] = multiply_add(v[j], broadcast(256.0f), of(r * o_.digits + d, j));
   }
 
   void finish(int64_t r, Row& v) const {
@@ -384,6 +375,7 @@ class Tile {
   const Columns scale_;  // of the first group
   int64_t begin_ = 0, rows_ = 0;
   alignas(64) int32_t sum_[kMostRows * kBytePanel];
+  alignas(64) Row total_[kMostRows];
 };
 
 // What tile i of the last few fetches of the next panel: a step's bytes are 4 lines. A panel that is

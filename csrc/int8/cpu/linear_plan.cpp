@@ -66,7 +66,6 @@ struct Plan {
 
     o.a = take<int8_t>(rows * o.digits * o.lda);
     o.init = take<int32_t>(rows * o.digits * o.sections);
-    o.sum = p.weight_zero_point ? take<float>(rows * o.sections) : nullptr;
     o.scale = take<float>(rows);
     o.zero_point = zero_points ? take<int32_t>(rows) : nullptr;
     scratch = take<float>(workers * row_floats(p.K));
