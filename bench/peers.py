@@ -14,12 +14,14 @@ import torch
 from bench.case import Bound, Inputs, Offer
 
 WEFT, EAGER, COMPILED, ONNX = "weft", "torch eager", "torch.compile", "onnxruntime"
+TORCHAO = "torchao"
 
 ATEN_OP = "an ATen op"
 """The yardstick of call overhead: `torch.add` on the same tensor."""
 
 ONNX_TYPES = {
-    torch.float32: 1, torch.int8: 3, torch.int32: 6, torch.float16: 10, torch.bfloat16: 16,
+    torch.float32: 1, torch.uint8: 2, torch.int8: 3, torch.int32: 6, torch.float16: 10,
+    torch.bfloat16: 16,
 }  # fmt: skip
 """torch's dtypes as onnx.TensorProto.DataType."""
 
@@ -31,6 +33,8 @@ def why_not(peer: str) -> str:
     if peer == ONNX:
         missing = [m for m in ("onnx", "onnxruntime") if importlib.util.find_spec(m) is None]
         return f"not installed: {', '.join(missing)}" if missing else ""
+    if peer == TORCHAO and importlib.util.find_spec("torchao") is None:
+        return "not installed"
     return ""
 
 
@@ -66,9 +70,15 @@ def compiled(function: Callable[..., Any]) -> Callable[..., Any]:
     return torch.compile(function, fullgraph=True, dynamic=False)
 
 
-def onnx_model(nodes: Sequence[Any], inputs: Inputs, outputs: Inputs, opset: int = 17) -> bytes:
-    """A graph of these nodes, for tensors like these."""
-    from onnx import helper
+def onnx_model(
+    nodes: Sequence[Any],
+    inputs: Inputs,
+    outputs: Inputs,
+    opset: int = 17,
+    constants: Inputs | None = None,
+) -> bytes:
+    """A graph of these nodes, for tensors like these; constants it holds."""
+    from onnx import helper, numpy_helper
 
     def described(tensors: Inputs) -> list[Any]:
         return [
@@ -76,7 +86,8 @@ def onnx_model(nodes: Sequence[Any], inputs: Inputs, outputs: Inputs, opset: int
             for n, t in tensors.items()
         ]
 
-    graph = helper.make_graph(nodes, "case", described(inputs), described(outputs))
+    held = [numpy_helper.from_array(t.numpy(), name) for name, t in (constants or {}).items()]
+    graph = helper.make_graph(nodes, "case", described(inputs), described(outputs), held)
     opsets = [helper.make_opsetid("", opset), helper.make_opsetid("com.microsoft", 1)]
     return helper.make_model(graph, opset_imports=opsets, ir_version=10).SerializeToString()
 

@@ -11,8 +11,9 @@ from torch import Tensor
 
 import weft
 from bench.case import Bound, Inputs, Offer
+from bench.int8 import onnx
 from bench.int8.cases import PER_TENSOR, W8A16, Int8Case
-from bench.peers import EAGER, WEFT, as_tuple
+from bench.peers import EAGER, ONNX, TORCHAO, WEFT, as_tuple, compiled, why_not
 
 INT_MM = "torch._int_mm"
 """Quantised and scaled by torch's own operators around it."""
@@ -36,6 +37,14 @@ def offers(case: Int8Case, threads: int) -> list[Offer]:
         found.append(Offer(WEIGHT_PACK, build=lambda: _bind_weight_pack))
     else:
         found.append(Offer(W8A16, build=lambda: _bind_w8a16, competes=False))
+    if missing := why_not(ONNX):
+        found.append(Offer(ONNX, reason=missing))
+    else:
+        found += onnx.offers(case, threads)
+    if reason := why_not(TORCHAO) or ("no 4 bits on this CPU" if case.bits == 4 else ""):
+        found.append(Offer(TORCHAO, reason=reason))
+    else:
+        found.append(Offer(TORCHAO, "compiled", build=lambda: partial(_bind_torchao, case)))
     return found
 
 
@@ -91,6 +100,18 @@ def _bind_dynamic(engine: str, t: Inputs) -> Bound:
     finally:
         torch.backends.quantized.engine = before
     return _bound(torch.ops.quantized.linear_dynamic, t["x"].float(), packed)
+
+
+def _bind_torchao(case: Int8Case, t: Inputs) -> Bound:
+    from torchao import quantization
+
+    w8a8 = case.recipe == "w8a8"
+    name = "Int8DynamicActivationInt8WeightConfig" if w8a8 else "Int8WeightOnlyConfig"
+    N, K = t["weight"].shape
+    linear = torch.nn.Linear(K, N, bias=False, dtype=case.dtype)
+    linear.weight = torch.nn.Parameter(t["weight"], requires_grad=False)
+    quantization.quantize_(linear, getattr(quantization, name)())
+    return _bound(compiled(linear), t["x"])
 
 
 def _bind_weight_pack(t: Inputs) -> Bound:
