@@ -27,7 +27,9 @@ def test_work_of_a_warpgroup_is_waited_for():
         run("group_sum_no_wait", [torch.randn(128)], [torch.empty(128)])
 
 
-@pytest.mark.parametrize("name, dtype", [("f32", torch.float32), ("bf16", torch.bfloat16)])
+@pytest.mark.parametrize(
+    "name, dtype", [("f32", torch.float32), ("bf16", torch.bfloat16), ("f16", torch.float16)]
+)
 def test_multicast_memory(name: str, dtype: torch.dtype):
     a, b = torch.randn(2, 256).to(dtype)
     want = (a.float() + b.float()).to(dtype)
@@ -35,7 +37,7 @@ def test_multicast_memory(name: str, dtype: torch.dtype):
     flags = torch.zeros(2, 1, dtype=torch.int32)
     run(f"multimem_{name}", [], [y], [a, b, flags[0], flags[1]])
     assert torch.equal(y, want) and torch.equal(a, want) and torch.equal(b, want)
-    assert flags.tolist() == [[256 * dtype.itemsize // 16]] * 2
+    assert flags.tolist() == [[2 * 256 * dtype.itemsize // 16]] * 2
 
 
 def test_same_seed_same_order():

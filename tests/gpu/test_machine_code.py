@@ -40,6 +40,7 @@ EXPECTED = {
         },
         r"wgmma_kernel<.*WgmmaCase<weft::f16, N,": {"HGMMA.64xNx16.F32": STEPS, **STAGE},
         r"wgmma_kernel<.*WgmmaCase<signed char, N,": {"IGMMA.64xNx32.S8.S8": STEPS, **STAGE},
+        r"multimem_kernel<": {"LDGMC": 1, "STG": 2, "REDG": 2, "MEMBAR": 1},
         r"wgmma_gemm_kernel": {
             "HGMMA.64x128x16.F32.BF16": 4, "WARPGROUP.ARRIVE": 2, "WARPGROUP.DEPBAR": 2,
             "UTMALDG": 2, "USETMAXREG": 2

@@ -2,6 +2,7 @@
 #pragma once
 
 #include "case.h"
+#include "multimem.h"
 #include "mutants.h"
 
 namespace weft::gpu::tests {
@@ -45,15 +46,7 @@ const Register group_sum_case("group_sum", group_sum<Mistake::none>);
 const Register group_sum_no_fence("group_sum_no_fence", group_sum<Mistake::no_fence>);
 const Register group_sum_no_wait("group_sum_no_wait", group_sum<Mistake::no_wait>);
 
-// inouts are the replicas of one multicast address: y = their sum, which all then hold; flags count.
-template <class T>
-WEFT_KERNEL void multimem_kernel(T* shared, uint32_t* flags, T* y) {
-  const Vec<T, kVecSize<T>> sum = multimem_load_add(shared + thread() * kVecSize<T>);
-  store(y + thread() * kVecSize<T>, sum);
-  sync_block();
-  multimem_store(shared + thread() * kVecSize<T>, sum);
-  multimem_add<Order::release>(flags, 1);
-}
+// inouts are the replicas of one multicast address.
 template <class T>
 void multimem(const Call& call) {
   const auto bytes = static_cast<size_t>(call.inouts[0].count) * sizeof(T);
@@ -66,5 +59,6 @@ void multimem(const Call& call) {
 }
 const Register multimem_f32("multimem_f32", multimem<float>);
 const Register multimem_bf16("multimem_bf16", multimem<bf16>);
+const Register multimem_f16("multimem_f16", multimem<f16>);
 
 }  // namespace weft::gpu::tests

@@ -7,6 +7,7 @@
 #include "gpu/sim/simulator.h"
 #include "layouts.h"
 #include "mma_mutants.h"
+#include "streams.h"
 
 namespace weft::gpu::tests {
 namespace {

@@ -16,6 +16,7 @@
 #include "cluster.h"
 #include "convert.h"
 #include "mma.h"
+#include "multimem.h"
 #include "mutants.h"
 #include "row_sum.h"
 #include "tensor.h"
