@@ -20,7 +20,7 @@ target_link_libraries(weft_gpu_tests PRIVATE weft_simulator torch_stable)
 
 # The CUDA kernels behind the ops, on CPU tensors, in namespace weft_simulator. To the host compiler a .cu file is C++.
 set(simulated ${cuda_sources})
-list(FILTER simulated INCLUDE REGEX "csrc/(attention|norm)/.*[.]cu$")
+list(FILTER simulated INCLUDE REGEX "csrc/(attention|comm|norm)/.*[.]cu$")
 set(simulated_cpp)
 foreach(source IN LISTS simulated)
   string(REGEX REPLACE "^csrc/" "" source ${source})
@@ -28,5 +28,6 @@ foreach(source IN LISTS simulated)
   list(APPEND simulated_cpp ${CMAKE_CURRENT_BINARY_DIR}/simulated/${source}.cpp)
 endforeach()
 add_library(weft_simulated_ops MODULE csrc/library_simulator.cpp csrc/attention/cuda/backward_plan.cpp
-            csrc/attention/cuda/plan.cpp csrc/attention/cuda/plan_sm90.cpp csrc/norm/cuda/plan.cpp ${simulated_cpp})
+            csrc/attention/cuda/plan.cpp csrc/attention/cuda/plan_sm90.cpp csrc/comm/cuda/communicator.cpp
+            csrc/comm/cuda/plan.cpp csrc/norm/cuda/plan.cpp ${simulated_cpp})
 target_link_libraries(weft_simulated_ops PRIVATE weft_simulator torch_stable)

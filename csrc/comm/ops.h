@@ -2,6 +2,7 @@
 // by its handle. Written once; a backend supplies
 //
 //   static constexpr const char* name, *dtypes;  static bool has(const Tensor&), takes(DType);
+//   using Guard;                                        Guard(x) makes x's device the current one
 //   static void prepare(void* data, int64_t bytes);     a fresh output, before its first touch
 //   using Communicator;                                 with find(handle), world() and run(Collective)
 #pragma once
@@ -71,7 +72,7 @@ class Ops {
   class Call {
    public:
     Call(Kind kind, const Tensor& x, int64_t handle, const std::string& op, int64_t group = 0)
-        : x_(x), communicator_(Backend::Communicator::find(handle)) {
+        : x_(x), guard_(x), communicator_(Backend::Communicator::find(handle)) {
       const char* name = name_of(kind);
       c_.kind = kind;
       c_.dtype = dtype_of(x);
@@ -111,6 +112,7 @@ class Ops {
 
    private:
     const Tensor& x_;
+    typename Backend::Guard guard_;
     std::shared_ptr<typename Backend::Communicator> communicator_;
     Collective c_;
   };

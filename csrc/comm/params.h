@@ -40,7 +40,8 @@ struct Collective {
   // What all ranks must call alike, in a word: kind 4 bits, reduction 4, dtype 4, log2(group) 4,
   // n 48.
   WEFT_INLINE uint64_t signature() const {
-    const uint64_t shift = group ? static_cast<uint64_t>(__builtin_ctzll(group)) & 15 : 0;
+    uint64_t shift = 0;
+    for (int64_t g = group; g > 1; g /= 2) ++shift;
     return static_cast<uint64_t>(kind) << 60 | static_cast<uint64_t>(reduction) << 56 |
            static_cast<uint64_t>(dtype) << 52 | shift << 48 |
            (static_cast<uint64_t>(n) & ((uint64_t{1} << 48) - 1));

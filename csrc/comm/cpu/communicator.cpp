@@ -27,6 +27,7 @@
 #include <utility>
 
 #include "comm/cpu/kernels.h"
+#include "comm/words.h"
 #include "core/error.h"
 #include "cpu/isa.h"
 #include "cpu/levels.h"
@@ -96,15 +97,6 @@ struct Registry {
 Registry& registry() {
   static Registry* const all = new Registry;  // never destroyed: ops may run while a process ends
   return *all;
-}
-
-std::string words(const Collective& c) {
-  std::ostringstream text;
-  text << name_of(c.kind) << "(" << c.n << " elements of " << name_of(c.dtype);
-  if (c.kind != Kind::all_gather) text << ", " << name_of(c.reduction);
-  if (c.group) text << ", groups of " << c.group;
-  text << ")";
-  return text.str();
 }
 
 }  // namespace

@@ -17,8 +17,8 @@ from .. import _C
 class Work:
     """A collective that has been started with ``async_op=True``."""
 
-    def __init__(self) -> None:
-        self._future: torch.futures.Future[Any] = torch.futures.Future()
+    def __init__(self, devices: list[int | str | torch.device] | None = None) -> None:
+        self._future: torch.futures.Future[Any] = torch.futures.Future(devices=devices)
 
     def wait(self) -> Tensor:
         """Its result, once it is there. Raises what the collective raised."""

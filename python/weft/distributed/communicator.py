@@ -12,6 +12,7 @@ from torch.autograd.graph import increment_version
 from torch.compiler import is_compiling
 
 from ._bootstrap import connect
+from ._cuda import BLOCKS, Node
 from ._work import Work, Worker
 
 _OPS: dict[object, str] = {
@@ -36,7 +37,7 @@ class Communicator:
 
     Every rank of the group makes one, at the same time, and then calls the same collectives with
     the same shapes, dtypes and operations in the same order. All ranks are processes of one host;
-    tensors lie on the CPU.
+    tensors lie on the CPU or, of up to 8 ranks, on a GPU of the rank's (`connect_cuda`).
 
     Sums run over the ranks in order, in float32 (float64 for float64), and are rounded once: all
     ranks get the same bits, at every run.
@@ -83,6 +84,7 @@ class Communicator:
         self.world_size = dist.get_world_size(group)
         self._native = connect(group, timeout, table)
         self._worker = Worker("weft communicator", self._native)
+        self._node: Node | None = None
         self._closed = False
 
     # ---- collectives
@@ -115,11 +117,11 @@ class Communicator:
         """
         op, x = _op(op), x.contiguous()
         if compression is None:
-            return self._run(lambda: torch.ops.weft.all_reduce(x, self.handle, op), async_op)
+            return self._run(x, lambda: torch.ops.weft.all_reduce(x, self.handle, op), async_op)
         _check_compression(compression)
         _check_no_grad(x, "compressed")
         return self._run(
-            lambda: torch.ops.weft.all_reduce_int8(x, self.handle, op, group_size), async_op
+            x, lambda: torch.ops.weft.all_reduce_int8(x, self.handle, op, group_size), async_op
         )
 
     @overload
@@ -163,7 +165,7 @@ class Communicator:
 
         if not is_compiling():
             increment_version(x)
-        return self._run(run, async_op)
+        return self._run(x, run, async_op)
 
     @overload
     def reduce_scatter(
@@ -175,7 +177,7 @@ class Communicator:
         """This rank's share of the sum of every rank's ``x``: of W equal parts of its first
         dimension the one that the rank's number says. Differentiable, except for ``"max"``."""
         op, x = _op(op), x.contiguous()
-        return self._run(lambda: torch.ops.weft.reduce_scatter(x, self.handle, op), async_op)
+        return self._run(x, lambda: torch.ops.weft.reduce_scatter(x, self.handle, op), async_op)
 
     @overload
     def all_gather(self, x: Tensor, *, async_op: Literal[False] = ...) -> Tensor: ...
@@ -187,9 +189,14 @@ class Communicator:
         Args:
             x: as for `all_reduce`, or int64, int32, int8, uint8 or bool."""
         x = x.contiguous()
-        return self._run(lambda: torch.ops.weft.all_gather(x, self.handle), async_op)
+        return self._run(x, lambda: torch.ops.weft.all_gather(x, self.handle), async_op)
 
-    def _run(self, run: Callable[[], Tensor], async_op: bool) -> Tensor | Work:
+    def _run(self, x: Tensor, run: Callable[[], Tensor], async_op: bool) -> Tensor | Work:
+        if x.is_cuda:
+            if self._node is None:
+                self.connect_cuda(x.device)
+            assert self._node is not None
+            return self._node.run(run, async_op)
         if async_op:
             grad = torch.is_grad_enabled()  # is of a thread; autograd follows what it is told
 
@@ -207,6 +214,36 @@ class Communicator:
             return self._worker.submit(run).wait()
         return run()
 
+    # ---- GPUs
+
+    def connect_cuda(
+        self,
+        device: torch.device | str | int | None = None,
+        *,
+        blocks: int = BLOCKS,
+        multicast: bool = False,
+    ) -> None:
+        """Lets the collectives take tensors of a GPU, one for each rank: every rank calls it. The
+        first collective with such a tensor does the same; graphs are captured after it.
+
+        A collective is then a kernel in the current stream. What goes wrong in it, the GPU finds:
+        the next call raises, and `failure` says it. With ``async_op=True`` it runs in a stream of
+        its own behind the current one, and ``wait()`` makes the current one wait for it.
+
+        Args:
+            device: by default the current one.
+            blocks: thread blocks, of 512 threads, that a collective takes at most. What is left of
+                the GPU is its neighbours'. The same on all ranks.
+            multicast: let the switch add messages beyond 64 KiB (Hopper with NVSwitch, more than
+                two ranks, 'sum' and exact 'avg'). It adds in an order of its own: all ranks get
+                the same bits, but not those of a sum in their order.
+        """
+        if self._node is not None:
+            raise RuntimeError(f"weft: the communicator is on {self._node.device} already")
+        where = torch.device("cuda", device) if isinstance(device, int) else device
+        where = torch.device("cuda", torch.cuda.current_device()) if where is None else where
+        self._node = Node(self, torch.device(where), blocks, multicast)
+
     # ---- its life
 
     @property
@@ -217,7 +254,7 @@ class Communicator:
     @property
     def failure(self) -> str:
         """Why it has failed; empty if it has not."""
-        return self._native.failure
+        return self._native.failure or (self._node.failure if self._node is not None else "")
 
     @property
     def closed(self) -> bool:
@@ -231,6 +268,8 @@ class Communicator:
                 raise RuntimeError("weft: close() in a callback of a work would wait for itself")
             self._closed = True
             self._worker.stop()
+            if self._node is not None:
+                self._node.close()
             self._native.close()
 
     def __enter__(self) -> Communicator:
