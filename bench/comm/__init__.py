@@ -1,4 +1,4 @@
-"""All-reduce between processes of this host, beside gloo and MPI.
+"""All-reduce between processes of this host, beside gloo and MPI; between its GPUs, beside NCCL.
 
 A family of its own kind: its contenders run in W processes at once, in step (`ranks.py`), and what
 is reported is the time of a call in which all take part.
@@ -12,6 +12,7 @@ import json
 from dataclasses import asdict
 from pathlib import Path
 
+import torch
 from rich.console import Console
 from rich.table import Table
 
@@ -29,14 +30,18 @@ GOAL = 1.2
 
 def bench(options: argparse.Namespace, console: Console, results: Path) -> int:
     """`python -m bench comm`: measures, shows, stores. With ``--tune``, writes the table."""
-    if options.device != "cpu" or options.sweep:
-        console.print(f"comm has no {'sweep' if options.sweep else 'cases on ' + options.device}.")
+    if options.sweep or (options.tune and options.device != "cpu"):
+        console.print("comm has no sweep, and tunes what it does on the CPU alone.")
+        return 0
+    gpus = torch.cuda.device_count() if options.device == "cuda" else 0
+    if options.device == "cuda" and gpus < WORLDS[0]:
+        console.print(f"comm on cuda needs {WORLDS[0]} GPUs or more, {gpus} are here.")
         return 0
     if options.tune:
         return tune.run(WORLDS, SIZES, console)
     cases = [
         (world, size, dtype)
-        for world in WORLDS
+        for world in ((w for w in (*WORLDS, 8) if w <= gpus) if gpus else WORLDS)
         for size in (SIZES[:2] if options.quick else SIZES)
         for dtype in DTYPES
         if fnmatch.fnmatch(f"all_reduce/{world}/{_size(size)}/{dtype}", options.case)
@@ -45,16 +50,17 @@ def bench(options: argparse.Namespace, console: Console, results: Path) -> int:
         console.print(f"No case of comm matches {options.case!r}.")
         return 1
     rounds = options.rounds or (3 if options.quick else 15)
-    if reason := why_no_mpi():
+    if not gpus and (reason := why_no_mpi()):
         console.print(f"Without MPI: {reason}.", style="yellow")
     if options.plots:
         console.print("comm draws no plots.", style="yellow")
     rows: list[Row] = []
-    for world in WORLDS:
+    for world in dict.fromkeys(case[0] for case in cases):
         with console.status(f"{world} ranks …"):
-            rows += measure(world, [case[1:] for case in cases if case[0] == world], rounds)
+            mine = [case[1:] for case in cases if case[0] == world]
+            rows += measure(world, mine, rounds, device=options.device)
     console.print(_table(rows))
-    about = machine.describe(1)
+    about = machine.describe(1, options.device)
     if options.save or options.json:
         data = {"machine": about.to_json(), "rounds": rounds, "rows": [asdict(row) for row in rows]}
         text = json.dumps(data, indent=1, ensure_ascii=False) + "\n"
@@ -97,7 +103,8 @@ def _markdown(rows: list[Row], about: machine.Machine) -> str:
     peers, headings = _headings(rows)
     lines = [headings, ["---"] * len(headings), *(_cells(row, peers) for row in rows)]
     table = "\n".join(f"| {' | '.join(line)} |" for line in lines)
-    where = f"{about.cpu}, {about.cores} cores, torch {about.packages['torch']}"
+    processor = about.gpu or f"{about.cpu}, {about.cores} cores"
+    where = f"{processor}, torch {about.packages['torch']}"
     return (
         f"# all_reduce in place, sum\n\n{where}, commit {about.commit}, {about.date}.\n\n{table}\n"
     )

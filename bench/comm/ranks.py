@@ -26,7 +26,7 @@ import torch.distributed as dist
 
 from bench.timing import Spread
 
-WEFT, GLOO, MPI = "weft", "gloo", "MPI"
+WEFT, GLOO, MPI, NCCL = "weft", "gloo", "MPI", "NCCL"
 SAMPLE = 0.02
 """Seconds that a sample should last, unless five calls take longer."""
 
@@ -64,18 +64,19 @@ def measure(
     cases: Sequence[tuple[int, str]],
     rounds: int,
     tables: dict[str, list] | None = None,
+    device: str = "cpu",
 ) -> list[Row]:
     """A row for each case, of bytes and dtype. With ``tables``, the contenders are weft with each
-    of these instead."""
+    of these instead. On ``cuda`` every rank has a GPU."""
     if not cases:
         return []
     with tempfile.TemporaryDirectory() as folder:
         job = Path(folder) / "job"
-        job.write_bytes(pickle.dumps((world, list(cases), rounds, tables)))
+        job.write_bytes(pickle.dumps((world, list(cases), rounds, tables, device)))
         environment = {**os.environ, "OMP_NUM_THREADS": "1", "GLOO_SOCKET_IFNAME": "lo"}
         program = "import sys; from bench.comm.ranks import main; main(*sys.argv[1:])"
         command = [sys.executable, "-c", program, folder]
-        if tables is None and not why_no_mpi():
+        if tables is None and device == "cpu" and not why_no_mpi():
             subprocess.run([*_mpirun(world), *command], env=environment, check=True)
         else:
             started = [
@@ -98,9 +99,16 @@ def _mpirun(world: int) -> list[str]:
 # ---- in each of the processes
 
 
-def _contenders(world: int, tables: dict[str, list] | None, mpi) -> dict[str, Callable]:
+def _contenders(tables: dict[str, list] | None, mpi, device: torch.device) -> dict[str, Callable]:
     """Each takes a tensor and reduces it in place."""
     from weft.distributed import Communicator
+
+    if device.type == "cuda":
+        nccl = dist.new_group(backend="nccl")
+        return {
+            WEFT: Communicator(dist.group.WORLD).all_reduce_,
+            NCCL: lambda x: dist.all_reduce(x, group=nccl),
+        }
 
     if tables is not None:
         communicators = {
@@ -121,30 +129,35 @@ def _contenders(world: int, tables: dict[str, list] | None, mpi) -> dict[str, Ca
 
 def _sample(call: Callable, x: torch.Tensor, calls: int) -> float:
     """Seconds per call, of the slowest rank."""
+    done = torch.cuda.synchronize if x.is_cuda else lambda: None
     dist.barrier()
     call(x)
+    done()
     begin = time.perf_counter()
     for _ in range(calls):
         call(x)
+    done()
     taken = torch.tensor([(time.perf_counter() - begin) / calls], dtype=torch.float64)
     dist.all_reduce(taken, dist.ReduceOp.MAX)
     return taken.item()
 
 
-def _row(row: Row, contenders: dict[str, Callable], rounds: int, rank: int) -> Row:
+def _row(
+    row: Row, contenders: dict[str, Callable], rounds: int, rank: int, device: torch.device
+) -> Row:
     dtype = getattr(torch, row.dtype)
     n = row.bytes // dtype.itemsize
     names = [name for name in contenders if name != MPI or dtype == torch.float32]
     calls = {}
     for name in names:
-        x = torch.full((n,), float(rank + 1)).to(dtype)
+        x = torch.full((n,), float(rank + 1), dtype=dtype, device=device)
         contenders[name](x)
         want = row.world * (row.world + 1) / 2
         assert (x == want).all(), f"{name} is wrong"
         x.zero_()
         calls[name] = max(5, min(5000, int(SAMPLE / _sample(contenders[name], x, 5))))
     times: dict[str, list[float]] = {name: [] for name in names}
-    x = torch.zeros(n, dtype=dtype)
+    x = torch.zeros(n, dtype=dtype, device=device)
     for turn in range(rounds):
         for i in range(len(names)):
             name = names[(turn + i) % len(names)]
@@ -160,7 +173,7 @@ def _row(row: Row, contenders: dict[str, Callable], rounds: int, rank: int) -> R
 def main(where: str, number: str = "") -> None:
     """One of the processes: `where` the job lies, and its rank unless mpirun says it."""
     folder = Path(where)
-    world, cases, rounds, tables = pickle.loads((folder / "job").read_bytes())
+    world, cases, rounds, tables, kind = pickle.loads((folder / "job").read_bytes())
     mpi = None
     if not number:
         from mpi4py import MPI as mpi
@@ -168,8 +181,11 @@ def main(where: str, number: str = "") -> None:
     torch.set_num_threads(1)
     store = dist.FileStore(str(folder / "store"), world)
     dist.init_process_group("gloo", store=store, rank=rank, world_size=world)
-    contenders = _contenders(world, tables, mpi)
-    rows = [_row(Row(world, *case), contenders, rounds, rank) for case in cases]
+    device = torch.device(kind, rank) if kind == "cuda" else torch.device(kind)
+    if kind == "cuda":
+        torch.cuda.set_device(device)
+    contenders = _contenders(tables, mpi, device)
+    rows = [_row(Row(world, *case), contenders, rounds, rank, device) for case in cases]
     if rank == 0:
         (folder / "rows").write_bytes(pickle.dumps(rows))
     dist.barrier()
