@@ -134,6 +134,7 @@ class Channel {
   WEFT_DEVICE bool is_worth_waiting(uint32_t r, uint64_t begin) const {
     Header* header = group_.header(group_.rank);
     if (load_relaxed<Scope::gpu>(&header->failed)) return false;
+    WEFT_NO_UNROLL
     for (uint32_t q = 0; q < static_cast<uint32_t>(group_.world); ++q) {
       const uint32_t told = load_relaxed<Scope::system>(&header->told[q]);
       if (told >= kGaveUp) return give_up(Trouble::gave_up, q, told - kGaveUp);
@@ -154,6 +155,7 @@ class Channel {
     store(&status->rank, r);
     store(&status->blamed, blamed);
     store_release<Scope::system>(&status->trouble, trouble);
+    WEFT_NO_UNROLL
     for (uint32_t q = 0; q < static_cast<uint32_t>(group_.world); ++q)
       if (q != rank) store_relaxed<Scope::system>(&group_.header(q)->told[rank], kGaveUp + blamed);
     return false;

@@ -40,9 +40,9 @@ Plan plan(const Collective& c, const Topology& t, const Budget& budget) {
   }
   const int64_t units = std::max<int64_t>(1, ceil_div(c.n, unit * (shares ? t.world : 1)));
   const int64_t bytes = c.n * size * (c.kind == Kind::reduce_scatter ? t.world : 1);
-  plan.blocks = static_cast<uint32_t>(
-      std::clamp<int64_t>(bytes / kLeast, 1, std::min<int64_t>(budget.blocks, units)));
-  const int64_t piece = std::min(ceil_div(units, plan.blocks), room);
+  const int64_t blocks = std::clamp<int64_t>(bytes / kLeast, 1, budget.blocks);
+  const int64_t piece = std::min(ceil_div(units, blocks), room);
+  plan.blocks = static_cast<uint32_t>(std::min(blocks, ceil_div(units, piece)));
   plan.piece = piece * unit;
   const int64_t vectors = ceil_div(plan.piece * parts * size, kVector);
   plan.threads =
