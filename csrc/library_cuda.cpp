@@ -4,12 +4,16 @@
 #include <torch/csrc/stable/library.h>
 
 #include <cstdint>
+#include <memory>
 #include <string>
 #include <tuple>
+#include <vector>
 
 #include "attention/cuda/attention.h"
+#include "comm/cuda/node.h"
 #include "gpu/device.h"
 #include "library_attention.h"
+#include "library_comm.h"
 #include "library_norm.h"
 #include "norm/cuda/norm.h"
 
@@ -30,12 +34,15 @@ struct Cuda {
   };
   static void prepare(void*, int64_t) {}
 
-  // The current device, and torch's current stream on it.
-  template <class Device>
-  static Device device() {
+  // torch's, on the current device.
+  static gpu::Stream stream() {
     void* stream = nullptr;
     check(aoti_torch_get_current_cuda_stream(-1, &stream) == 0, "weft: no current CUDA stream");
-    return {gpu::limits(), stream};
+    return stream;
+  }
+  template <class Device>
+  static Device device() {
+    return {gpu::limits(), stream()};
   }
 };
 
@@ -73,6 +80,65 @@ struct CudaAttention : Cuda {
   static void merge(const attention::Merge& p) { attention::cuda::merge(p, device()); }
 };
 
+struct CudaComm : Cuda {
+  using Communicator = comm::cuda::Communicator;
+};
+
+// ---- communicators' GPUs, as python/weft/distributed/_cuda.py makes them: by the communicator's
+// handle, on the current device.
+using comm::cuda::Node;
+
+comm::cuda::Options node_options(int64_t world, double timeout, int64_t blocks,
+                                 bool multicast = false) {
+  comm::cuda::Options options;
+  options.timeout = timeout;
+  options.topology.world = static_cast<int>(world);
+  options.topology.multicast = multicast;
+  options.budget.blocks = static_cast<uint32_t>(blocks);
+  return options;
+}
+
+std::shared_ptr<Node> node(int64_t communicator) {
+  const auto found = std::dynamic_pointer_cast<Node>(comm::cuda::Communicator::find(communicator));
+  check(found != nullptr, "weft: ", communicator, " is no communicator with GPUs");
+  return found;
+}
+
+std::string comm_open(int64_t communicator, int64_t rank, int64_t world, double timeout,
+                      int64_t blocks, bool multicast) {
+  const auto made = std::make_shared<Node>(node_options(world, timeout, blocks, multicast),
+                                           static_cast<int>(rank), &Cuda::stream);
+  comm::cuda::Communicator::enter(communicator, made);
+  return made->address();
+}
+
+std::vector<int64_t> comm_descriptors(int64_t communicator) {
+  return node(communicator)->descriptors();
+}
+
+bool comm_connect(int64_t communicator, std::string addresses, std::vector<int64_t> descriptors) {
+  return node(communicator)->connect(addresses, descriptors) == gpu::Link::nvlink;
+}
+
+void comm_bind(int64_t communicator) { node(communicator)->bind(); }
+
+void comm_agree(int64_t communicator, bool nvlink) { node(communicator)->set_nvlink(nvlink); }
+
+// Ranks of this process, on one device: for tests.
+void comm_local(std::vector<int64_t> communicators, double timeout, int64_t blocks) {
+  std::vector<std::shared_ptr<Node>> ranks;
+  const auto world = static_cast<int64_t>(communicators.size());
+  for (int r = 0; r < world; ++r) {
+    ranks.push_back(std::make_shared<Node>(node_options(world, timeout, blocks), r, &Cuda::stream));
+    comm::cuda::Communicator::enter(communicators[static_cast<size_t>(r)], ranks.back());
+  }
+  Node::connect(ranks);
+}
+
+std::string comm_failure(int64_t communicator) { return node(communicator)->failure(); }
+void comm_close(int64_t communicator) { node(communicator)->close(); }
+void comm_leave(int64_t communicator) { comm::cuda::Communicator::leave(communicator); }
+
 std::tuple<int64_t, int64_t, std::string> cuda_build_info() {
   return {gpu::runtime_version(), gpu::driver_version(), gpu::architectures()};
 }
@@ -86,14 +152,35 @@ void prefer_sm90(bool on) { CudaAttention::prefer_sm90 = on; }
 STABLE_TORCH_LIBRARY_FRAGMENT(weft, m) {
   m.def("cuda_build_info() -> (int runtime_version, int driver_version, str architectures)");
   m.def("_prefer_sm90(bool on) -> ()");
+  m.def(
+      "_comm_open(int communicator, int rank, int world, float timeout, int blocks, "
+      "bool multicast) -> str address");
+  m.def("_comm_descriptors(int communicator) -> int[]");
+  m.def("_comm_connect(int communicator, str addresses, int[] descriptors) -> bool nvlink");
+  m.def("_comm_bind(int communicator) -> ()");
+  m.def("_comm_agree(int communicator, bool nvlink) -> ()");
+  m.def("_comm_local(int[] communicators, float timeout, int blocks) -> ()");
+  m.def("_comm_failure(int communicator) -> str");
+  m.def("_comm_close(int communicator) -> ()");
+  m.def("_comm_leave(int communicator) -> ()");
 }
 
 STABLE_TORCH_LIBRARY_IMPL(weft, CompositeImplicitAutograd, m) {
   m.impl("cuda_build_info", TORCH_BOX(&weft::cuda_build_info));
   m.impl("_prefer_sm90", TORCH_BOX(&weft::prefer_sm90));
+  m.impl("_comm_open", TORCH_BOX(&weft::comm_open));
+  m.impl("_comm_descriptors", TORCH_BOX(&weft::comm_descriptors));
+  m.impl("_comm_connect", TORCH_BOX(&weft::comm_connect));
+  m.impl("_comm_bind", TORCH_BOX(&weft::comm_bind));
+  m.impl("_comm_agree", TORCH_BOX(&weft::comm_agree));
+  m.impl("_comm_local", TORCH_BOX(&weft::comm_local));
+  m.impl("_comm_failure", TORCH_BOX(&weft::comm_failure));
+  m.impl("_comm_close", TORCH_BOX(&weft::comm_close));
+  m.impl("_comm_leave", TORCH_BOX(&weft::comm_leave));
 }
 
 STABLE_TORCH_LIBRARY_IMPL(weft, CUDA, m) {
   weft::norm::implement_ops<weft::CudaNorm>(m);
   weft::attention::implement_ops<weft::CudaAttention>(m);
+  weft::comm::implement_ops<weft::CudaComm>(m);
 }

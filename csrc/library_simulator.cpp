@@ -3,9 +3,12 @@
 
 #include <torch/csrc/stable/library.h>
 
+#include <string>
 #include <tuple>
+#include <vector>
 
 #include "library_simulator_attention.h"
+#include "library_simulator_comm.h"
 #include "library_simulator_norm.h"
 #include "norm/cuda/plan.h"
 
@@ -23,6 +26,30 @@ std::tuple<int64_t, int64_t, int64_t, int64_t, int64_t> geometry(int64_t C, int6
   const norm::cuda::Geometry g =
       norm::cuda::geometry(C, static_cast<int>(most), simulator::limits());
   return {g.lanes, g.threads, g.rows, g.split, g.span};
+}
+
+std::string comm_failure(int64_t handle) {
+  const auto found = comm::cuda::Communicator::find(handle);
+  check(found != nullptr, "simulator: ", handle, " is no communicator");
+  return found->failure();
+}
+
+void comm_destroy(std::vector<int64_t> handles) {
+  for (const int64_t handle : handles) comm::cuda::Communicator::leave(handle);
+}
+
+std::tuple<int64_t, int64_t, int64_t, int64_t> comm_plan(int64_t kind, int64_t reduction,
+                                                         int64_t dtype, int64_t n, int64_t group,
+                                                         int64_t world, bool nvlink,
+                                                         bool multicast) {
+  comm::Collective c;
+  c.kind = static_cast<comm::Kind>(kind);
+  c.reduction = static_cast<comm::Reduction>(reduction);
+  c.dtype = static_cast<DType>(dtype);
+  c.n = n;
+  c.group = group;
+  const auto plan = comm::cuda::plan(c, {static_cast<int>(world), nvlink, multicast}, {});
+  return {static_cast<int64_t>(plan.algorithm), plan.blocks, plan.threads, plan.piece};
 }
 
 }  // namespace
@@ -50,4 +77,32 @@ STABLE_TORCH_LIBRARY_IMPL(weft_simulator_unchecked, CPU, m) {
 STABLE_TORCH_LIBRARY_IMPL(weft_simulator, CompositeExplicitAutograd, m) {
   m.impl("configure", TORCH_BOX(&weft::configure));
   m.impl("geometry", TORCH_BOX(&weft::geometry));
+}
+
+STABLE_TORCH_LIBRARY(weft_simulator_comm, m) {
+  weft::comm::define_ops(m);
+  m.def(
+      "create(int world, int blocks, int slot_bytes, float timeout, bool nvlink, bool multicast) "
+      "-> "
+      "int[]");
+  m.def("destroy(int[] handles) -> ()");
+  m.def("begin() -> ()");
+  m.def("run(bool whole) -> ()");
+  m.def("failure(int handle) -> str");
+  m.def(
+      "plan(int kind, int reduction, int dtype, int n, int group, int world, bool nvlink, "
+      "bool multicast) -> (int algorithm, int blocks, int threads, int piece)");
+}
+
+STABLE_TORCH_LIBRARY_IMPL(weft_simulator_comm, CPU, m) {
+  weft::comm::implement_ops<weft::SimulatorComm>(m);
+}
+
+STABLE_TORCH_LIBRARY_IMPL(weft_simulator_comm, CompositeExplicitAutograd, m) {
+  m.impl("create", TORCH_BOX(&weft::simulator::create_ranks));
+  m.impl("destroy", TORCH_BOX(&weft::comm_destroy));
+  m.impl("begin", TORCH_BOX(&weft::simulator::begin_round));
+  m.impl("run", TORCH_BOX(&weft::simulator::run_round));
+  m.impl("failure", TORCH_BOX(&weft::comm_failure));
+  m.impl("plan", TORCH_BOX(&weft::comm_plan));
 }

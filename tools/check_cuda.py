@@ -46,6 +46,10 @@ WIDE = {"LDG.128": 8, "STG.128": 1}
 # Matrix products, and the ways of their tiles: global to shared memory, shared memory to registers.
 PRODUCTS = {"LDGSTS.128": 8, "LDSM": 8}
 
+# Collectives: st.release.sys, with the fence that it takes; ld.acquire.sys, with the invalidation
+# of L1.
+TURNS = {"MEMBAR.SYS": 1, "STG.STRONG.SYS": 1, "LDG.STRONG.SYS": 1, "CCTL.IVALL": 1}
+
 
 def _attention_sm90(shape: str, products: int, stages: int) -> Expected:
     """Products, none merged with another, and a wait for each stage of them.
@@ -90,6 +94,14 @@ EXPECTED = (
     Expected("attention::cuda::append_kernel<.*, true>", {"LDG.128": 2, "STG.128": 2}),
     Expected("attention::cuda::rotary_kernel<.*, true>", {"LDG.128": 2, "STG.128": 2}),
     Expected("attention::cuda::merge_kernel<.*, true>", {"LDG.128": 1}),
+    # Vectors of all peers under way at once; what is told and awaited at the scope of the system.
+    Expected(
+        "comm::cuda::(one_shot|two_shot|reduce_scatter)_kernel",
+        {"LDG.128": 9, "STG.128": 2, **TURNS},
+    ),
+    Expected("comm::cuda::all_gather_kernel", {"LDG.128": 2, "STG.128": 1, **TURNS}),
+    Expected("comm::cuda::int8_kernel", {"LDG.128": 2, "STG.128": 1, **TURNS}),
+    Expected("comm::cuda::multicast_kernel", {"LDGMC": 1, **TURNS}, architectures=("sm_90a",)),
 )
 
 

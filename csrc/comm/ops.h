@@ -2,6 +2,7 @@
 // by its handle. Written once; a backend supplies
 //
 //   static constexpr const char* name, *dtypes;  static bool has(const Tensor&), takes(DType);
+//   using Guard;                                        Guard(x) makes x's device the current one
 //   static void prepare(void* data, int64_t bytes);     a fresh output, before its first touch
 //   using Communicator;                                 with find(handle), world() and run(Collective)
 #pragma once
@@ -15,12 +16,6 @@
 namespace weft::comm {
 
 constexpr int64_t kLeastGroup = 64, kMostGroup = 32768;
-
-inline void check_group(const char* op, int64_t group) {
-  check(group >= kLeastGroup && group <= kMostGroup && (group & (group - 1)) == 0, "weft.", op,
-        ": group_size is ", group, ", expected a power of two from ", kLeastGroup, " to ",
-        kMostGroup);
-}
 
 template <class Backend>
 class Ops {
@@ -77,7 +72,7 @@ class Ops {
   class Call {
    public:
     Call(Kind kind, const Tensor& x, int64_t handle, const std::string& op, int64_t group = 0)
-        : x_(x), communicator_(Backend::Communicator::find(handle)) {
+        : x_(x), guard_(x), communicator_(Backend::Communicator::find(handle)) {
       const char* name = name_of(kind);
       c_.kind = kind;
       c_.dtype = dtype_of(x);
@@ -91,7 +86,10 @@ class Ops {
       check(op == "sum" || op == "avg" || op == "max", "weft.", name, ": op is '", op,
             "', expected sum, avg or max");
       c_.reduction = op == "sum" ? Reduction::sum : op == "avg" ? Reduction::avg : Reduction::max;
-      if (kind == Kind::all_reduce_int8) check_group(name, group);
+      if (kind != Kind::all_reduce_int8) return;
+      check(group >= kLeastGroup && group <= kMostGroup && (group & (group - 1)) == 0, "weft.",
+            name, ": group_size is ", group, ", expected a power of two from ", kLeastGroup, " to ",
+            kMostGroup);
     }
 
     int64_t world() const { return communicator_->world(); }
@@ -114,6 +112,7 @@ class Ops {
 
    private:
     const Tensor& x_;
+    typename Backend::Guard guard_;
     std::shared_ptr<typename Backend::Communicator> communicator_;
     Collective c_;
   };

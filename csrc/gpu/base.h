@@ -59,6 +59,9 @@ WEFT_DEVICE Dim3 blocks();  // of the grid
 WEFT_DEVICE uint32_t cluster_rank();    // of this block in its cluster
 WEFT_DEVICE uint32_t cluster_blocks();  // of the cluster
 
+// The GPU's clock, in nanoseconds; it may go in steps of a microsecond.
+WEFT_DEVICE uint64_t nanoseconds();
+
 // ---- what is compiled
 // kHasWgmma: for sm_90a. A kernel that is made of its words is empty elsewhere, but for stop(),
 // which ends it with an error.

@@ -39,7 +39,13 @@ def verify(folder: Path, model: str, *defines: str) -> subprocess.CompletedProce
 
 @pytest.mark.parametrize(
     "model, defines",
-    [("ring", ("-DMORTAL",)), ("ring", ("-DWORLD=3", "-DMORTAL")), ("sleep", ())],
+    [
+        ("ring", ("-DMORTAL",)),
+        ("ring", ("-DWORLD=3", "-DMORTAL")),
+        ("sleep", ()),
+        ("channel", ("-DMORTAL",)),
+        ("channel", ("-DWORLD=3", "-DMORTAL")),
+    ],
 )
 def test_no_fault(tmp_path: Path, model: str, defines: tuple[str, ...]):
     found = verify(tmp_path, model, *defines)
@@ -53,6 +59,9 @@ def test_no_fault(tmp_path: Path, model: str, defines: tuple[str, ...]):
         ("ring", ("-DWAITLESS",)),
         ("ring", ("-DRING=4", "-DREADS=0")),
         ("sleep", ("-DRELAXED",)),
+        ("channel", ("-DWAITLESS",)),
+        ("channel", ("-DSLOTS=1",)),
+        ("channel", ("-DWORDS=1",)),
     ],
 )
 def test_faults_are_found(tmp_path: Path, model: str, defines: tuple[str, ...]):

@@ -51,6 +51,13 @@ WEFT_DEVICE uint32_t cluster_blocks() {
   return count;
 }
 
+// PTX ISA: Special Registers, %globaltimer.
+WEFT_DEVICE uint64_t nanoseconds() {
+  uint64_t now;
+  asm volatile("mov.u64 %0, %%globaltimer;" : "=l"(now));
+  return now;
+}
+
 WEFT_DEVICE int32_t opaque(int32_t x) {
   asm volatile("" : "+r"(x));
   return x;

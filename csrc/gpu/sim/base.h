@@ -17,6 +17,7 @@ WEFT_DEVICE Dim3 block() { return sim::running->block->index; }
 WEFT_DEVICE Dim3 blocks() { return sim::running->block->grid; }
 WEFT_DEVICE uint32_t cluster_rank() { return sim::running->block->cluster_rank; }
 WEFT_DEVICE uint32_t cluster_blocks() { return sim::running->block->cluster_blocks; }
+WEFT_DEVICE uint64_t nanoseconds() { return sim::clock(); }
 WEFT_DEVICE int32_t opaque(int32_t x) { return x; }
 
 }  // namespace weft::gpu

@@ -1,7 +1,8 @@
 // Launches. A grid's clusters run one after the other, each until all its threads have exited; a
 // second one joins only when all threads of the first do nothing but look at memory, waiting for
-// somebody else to change it. A thread runs until it has to wait, and the choice of the next is
-// drawn from the seed: mostly a lane of the same warp, whose stacks are in the cache.
+// somebody else to change it. Where there are several streams, each has a cluster that runs. A
+// thread runs until it has to wait, and the choice of the next is drawn from the seed: mostly a lane
+// of the same warp, whose stacks are in the cache.
 #include "gpu/sim/engine.h"
 #include "gpu/math.h"
 
@@ -22,6 +23,7 @@ namespace {
 constexpr uint32_t kMostThreads = 1024, kMostSharedBytes = 227 << 10, kMostClusterBlocks = 16;
 // Spinning threads look so often, with nothing happening, before they are declared stuck.
 constexpr int kPatience = 1000;
+constexpr uint64_t kRound = 1'000'000;  // nanoseconds that pass meanwhile
 
 Engine* active = nullptr;
 
@@ -51,7 +53,7 @@ void make_ready(Engine& e, Task& task) {
 
 // Everything of a block but its index: threads, warps, barriers, shared memory.
 void prepare(Engine& e, Block& block, Cluster& cluster, const ClockRef& start) {
-  const LaunchConfig& config = *e.config;
+  const LaunchConfig& config = cluster.grid->config;
   block.cluster = &cluster;
   block.live = config.block;
   block.warps.resize((config.block + kWarp - 1) / kWarp);
@@ -99,21 +101,26 @@ void prepare(Engine& e, Block& block, Cluster& cluster, const ClockRef& start) {
   prepare_shared(block, config.shared_bytes);
 }
 
-// The next cluster of the grid begins to run.
-void admit(Engine& e) {
-  const LaunchConfig& config = *e.config;
+// The next cluster of the stream's grid begins to run.
+void admit(Engine& e, Lane& lane) {
+  Grid& grid = *lane.grids[lane.turn];
+  const LaunchConfig& config = grid.config;
   const Dim3 size = config.cluster;
   const Dim3 shape = {config.grid.x / size.x, config.grid.y / size.y, config.grid.z / size.z};
-  const uint64_t index = (e.first + e.admitted++ * e.stride) % e.clusters;
+  const uint64_t index = (grid.first + grid.admitted++ * grid.stride) % grid.clusters;
   const uint32_t x = static_cast<uint32_t>(index % shape.x) * size.x;
   const uint32_t y = static_cast<uint32_t>(index / shape.x % shape.y) * size.y;
   const uint32_t z = static_cast<uint32_t>(index / shape.x / shape.y) * size.z;
 
   e.resident.push_back(std::make_unique<Cluster>());
   Cluster& cluster = *e.resident.back();
+  cluster.lane = &lane;
+  cluster.grid = &grid;
+  ++lane.resident;
   const uint32_t blocks = static_cast<uint32_t>(size.count());
   cluster.live = cluster.threads = blocks * config.block;
-  const ClockRef start = new_clock(e.admitted);
+  ClockRef start = new_clock(++e.admitted);
+  if (grid.before) start = merge(start, grid.before);
   for (uint32_t rank = 0; rank < blocks; ++rank) {
     if (e.spare.empty()) e.spare.push_back(std::make_unique<Block>());
     cluster.blocks.push_back(std::move(e.spare.back()));
@@ -125,6 +132,34 @@ void admit(Engine& e) {
                    rank,
                    blocks};
     prepare(e, block, cluster, start);
+  }
+}
+
+bool waits_for_room(const Lane& lane) {
+  return lane.turn < lane.grids.size() &&
+         lane.grids[lane.turn]->admitted < lane.grids[lane.turn]->clusters;
+}
+
+// A stream whose grid has clusters that do not run yet; null if there is none.
+Lane* next_lane(Engine& e) {
+  std::vector<Lane>& lanes = *e.lanes;
+  const size_t start = e.options.seed != 0 && lanes.size() > 1 ? e.draw() % lanes.size() : 0;
+  for (size_t i = 0; i < lanes.size(); ++i) {
+    Lane& lane = lanes[(start + i) % lanes.size()];
+    if (waits_for_room(lane)) return &lane;
+  }
+  return nullptr;
+}
+
+// Streams whose grid has ended go on to the next, and each has a cluster that runs.
+void fill(Engine& e) {
+  for (Lane& lane : *e.lanes) {
+    while (lane.turn < lane.grids.size() &&
+           lane.grids[lane.turn]->ended == lane.grids[lane.turn]->clusters) {
+      ClockRef known = std::move(lane.grids[lane.turn]->after);
+      if (++lane.turn < lane.grids.size()) lane.grids[lane.turn]->before = std::move(known);
+    }
+    if (lane.resident == 0 && waits_for_room(lane)) admit(e, lane);
   }
 }
 
@@ -150,10 +185,12 @@ bool stir(Engine& e) {
       return !e.failure;
     }
     if (e.polling.empty()) return false;
-    if (e.admitted < e.clusters)
-      admit(e);
+    if (Lane* lane = next_lane(e))
+      admit(e, *lane);
     else if (++e.fruitless > kPatience)
       return false;
+    else
+      e.now += kRound;
   } else {
     e.fruitless = 0;
   }
@@ -226,7 +263,7 @@ void exit_thread(Engine& e, Task& task) {
   self().fiber.entered(*e.host);
   std::exception_ptr failure;
   try {
-    (*e.body)();
+    grid_of(self()).body();
     check_exit(self());
   } catch (...) {
     failure = std::current_exception();
@@ -262,6 +299,11 @@ Options& options() {
 
 Engine& engine() { return *active; }
 
+uint64_t clock() {
+  WEFT_SIM_ENTER;
+  return ++engine().now;
+}
+
 uint64_t Engine::draw() {  // splitmix64, Steele, Lea, Flood: OOPSLA 2014
   uint64_t z = random += 0x9E3779B97F4A7C15;
   z = (z ^ z >> 30) * 0xBF58476D1CE4E5B9;
@@ -269,26 +311,37 @@ uint64_t Engine::draw() {  // splitmix64, Steele, Lea, Flood: OOPSLA 2014
   return z ^ z >> 31;
 }
 
-void run(const LaunchConfig& config, const char* kernel, FunctionRef<void()> body) {
+namespace {
+
+std::unique_ptr<Grid> make_grid(const LaunchConfig& config, const char* kernel,
+                                std::function<void()> body) {
   check_config(config, kernel);
+  auto grid = std::make_unique<Grid>();
+  grid->config = config;
+  grid->kernel = kernel;
+  grid->body = std::move(body);
+  grid->clusters = config.grid.count() / config.cluster.count();
+  return grid;
+}
+
+void run_together(std::vector<Lane>& lanes) {
   const RegistryLock lock;
   static Engine& e = *new Engine;  // its stacks and blocks serve the next launch, too
   active = &e;
   Fiber host;
   e.host = &host;
-  e.config = &config;
-  e.kernel = kernel;
-  e.body = &body;
+  e.lanes = &lanes;
+  e.dependent = lanes.size() == 1 && lanes[0].grids[0]->config.dependent;
   e.options = options();
   e.random = e.options.seed;
-  e.clusters = config.grid.count() / config.cluster.count();
-  e.admitted = e.first = e.turn = 0;
-  e.stride = 1;
-  if (e.options.seed != 0 && e.clusters > 1) {
-    e.first = e.draw() % e.clusters;
-    do e.stride = 1 + e.draw() % (e.clusters - 1);
-    while (std::gcd(e.stride, e.clusters) != 1);
-  }
+  e.admitted = e.turn = e.now = 0;
+  for (Lane& lane : lanes)
+    for (const auto& grid : lane.grids) {
+      if (e.options.seed == 0 || grid->clusters <= 1) continue;
+      grid->first = e.draw() % grid->clusters;
+      do grid->stride = 1 + e.draw() % (grid->clusters - 1);
+      while (std::gcd(grid->stride, grid->clusters) != 1);
+    }
   e.current = nullptr;
   e.progress = false;
   e.fruitless = 0;
@@ -297,8 +350,7 @@ void run(const LaunchConfig& config, const char* kernel, FunctionRef<void()> bod
   e.acting_for = nullptr;
   ++e.launch;
 
-  while (!e.failure && (!e.resident.empty() || e.admitted < e.clusters)) {
-    if (e.resident.empty()) admit(e);
+  for (fill(e); !e.failure && !e.resident.empty(); fill(e)) {
     if (Task* task = next_task(e))
       go(host, *task);  // comes back when a cluster has ended, or with a failure
     else if (!e.failure)
@@ -307,8 +359,11 @@ void run(const LaunchConfig& config, const char* kernel, FunctionRef<void()> bod
     while (!e.pending.empty() && !e.failure) do_pending(e);
     e.current = nullptr;
     for (size_t i = e.resident.size(); i-- > 0;) {
-      if (e.resident[i]->live > 0 && !e.failure) continue;
-      for (auto& block : e.resident[i]->blocks) e.spare.push_back(std::move(block));
+      Cluster& cluster = *e.resident[i];
+      if (cluster.live > 0 && !e.failure) continue;
+      ++cluster.grid->ended;
+      --cluster.lane->resident;
+      for (auto& block : cluster.blocks) e.spare.push_back(std::move(block));
       e.resident.erase(e.resident.begin() + static_cast<std::ptrdiff_t>(i));
     }
   }
@@ -318,6 +373,47 @@ void run(const LaunchConfig& config, const char* kernel, FunctionRef<void()> bod
   e.published.clear();
   e.pending.clear();
   if (e.failure) std::rethrow_exception(e.failure);
+}
+
+}  // namespace
+
+struct Streams::Launches {
+  std::vector<Lane> lanes;
+};
+
+namespace {
+thread_local Streams::Launches* waiting = nullptr;
+}  // namespace
+
+Streams::Streams() : launches_(new Launches) {
+  check(!waiting, "simulator: Streams within Streams");
+  waiting = launches_.get();
+}
+Streams::~Streams() { waiting = nullptr; }
+
+void Streams::run() {
+  Launches now = std::move(*launches_);
+  launches_->lanes.clear();
+  for (Lane& lane : now.lanes)
+    for (size_t i = 0; i + 1 < lane.grids.size(); ++i) lane.grids[i]->followed = true;
+  run_together(now.lanes);
+}
+
+void run(const LaunchConfig& config, const char* kernel, std::function<void()> body) {
+  std::unique_ptr<Grid> grid = make_grid(config, kernel, std::move(body));
+  if (!waiting) {
+    std::vector<Lane> lanes(1);
+    lanes[0].grids.push_back(std::move(grid));
+    return run_together(lanes);
+  }
+  check(!config.dependent, "simulator: launch of ", kernel, ": dependent, among Streams");
+  auto lane = std::find_if(waiting->lanes.begin(), waiting->lanes.end(),
+                           [&](const Lane& l) { return l.stream == config.stream; });
+  if (lane == waiting->lanes.end()) {
+    waiting->lanes.emplace_back().stream = config.stream;
+    lane = waiting->lanes.end() - 1;
+  }
+  lane->grids.push_back(std::move(grid));
 }
 
 void wait(const char* for_what, uint64_t detail) {

@@ -1,7 +1,7 @@
 // The simulator's engine, as the words of gpu/ call it. What it does is described in
 // docs/simulator.md; its parts are
 //
-//   engine.cpp   launches: blocks, warps, fibers, the order in which threads run
+//   engine.cpp   launches: streams, blocks, warps, fibers, the order in which threads run
 //   sync.cpp     barriers and collectives: threads that wait for each other
 //   memory.cpp   accesses to global and shared memory, and what is wrong with them
 //   async.cpp    copies that go on by themselves, mbarriers
@@ -19,7 +19,6 @@
 #include <memory>
 #include <string>
 
-#include "core/function_ref.h"
 #include "gpu/global.h"
 #include "gpu/launch.h"
 #include "gpu/sim/simulator.h"
@@ -47,7 +46,7 @@ struct Thread {
 extern thread_local Thread* running;
 
 // ---- launches. `body` calls the kernel, once for each thread.
-void run(const LaunchConfig& config, const char* kernel, FunctionRef<void()> body);
+void run(const LaunchConfig& config, const char* kernel, std::function<void()> body);
 
 // ---- errors: throws, naming kernel, block, thread and source line.
 [[noreturn]] void error(const std::string& what);
@@ -123,6 +122,9 @@ inline void warp_collective(const char* name, uint32_t mask, A& arguments, Body)
   collective(name, mask, &arguments,
              [](void* const* lanes, uint32_t m) { Body{}(reinterpret_cast<A* const*>(lanes), m); });
 }
+
+// The time, which passes while nothing happens: a millisecond with each look of all that spin.
+uint64_t clock();
 
 // ---- barriers
 void sync_warp(uint32_t mask);

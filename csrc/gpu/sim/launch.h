@@ -20,7 +20,7 @@ template <class... Params, class... Args>
 void launch_with(const LaunchConfig& config, const char* name, void (*kernel)(Params...),
                  const Args&... args) {
   const std::tuple<std::remove_cv_t<Params>...> parameters(static_cast<Params>(args)...);
-  sim::run(config, name, [&] { std::apply(kernel, parameters); });
+  sim::run(config, name, [kernel, parameters] { std::apply(kernel, parameters); });
 }
 
 }  // namespace detail

@@ -268,7 +268,7 @@ void check_global(const Actor& actor, const void* p, uint32_t bytes, Access acce
       place << "global address " << p;
       race(earlier, actor, access, bytes, place.str());
     }
-    if (e.config->dependent && !actor.clock->prerequisites &&
+    if (e.dependent && !actor.clock->prerequisites &&
         (writes(access) ? region->touched_by : region->written_by) == e.launch - 1)
       bad_access(access, bytes, "global address ", p, ", which the kernel before this one ",
                  writes(access) ? "uses" : "writes", ", without wait_for_prerequisites");

@@ -94,11 +94,21 @@ std::string kernel_name(const std::string& pretty) {
   return pretty.substr(from, pretty.size() - 1 - from);
 }
 
+// … and which launch of which stream it is, where there are several.
+std::string launch_name(const Cluster& cluster) {
+  std::ostringstream text;
+  text << kernel_name(cluster.grid->kernel);
+  const Lane& first = engine().lanes->front();
+  if (engine().lanes->size() > 1)
+    text << ", launch " << cluster.lane->turn << " of stream " << cluster.lane - &first;
+  return text.str();
+}
+
 }  // namespace
 
 std::string context_of(const Task& task, const void* where) {
   std::ostringstream text;
-  text << "\n  in " << kernel_name(engine().kernel) << "\n  " << block_name(*task.block)
+  text << "\n  in " << launch_name(*block_of(task).cluster) << "\n  " << block_name(*task.block)
        << ", thread " << task.index << ", " << source_line(where);
   return text.str();
 }
@@ -132,9 +142,13 @@ std::string name_of_actor(uint64_t cluster, uint32_t actor) {
 
 std::string deadlock_report(const Engine& e) {
   std::ostringstream text;
-  text << "simulator: deadlock\n  in " << kernel_name(e.kernel);
+  text << "simulator: deadlock";
   int shown = 0;
-  for (const auto& cluster : e.resident)
+  std::string before;
+  for (const auto& cluster : e.resident) {
+    const std::string name = launch_name(*cluster);
+    if (name != before) text << "\n  in " << name;
+    before = name;
     for (const auto& block : cluster->blocks) {
       if (++shown > 8) {
         text << "\n  … and more blocks";
@@ -152,6 +166,7 @@ std::string deadlock_report(const Engine& e) {
         text << "\n  " << block_name(block->facts) << ": threads " << ranges(threads) << " "
              << waits(*block->tasks[threads.front()]);
     }
+  }
   return text.str();
 }
 

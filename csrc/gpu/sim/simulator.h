@@ -20,6 +20,24 @@ struct Options {
 // Taken by launches that begin later. Not to be changed while a kernel runs.
 Options& options();
 
+// While this object lives launches wait. run() lets them go: those of a stream one after the other,
+// in order, and the streams side by side, on a GPU that has room for all. For kernels that wait for
+// each other, such as those of several ranks.
+class Streams {
+ public:
+  Streams();
+  ~Streams();
+  Streams(const Streams&) = delete;
+  Streams& operator=(const Streams&) = delete;
+
+  void run();
+
+  struct Launches;
+
+ private:
+  std::unique_ptr<Launches> launches_;
+};
+
 // Memory that kernels may access while this object lives. What is known of its bytes, whether they
 // have been written, stays from launch to launch. Several may overlap, as views of one storage do:
 // an access must lie within one that allows it, and a byte is initialised when one says so.

@@ -144,7 +144,29 @@ struct Block {
   std::vector<Task*> wants_registers;
 };
 
+// A launch.
+struct Grid {
+  LaunchConfig config;
+  const char* kernel = nullptr;
+  std::function<void()> body;
+  uint64_t clusters = 0, admitted = 0, ended = 0;
+  uint64_t first = 0, stride = 1;  // the order of clusters
+  // What its threads know from the start, and, where another follows, what they knew at their ends.
+  ClockRef before, after;
+  bool followed = false;
+};
+
+// Launches that go one after the other.
+struct Lane {
+  Stream stream = nullptr;
+  std::vector<std::unique_ptr<Grid>> grids;
+  size_t turn = 0;        // which of them runs
+  uint32_t resident = 0;  // clusters of it
+};
+
 struct Cluster {
+  Lane* lane = nullptr;
+  Grid* grid = nullptr;
   std::vector<std::unique_ptr<Block>> blocks;
   uint32_t live = 0;     // threads
   uint32_t arrived = 0;  // at the cluster barrier
@@ -174,18 +196,16 @@ struct Published {
   uint64_t block;  // its number, for Scope::block
 };
 
-// One launch at a time and process; see engine.cpp.
+// One launch at a time and process, or those of several streams; see engine.cpp.
 struct Engine {
-  const LaunchConfig* config = nullptr;
-  const char* kernel = nullptr;
-  const FunctionRef<void()>* body = nullptr;
+  std::vector<Lane>* lanes = nullptr;
+  bool dependent = false;  // LaunchConfig::dependent, of the only launch
   Options options;
 
   Fiber* host = nullptr;                           // who called
   std::vector<std::unique_ptr<Cluster>> resident;  // running
   std::vector<std::unique_ptr<Block>> spare;       // to be used again
-  uint64_t admitted = 0, clusters = 0;             // of the grid
-  uint64_t first = 0, stride = 1;                  // the order of clusters
+  uint64_t admitted = 0;                           // clusters
 
   std::vector<Warp*> ready;
   size_t turn = 0;
@@ -193,12 +213,13 @@ struct Engine {
   std::vector<Task*> polling;  // threads that spin, to be tried again when nobody else can run
   bool progress = false;       // something changed since they last looked
   int fruitless = 0;           // rounds of looking in which nothing did
+  uint64_t now = 0;            // what the clock says, in nanoseconds
   uint64_t random = 0;
   std::exception_ptr failure;
 
   std::vector<Work> pending;  // asynchronous work that nobody can be waiting for by name
   std::unordered_map<uintptr_t, Published> published;
-  uint64_t launch = 0;            // counts them
+  uint64_t launch = 0;            // counts what runs together
   const Actor* acting = nullptr;  // who does asynchronous work now, if anybody
   const Task* acting_for = nullptr;
 
@@ -208,6 +229,7 @@ struct Engine {
 Engine& engine();
 inline Task& self() { return *static_cast<Task*>(running); }
 inline Block& block_of(const Task& task) { return *task.warp->block; }
+inline Grid& grid_of(const Task& task) { return *block_of(task).cluster->grid; }
 
 // Every entry point begins with it.
 #define WEFT_SIM_ENTER (self().where = __builtin_return_address(0))

@@ -217,6 +217,8 @@ void check_exit(Task& task) {
     if (block.visitors[actor] > 0 && !seen(last, actor, block.visitors[actor]))
       error("the block ends while " + name_of_actor(task.cluster, actor) +
             " may still access its shared memory");
+  Grid& grid = grid_of(task);
+  if (grid.followed) grid.after = grid.after ? merge(grid.after, last.clock) : last.clock;
 }
 
 void wait_for_prerequisites() {

@@ -17,8 +17,8 @@ from .. import _C
 class Work:
     """A collective that has been started with ``async_op=True``."""
 
-    def __init__(self) -> None:
-        self._future: torch.futures.Future[Any] = torch.futures.Future()
+    def __init__(self, devices: list[int | str | torch.device] | None = None) -> None:
+        self._future: torch.futures.Future[Any] = torch.futures.Future(devices=devices)
 
     def wait(self) -> Tensor:
         """Its result, once it is there. Raises what the collective raised."""
@@ -63,10 +63,6 @@ class Worker:
             self._queue.put((run, work))
         return work
 
-    @property
-    def is_here(self) -> bool:
-        return os.getpid() == self._process
-
     def is_current(self) -> bool:
         """Whether the caller is the thread: a callback of a work."""
         return self._thread is threading.current_thread()
@@ -81,9 +77,9 @@ class Worker:
             self._thread.join()
 
     def _loop(self) -> None:
+        self._native.serve()
         while (item := self._queue.get()) is not None:
             run, work = item
-            self._native.serve(True)
             try:
                 result = run()
             except Exception as error:
@@ -94,7 +90,6 @@ class Worker:
                 work._future.set_result(result)
 
     def _done(self) -> None:
-        self._native.serve(False)
         with self._lock:
             self._count(-1)
 

@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Any, Literal, overload
-from weakref import WeakKeyDictionary
+from typing import Literal, overload
 
 import torch
 import torch.distributed as dist
@@ -13,6 +12,7 @@ from torch.autograd.graph import increment_version
 from torch.compiler import is_compiling
 
 from ._bootstrap import connect
+from ._cuda import BLOCKS, Node
 from ._work import Work, Worker
 
 _OPS: dict[object, str] = {
@@ -26,9 +26,6 @@ _OPS: dict[object, str] = {
 
 # As csrc/core/dtype.h and csrc/comm/params.h number them.
 _DTYPES = {torch.float64: 0, torch.float32: 1, torch.bfloat16: 2, torch.float16: 3}
-_INTEGERS = {
-    torch.int64: 4, torch.int32: 5, torch.int8: 6, torch.uint8: 7, torch.bool: 8,
-}  # fmt: skip
 _REDUCTIONS = {op: ("sum", "avg", "max").index(name) for op, name in _OPS.items()}
 
 
@@ -40,7 +37,7 @@ class Communicator:
 
     Every rank of the group makes one, at the same time, and then calls the same collectives with
     the same shapes, dtypes and operations in the same order. All ranks are processes of one host;
-    tensors lie on the CPU.
+    tensors lie on the CPU or, of up to 8 ranks, on a GPU of the rank's (`connect_cuda`).
 
     Sums run over the ranks in order, in float32 (float64 for float64), and are rounded once: all
     ranks get the same bits, at every run.
@@ -87,6 +84,7 @@ class Communicator:
         self.world_size = dist.get_world_size(group)
         self._native = connect(group, timeout, table)
         self._worker = Worker("weft communicator", self._native)
+        self._node: Node | None = None
         self._closed = False
 
     # ---- collectives
@@ -119,11 +117,11 @@ class Communicator:
         """
         op, x = _op(op), x.contiguous()
         if compression is None:
-            return self._run(lambda: torch.ops.weft.all_reduce(x, self.handle, op), async_op)
-        check_compression(compression)
+            return self._run(x, lambda: torch.ops.weft.all_reduce(x, self.handle, op), async_op)
+        _check_compression(compression)
         _check_no_grad(x, "compressed")
         return self._run(
-            lambda: torch.ops.weft.all_reduce_int8(x, self.handle, op, group_size), async_op
+            x, lambda: torch.ops.weft.all_reduce_int8(x, self.handle, op, group_size), async_op
         )
 
     @overload
@@ -155,7 +153,7 @@ class Communicator:
         op = _op(op)
         _check_no_grad(x, "in place")
         if compression is not None:
-            check_compression(compression)
+            _check_compression(compression)
 
         def run() -> Tensor:
             whole = x.resolve_neg().contiguous()
@@ -167,95 +165,84 @@ class Communicator:
 
         if not is_compiling():
             increment_version(x)
-        return self._run(run, async_op)
+        return self._run(x, run, async_op)
 
     @overload
     def reduce_scatter(
-        self, x: Tensor, op: object = ..., *, async_op: Literal[False] = ...,
-        out: Tensor | None = ...,
-    ) -> Tensor: ...  # fmt: skip
-    @overload
-    def reduce_scatter(
-        self, x: Tensor, op: object = ..., *, async_op: Literal[True], out: Tensor | None = ...
-    ) -> Work: ...
-    def reduce_scatter(self, x, op="sum", *, async_op=False, out=None):
-        """This rank's share of the sum of every rank's ``x``: of W equal parts of its first
-        dimension the one that the rank's number says. Differentiable, except for ``"max"``.
-
-        Args:
-            x, op, async_op: as for `all_reduce`.
-            out: written and returned instead of a new tensor, without a gradient."""
-        op, x = _op(op), x.contiguous()
-        if out is not None:
-            run = self._into(out, "reduce_scatter", x, _REDUCTIONS[op], self.world_size, 1)
-            return self._run(run, async_op)
-        return self._run(lambda: torch.ops.weft.reduce_scatter(x, self.handle, op), async_op)
-
-    @overload
-    def all_gather(
-        self, x: Tensor, *, async_op: Literal[False] = ..., out: Tensor | None = ...
+        self, x: Tensor, op: object = ..., *, async_op: Literal[False] = ...
     ) -> Tensor: ...
     @overload
-    def all_gather(
-        self, x: Tensor, *, async_op: Literal[True], out: Tensor | None = ...
-    ) -> Work: ...
-    def all_gather(self, x, *, async_op=False, out=None):
+    def reduce_scatter(self, x: Tensor, op: object = ..., *, async_op: Literal[True]) -> Work: ...
+    def reduce_scatter(self, x, op="sum", *, async_op=False):
+        """This rank's share of the sum of every rank's ``x``: of W equal parts of its first
+        dimension the one that the rank's number says. Differentiable, except for ``"max"``."""
+        op, x = _op(op), x.contiguous()
+        return self._run(x, lambda: torch.ops.weft.reduce_scatter(x, self.handle, op), async_op)
+
+    @overload
+    def all_gather(self, x: Tensor, *, async_op: Literal[False] = ...) -> Tensor: ...
+    @overload
+    def all_gather(self, x: Tensor, *, async_op: Literal[True]) -> Work: ...
+    def all_gather(self, x, *, async_op=False):
         """Every rank's ``x``, one after the other along the first dimension. Differentiable.
 
         Args:
-            x: as for `all_reduce`, or int64, int32, int8, uint8 or bool.
-            async_op: as for `all_reduce`.
-            out: written and returned instead of a new tensor, without a gradient. ``x`` may be the
-                rank's own part of it."""
+            x: as for `all_reduce`, or int64, int32, int8, uint8 or bool."""
         x = x.contiguous()
-        if out is not None:
-            return self._run(self._into(out, "all_gather", x, 0, 1, self.world_size), async_op)
-        return self._run(lambda: torch.ops.weft.all_gather(x, self.handle), async_op)
+        return self._run(x, lambda: torch.ops.weft.all_gather(x, self.handle), async_op)
 
-    def _into(
-        self, out: Tensor, name: str, x: Tensor, reduction: int, parts: int, times: int
-    ) -> Callable[[], Tensor]:
-        """A collective whose result, a part of x or as many times x, is written into `out`."""
-        dtypes = _DTYPES if name == "reduce_scatter" else _DTYPES | _INTEGERS
-        if not (out.dtype == x.dtype and out.dtype in dtypes and out.is_cpu and x.is_cpu):
-            raise TypeError(
-                f"weft.{name}: out is {out.dtype} on {out.device} and x {x.dtype} on {x.device}, "
-                "expected one dtype of those that it takes, on the CPU"
-            )
-        if out.numel() * parts != x.numel() * times or not out.is_contiguous():
-            raise ValueError(
-                f"weft.{name}: out has shape {list(out.shape)} and x {list(x.shape)}, of "
-                f"{self.world_size} ranks; expected a contiguous out of "
-                f"{x.numel() * times // parts} elements"
-            )
-        _check_no_grad(x, "into out", name)
-        increment_version(out)
+    def _run(self, x: Tensor, run: Callable[[], Tensor], async_op: bool) -> Tensor | Work:
+        if x.is_cuda:
+            if self._node is None:
+                self.connect_cuda(x.device)
+            assert self._node is not None
+            return self._node.run(run, async_op)
+        if async_op:
+            grad = torch.is_grad_enabled()  # is of a thread; autograd follows what it is told
 
-        def run() -> Tensor:
-            self._native.into_at(
-                name == "all_gather", x.data_ptr(), out.data_ptr(), x.numel() // parts,
-                dtypes[x.dtype], reduction,
-            )  # fmt: skip
-            return out
+            def on_worker() -> Tensor:
+                with torch.set_grad_enabled(grad):
+                    return run()
 
-        return run
+            return self._worker.submit(on_worker)
+        if self._worker.pending:  # it keeps its place behind them
+            if self._worker.is_current():
+                raise RuntimeError(
+                    "weft: a collective in a callback of a work would wait for those behind it, "
+                    "and they for the callback: ask for it with async_op=True"
+                )
+            return self._worker.submit(run).wait()
+        return run()
 
-    def _run(self, run: Callable[[], Any], async_op: bool = False) -> Any:
-        if not (async_op or self._worker.pending):
-            return run()
-        if not async_op and self._worker.is_current():
-            raise RuntimeError(
-                "weft: a collective in a callback of a work would wait for those behind it, "
-                "and they for the callback: ask for it with async_op=True"
-            )
-        grad = torch.is_grad_enabled()  # is of a thread; autograd follows what it is told
+    # ---- GPUs
 
-        def on_worker() -> Any:
-            with torch.set_grad_enabled(grad):
-                return run()
+    def connect_cuda(
+        self,
+        device: torch.device | str | int | None = None,
+        *,
+        blocks: int = BLOCKS,
+        multicast: bool = False,
+    ) -> None:
+        """Lets the collectives take tensors of a GPU, one for each rank: every rank calls it. The
+        first collective with such a tensor does the same; graphs are captured after it.
 
-        work = self._worker.submit(on_worker)
-        return work if async_op else work.wait()  # where it keeps its place behind the others
+        A collective is then a kernel in the current stream. What goes wrong in it, the GPU finds:
+        the next call raises, and `failure` says it. With ``async_op=True`` it runs in a stream of
+        its own behind the current one, and ``wait()`` makes the current one wait for it.
+
+        Args:
+            device: by default the current one.
+            blocks: thread blocks, of 512 threads, that a collective takes at most. What is left of
+                the GPU is its neighbours'. The same on all ranks.
+            multicast: let the switch add messages beyond 64 KiB (Hopper with NVSwitch, more than
+                two ranks, 'sum' and exact 'avg'). It adds in an order of its own: all ranks get
+                the same bits, but not those of a sum in their order.
+        """
+        if self._node is not None:
+            raise RuntimeError(f"weft: the communicator is on {self._node.device} already")
+        where = torch.device("cuda", device) if isinstance(device, int) else device
+        where = torch.device("cuda", torch.cuda.current_device()) if where is None else where
+        self._node = Node(self, torch.device(where), blocks, multicast)
 
     # ---- its life
 
@@ -267,7 +254,7 @@ class Communicator:
     @property
     def failure(self) -> str:
         """Why it has failed; empty if it has not."""
-        return self._native.failure
+        return self._native.failure or (self._node.failure if self._node is not None else "")
 
     @property
     def closed(self) -> bool:
@@ -281,6 +268,8 @@ class Communicator:
                 raise RuntimeError("weft: close() in a callback of a work would wait for itself")
             self._closed = True
             self._worker.stop()
+            if self._node is not None:
+                self._node.close()
             self._native.close()
 
     def __enter__(self) -> Communicator:
@@ -289,37 +278,9 @@ class Communicator:
     def __exit__(self, *exception: object) -> None:
         self.close()
 
-    @property
-    def is_here(self) -> bool:
-        """Whether this process made it: after a fork, it is the parent's."""
-        return self._worker.is_here
-
     def __repr__(self) -> str:
         state = f", failed: {self.failure}" if self.failure else ", closed" if self.closed else ""
         return f"Communicator(rank {self.rank} of {self.world_size}{state})"
-
-    def __deepcopy__(self, memo: object) -> Communicator:
-        return self  # copies of a model reduce over one
-
-
-_of_groups: WeakKeyDictionary[dist.ProcessGroup, Communicator] = WeakKeyDictionary()
-
-
-def communicator_of(group: Communicator | dist.ProcessGroup | None) -> Communicator:
-    """A communicator over ``group``: one for each, made when it is first asked for, which all its
-    ranks then do together; and again after it was closed."""
-    if isinstance(group, Communicator):
-        return group
-    if group is None:
-        raise TypeError(
-            "weft: group is None, expected a Communicator or a ProcessGroup (for all ranks: "
-            "torch.distributed.group.WORLD)"
-        )
-    found = _of_groups.get(group) if isinstance(group, dist.ProcessGroup) else None
-    if found is None or found.closed or not found.is_here:
-        found = Communicator(group)
-        _of_groups[group] = found
-    return found
 
 
 def _op(op: object) -> str:
@@ -329,14 +290,14 @@ def _op(op: object) -> str:
     return name
 
 
-def check_compression(compression: str) -> None:
+def _check_compression(compression: str) -> None:
     if compression != "int8":
         raise ValueError(f"weft: compression is {compression!r}, expected None or 'int8'")
 
 
-def _check_no_grad(x: Tensor, how: str, name: str = "all_reduce") -> None:
+def _check_no_grad(x: Tensor, how: str) -> None:
     if x.requires_grad and torch.is_grad_enabled():
         raise RuntimeError(
-            f"weft: {name} {how} has no gradient, and x needs one; detach x, or call it under "
+            f"weft: all_reduce {how} has no gradient, and x needs one; detach x, or call it under "
             "torch.no_grad()"
         )

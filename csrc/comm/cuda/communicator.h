@@ -1,0 +1,55 @@
+// The ranks of a node as a group that reduces together, as the op libraries have it: on GPUs, and in
+// the simulator. Who derives from it brings the memory.
+#pragma once
+
+#include <cstdint>
+#include <memory>
+#include <string>
+
+#include "comm/cuda/plan.h"
+#include "gpu/launch.h"
+
+namespace weft::comm::cuda {
+
+struct Options {
+  double timeout = 30;  // seconds, of each wait of a call
+  Topology topology;
+  Budget budget;
+};
+
+// Launches the call's kernel; kernels.cu.
+void launch_collective(const Collective&, const Group&, const Plan&, gpu::Stream);
+
+class Communicator {
+ public:
+  explicit Communicator(const Options& options);
+  virtual ~Communicator() = default;
+
+  // What ops know it by: the handle of the communicator on the CPU whose GPUs these are.
+  int64_t handle() const { return handle_; }
+  static std::shared_ptr<Communicator> find(int64_t handle);
+  // From now on found by the handle, until it leaves.
+  static void enter(int64_t handle, const std::shared_ptr<Communicator>& communicator);
+  static void leave(int64_t handle);
+
+  int rank() const { return group_.rank; }
+  int world() const { return group_.world; }
+  const Options& options() const { return options_; }
+
+  // Puts the call into a stream and returns. Throws std::runtime_error where an earlier one is known
+  // to have failed: op, call, rank, what is wrong.
+  virtual void run(const Collective& collective) = 0;
+  // Why it has failed; empty where nothing is known of that yet.
+  std::string failure() const;
+
+ protected:
+  void launch(const Collective& collective, gpu::Stream stream) const;
+
+  Options options_;
+  Group group_;
+
+ private:
+  int64_t handle_ = 0;
+};
+
+}  // namespace weft::comm::cuda

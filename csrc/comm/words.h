@@ -1,0 +1,20 @@
+// Collectives in words, for messages.
+#pragma once
+
+#include <sstream>
+#include <string>
+
+#include "comm/params.h"
+
+namespace weft::comm {
+
+inline std::string words(const Collective& c) {
+  std::ostringstream text;
+  text << name_of(c.kind) << "(" << c.n << " elements of " << name_of(c.dtype);
+  if (c.kind != Kind::all_gather) text << ", " << name_of(c.reduction);
+  if (c.group) text << ", groups of " << c.group;
+  text << ")";
+  return text.str();
+}
+
+}  // namespace weft::comm

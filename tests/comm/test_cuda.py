@@ -1,0 +1,192 @@
+"""The collectives on GPUs: several ranks as streams of a process, as processes that share a GPU,
+and as processes with a GPU each where there are several."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+import pytest
+import torch
+import torch.distributed as dist
+
+from weft.distributed import Communicator
+
+from .ranks import run
+from .test_collectives import OPS, assert_within_int8, everyones, expected
+
+pytestmark = pytest.mark.skipif(
+    not torch.cuda.is_available()
+    or not torch._C._dispatch_has_kernel_for_dispatch_key("weft::all_reduce", "CUDA"),
+    reason="no GPU, or weft without CUDA",
+)
+
+DTYPES = [torch.float32, torch.bfloat16, torch.float16]
+SIZES = [0, 1, 7, 1000, 65_537, (1 << 20) + 3]
+
+
+# ---- ranks as streams of this process
+
+_next = 1 << 40  # handles that no communicator has
+
+
+@contextmanager
+def streams(world: int, timeout: float = 30.0, blocks: int = 8) -> Iterator[list]:
+    """(handle, stream) of each rank."""
+    global _next
+    handles = [_next + r for r in range(world)]
+    _next += world
+    torch.ops.weft._comm_local(handles, timeout, blocks)
+    try:
+        yield [(handle, torch.cuda.Stream()) for handle in handles]
+    finally:
+        torch.cuda.synchronize()
+        for handle in handles:
+            torch.ops.weft._comm_leave(handle)
+
+
+def call(ranks: list, op: str, xs: list[torch.Tensor], *arguments: object) -> list[torch.Tensor]:
+    ys = []
+    for (handle, stream), x in zip(ranks, xs, strict=True):
+        stream.wait_stream(torch.cuda.current_stream())
+        with torch.cuda.stream(stream):
+            ys.append(getattr(torch.ops.weft, op)(x, handle, *arguments))
+    torch.cuda.synchronize()
+    return ys
+
+
+@pytest.fixture(scope="module", autouse=True)
+def loaded() -> None:
+    """A kernel is loaded when it is first launched, which may have to wait for those that run: for
+    ranks that wait for it. So all are launched alone first."""
+    with streams(1) as ranks:
+        for dtype in DTYPES:
+            x = [torch.zeros(256, dtype=dtype, device="cuda")]
+            call(ranks, "all_reduce", x, "sum")
+            call(ranks, "reduce_scatter", x, "sum")
+            call(ranks, "all_reduce_int8", x, "sum", 64)
+            call(ranks, "all_gather", x)
+            call(ranks, "all_gather", [x[0][:255]])
+        call(ranks, "all_gather", [torch.zeros(3, dtype=torch.uint8, device="cuda")])
+
+
+@pytest.mark.parametrize("world", [2, 3, 4, 8])
+def test_streams(world: int):
+    with streams(world, blocks=4) as ranks:
+        for seed, n in enumerate(SIZES):
+            for dtype in DTYPES:
+                for op in OPS:
+                    xs = everyones(seed, world, n, dtype)
+                    want = expected(xs, op)
+                    there = [x.cuda() for x in xs]
+                    for y in call(ranks, "all_reduce", there, op):
+                        assert torch.equal(y.cpu(), want), (n, dtype, op)
+                for y in call(ranks, "all_gather", there):
+                    assert torch.equal(y.cpu(), torch.cat(xs))
+                ys = call(ranks, "all_reduce_int8", there, "sum", 128)
+                assert_within_int8(ys[0].cpu(), xs, 128)
+                assert all(torch.equal(y, ys[0]) for y in ys)
+                parts = [torch.stack(xs).cuda() for _ in range(world)]
+                for r, y in enumerate(call(ranks, "reduce_scatter", parts, "avg")):
+                    assert torch.equal(y.cpu(), expected([xs[r][None]] * world, "avg"))
+        assert not any(torch.ops.weft._comm_failure(handle) for handle, _ in ranks)
+
+
+def test_a_graph_is_replayed():
+    """The kernels count their events on the GPU: a graph goes on where the last call has ended."""
+    with streams(2) as ranks:
+        xs = [torch.zeros(3000, device="cuda") for _ in ranks]
+        ys = [torch.empty_like(x) for x in xs]
+        graphs = []
+        for (handle, stream), x, y in zip(ranks, xs, ys, strict=True):
+            graph = torch.cuda.CUDAGraph()
+            with torch.cuda.graph(graph, stream=stream):
+                y.copy_(torch.ops.weft.all_reduce(x, handle, "sum"))
+            graphs.append(graph)
+        for i in range(50):
+            for r, x in enumerate(xs):
+                x.fill_(i + r)
+            torch.cuda.synchronize()
+            for graph, (_, stream) in zip(graphs, ranks, strict=True):
+                with torch.cuda.stream(stream):
+                    graph.replay()
+            torch.cuda.synchronize()
+            assert all((y == 2 * i + 1).all() for y in ys)
+            if i % 7 == 0:
+                call(ranks, "all_reduce", xs, "max")
+
+
+def test_a_rank_that_does_not_come():
+    with streams(2, timeout=0.2) as ranks:
+        handle, stream = ranks[0]
+        with torch.cuda.stream(stream):
+            x = torch.ones(64, device="cuda")
+            for _ in range(20):
+                torch.ops.weft.all_reduce_(x, handle, "sum")
+        torch.cuda.synchronize()
+        assert "rank 1 did not come within 0.2 s (call 1" in torch.ops.weft._comm_failure(handle)
+        with pytest.raises(RuntimeError, match="rank 1 did not come"):
+            torch.ops.weft.all_reduce(x, handle, "sum")
+
+
+def test_a_rank_that_calls_something_else():
+    with streams(2) as ranks:
+        call(
+            ranks,
+            "all_reduce",
+            [torch.ones(64, device="cuda"), torch.ones(9000, device="cuda")],
+            "sum",
+        )
+        failures = [torch.ops.weft._comm_failure(handle) for handle, _ in ranks]
+        assert all(failures)
+        assert any("calls all_reduce(9000 elements of float32, sum)" in text for text in failures)
+
+
+# ---- ranks as processes
+
+
+def check_processes(rank: int, world: int) -> None:
+    device = torch.device("cuda", rank % torch.cuda.device_count())
+    torch.cuda.set_device(device)
+    with Communicator(dist.group.WORLD) as communicator:
+        for seed, n in enumerate((1, 1000, 300_001)):
+            for dtype in DTYPES:
+                xs = everyones(seed, world, n, dtype)
+                want = expected(xs, "sum")
+                x = xs[rank].to(device)
+                assert torch.equal(communicator.all_reduce(x).cpu(), want)
+                assert torch.equal(communicator.all_gather(x).cpu(), torch.cat(xs))
+                work = communicator.all_reduce_(x, async_op=True)
+                assert torch.equal(work.wait().cpu(), want)
+                assert torch.equal(communicator.all_reduce(xs[rank]), want)  # the CPU's, between
+        x = torch.ones(10, device=device, requires_grad=True)
+        communicator.all_reduce(x).sum().backward()
+        assert (x.grad == world).all()
+        with pytest.raises(RuntimeError, match="is on cuda"):
+            communicator.connect_cuda(device)
+        assert not communicator.failure
+
+
+@pytest.mark.parametrize("world", [2, 3])
+def test_processes(world: int):
+    run(check_processes, world, start="spawn")
+
+
+def check_a_death(rank: int, world: int) -> None:
+    torch.cuda.set_device(rank % torch.cuda.device_count())
+    communicator = Communicator(dist.group.WORLD, timeout=2.0)
+    x = torch.ones(100, device="cuda")
+    communicator.all_reduce_(x)
+    torch.cuda.synchronize()
+    if rank == 1:
+        return
+    communicator.all_reduce_(x)
+    torch.cuda.synchronize()
+    assert "rank 1 did not come within 2 s (call" in communicator.failure
+    with pytest.raises(RuntimeError, match="rank 1 did not come"):
+        communicator.all_reduce_(x)
+    communicator.close()
+
+
+def test_a_rank_that_dies():
+    run(check_a_death, 2, start="spawn")
