@@ -123,6 +123,8 @@ std::string name_of_actor(uint64_t cluster, uint32_t actor) {
   std::ostringstream text;
   const auto name = [&](const Task& task) {
     text << "thread " << task.index << " of " << block_name(*task.block);
+    if (engine().lanes->size() > 1)
+      text << " of stream " << block_of(task).cluster->lane - &engine().lanes->front();
   };
   for (const auto& c : engine().resident) {
     const Task& first = *c->blocks[0]->tasks[0];

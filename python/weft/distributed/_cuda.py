@@ -44,7 +44,7 @@ class Node:
                         blocks, multicast,
                     )
                 )  # fmt: skip
-                theirs = self._share(torch.ops.weft._comm_descriptors(handle)) if multicast else []
+                theirs = self._share() if multicast else []
                 fast = self._exchange(
                     lambda: str(torch.ops.weft._comm_connect(handle, " ".join(addresses), theirs))
                 )
@@ -101,8 +101,15 @@ class Node:
             raise RuntimeError("; ".join(failed))
         return [word[1:] for word in words]
 
-    def _share(self, own: list[int]) -> list[int]:
+    def _share(self) -> list[int]:
         """The other ranks' file descriptors, in order, as this process's: through sockets."""
+        own: list[int] = []
+
+        def describe() -> str:
+            own.extend(torch.ops.weft._comm_descriptors(self._communicator.handle))
+            return ""
+
+        self._exchange(describe)
         try:
             with ExitStack() as opened:
                 return self._trade(own, opened)

@@ -1,0 +1,103 @@
+"""How the ranks' GPUs come to know each other, without a GPU: what they say over the communicator
+and the sockets is real, and the GPU is a file whose descriptor goes around."""
+
+from __future__ import annotations
+
+import os
+import tempfile
+from contextlib import nullcontext
+
+import pytest
+import torch
+import torch.distributed as dist
+
+from weft.distributed import Communicator
+from weft.distributed._cuda import Node
+
+from .ranks import run
+
+
+class Driver:
+    """Stands in for ``torch.ops.weft._comm_*`` in this process."""
+
+    def __init__(self, rank: int, broken: str = "") -> None:
+        self.rank, self.broken = rank, broken
+        self.calls: list[str] = []
+        self.files = [tempfile.TemporaryFile() for _ in range(2 if rank == 0 else 1)]
+        self.seen: list[bytes] = []
+        for i, file in enumerate(self.files):
+            file.write(f"{rank} {i}".encode())
+            file.flush()
+        torch.cuda.device = lambda device: nullcontext()
+        self._library = torch.library.Library("weft", "FRAGMENT")
+        for schema, function in (
+            ("open(int c, int r, int w, float t, int b, bool m) -> str", self.open),
+            ("descriptors(int c) -> int[]", self.descriptors),
+            ("connect(int c, str addresses, int[] descriptors) -> bool", self.connect),
+            ("bind(int c) -> ()", lambda c: self.note("bind")),
+            ("agree(int c, bool nvlink) -> ()", lambda c, nvlink: self.note(f"agree {nvlink}")),
+            ("failure(int c) -> str", lambda c: "what the GPU says"),
+            ("close(int c) -> ()", lambda c: self.note("close")),
+            ("leave(int c) -> ()", lambda c: self.note("leave")),
+        ):
+            name = schema.partition("(")[0]
+            self._library.define(f"_comm_{schema}")
+            self._library.impl(f"_comm_{name}", function, "CompositeImplicitAutograd")
+
+    def note(self, call: str) -> None:
+        self.calls.append(call)
+        if call == self.broken:
+            raise RuntimeError(f"{call} does not work")
+
+    def open(self, c, rank, world, timeout, blocks, multicast) -> str:
+        self.note("open")
+        return f"memory{rank} gpu{rank}"
+
+    def descriptors(self, c) -> list[int]:
+        return [os.dup(file.fileno()) for file in self.files]
+
+    def connect(self, c, addresses, descriptors) -> bool:
+        self.note(f"connect {addresses}")
+        self.seen = [os.pread(descriptor, 9, 0) for descriptor in descriptors]
+        return self.rank != 1  # as if its link were slow
+
+
+def check_connect(rank: int, world: int, multicast: bool) -> None:
+    driver = Driver(rank)
+    before = len(os.listdir("/proc/self/fd"))
+    with Communicator(dist.group.WORLD) as communicator:
+        node = Node(communicator, torch.device("cpu"), 4, multicast)
+        addresses = " ".join(f"memory{r} gpu{r}" for r in range(world))
+        bind = ["bind"] if multicast else []
+        assert driver.calls == ["open", f"connect {addresses}", "agree False", *bind]
+        others = [f"{r} {i}".encode() for r in range(world) for i in range(2 if r == 0 else 1)
+                  if r != rank]  # fmt: skip
+        assert driver.seen == (others if multicast else [])
+        assert node.failure == "what the GPU says"
+        node.close()
+        node.close()
+        assert driver.calls[-2:] == ["close", "leave"] and driver.calls.count("close") == 1
+        assert node.failure == ""
+        received = len(others) if multicast else 0  # the driver's now, who would close them
+        assert len(os.listdir("/proc/self/fd")) <= before + received + 1
+        assert (communicator.all_reduce(torch.ones(3)) == world).all()
+
+
+@pytest.mark.parametrize("multicast", [False, True])
+@pytest.mark.parametrize("world", [2, 3])
+def test_ranks_find_each_other(world: int, multicast: bool):
+    run(check_connect, world, multicast)
+
+
+def check_broken(rank: int, world: int, step: str) -> None:
+    driver = Driver(rank, step if rank == 1 else "")
+    with Communicator(dist.group.WORLD) as communicator:
+        with pytest.raises(RuntimeError, match=rf"^{step} does not work \(rank 1\)$"):
+            Node(communicator, torch.device("cpu"), 4, True)
+        assert driver.calls[-1] == "leave"
+        assert (communicator.all_reduce(torch.ones(3)) == world).all()
+
+
+@pytest.mark.parametrize("step", ["open", "bind"])
+def test_one_that_cannot_is_heard_by_all(step: str):
+    run(check_broken, 2, step)
