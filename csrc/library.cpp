@@ -8,6 +8,7 @@
 #include "int8/cpu/int8.h"
 #include "library_attention.h"
 #include "library_comm.h"
+#include "library_fused.h"
 #include "library_int8.h"
 #include "library_norm.h"
 #include "norm/cpu/norm.h"
@@ -80,6 +81,11 @@ struct CpuComm : Cpu {
   using Communicator = comm::cpu::Communicator;
 };
 
+struct CpuFused : CpuNorm {
+  using Communicator = comm::cpu::Communicator;
+  using Int8 = CpuInt8;
+};
+
 }  // namespace
 }  // namespace weft
 
@@ -88,6 +94,7 @@ STABLE_TORCH_LIBRARY(weft, m) {
   weft::attention::define_ops(m);
   weft::int8::define_ops(m);
   weft::comm::define_ops(m);
+  weft::fused::define_ops(m);
 }
 
 STABLE_TORCH_LIBRARY_IMPL(weft, CPU, m) {
@@ -95,4 +102,5 @@ STABLE_TORCH_LIBRARY_IMPL(weft, CPU, m) {
   weft::attention::implement_ops<weft::CpuAttention>(m);
   weft::int8::implement_ops<weft::CpuInt8>(m);
   weft::comm::implement_ops<weft::CpuComm>(m);
+  weft::fused::implement_ops<weft::CpuFused>(m);
 }

@@ -69,7 +69,7 @@ def allowed_rooms(path: Path, families: set[str]) -> set[str]:
     room = path.parts[0]
     if len(path.parts) == 1:  # library.cpp, library_norm.h, …: where all comes together
         own = {f"library_{which}{x}.h" for which in ("", "simulator_") for x in families}
-        return set(ROOMS) | families | own | {"library_simulator.h"}
+        return set(ROOMS) | families | own | {"library_fused.h", "library_simulator.h"}
     if room in ROOMS:
         return ROOMS[room] | {room}
     if path.name == "ops.h":

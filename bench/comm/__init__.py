@@ -17,7 +17,7 @@ from rich.console import Console
 from rich.table import Table
 
 from bench import machine
-from bench.comm import tune
+from bench.comm import overlap, tune
 from bench.comm.ranks import WEFT, Row, measure, why_no_mpi
 from bench.units import duration
 
@@ -46,31 +46,46 @@ def bench(options: argparse.Namespace, console: Console, results: Path) -> int:
         for dtype in DTYPES
         if fnmatch.fnmatch(f"all_reduce/{world}/{_size(size)}/{dtype}", options.case)
     ]
-    if not cases:
+    products = [
+        (shape, dtype)
+        for shape in (overlap.SHAPES[-1:] if options.quick else overlap.SHAPES)
+        for dtype in overlap.DTYPES
+        if not gpus
+        and fnmatch.fnmatch(
+            f"linear_all_reduce/2/{'x'.join(map(str, shape))}/{dtype}", options.case
+        )
+    ]
+    if not cases and not products:
         console.print(f"No case of comm matches {options.case!r}.")
         return 1
     rounds = options.rounds or (3 if options.quick else 15)
     if not gpus and (reason := why_no_mpi()):
         console.print(f"Without MPI: {reason}.", style="yellow")
-    if options.plots:
-        console.print("comm draws no plots.", style="yellow")
     rows: list[Row] = []
     for world in dict.fromkeys(case[0] for case in cases):
         with console.status(f"{world} ranks …"):
             mine = [case[1:] for case in cases if case[0] == world]
             rows += measure(world, mine, rounds, device=options.device)
-    console.print(_table(rows))
+    with console.status("products …"):
+        overlaps = overlap.measure(2, products, rounds) if products else []
+    for table in ([_table(rows)] if rows else []) + ([_overlaps(overlaps)] if overlaps else []):
+        console.print(table)
     about = machine.describe(1, options.device)
     if options.save or options.json:
         data = {"machine": about.to_json(), "rounds": rounds, "rows": [asdict(row) for row in rows]}
+        data["overlap"] = [asdict(row) for row in overlaps]
         text = json.dumps(data, indent=1, ensure_ascii=False) + "\n"
         folder = results / about.slug
         for path in filter(None, (options.json, folder / "comm.json" if options.save else None)):
             path.parent.mkdir(parents=True, exist_ok=True)
             path.write_text(text)
         if options.save:
-            (folder / "comm.md").write_text(_markdown(rows, about))
+            (folder / "comm.md").write_text(_markdown(rows, overlaps, about))
             console.print(f"Saved under {folder}")
+    if overlaps and (options.plots or options.save):
+        folder = options.plots or results / about.slug
+        overlap.plot(overlaps, folder / "comm-overlap.png")
+        console.print(f"Drawn in {folder / 'comm-overlap.png'}")
     return 0
 
 
@@ -99,12 +114,25 @@ def _table(rows: list[Row]) -> Table:
     return table
 
 
-def _markdown(rows: list[Row], about: machine.Machine) -> str:
+def _overlaps(rows: list[overlap.Row]) -> Table:
+    table = Table(*overlap.HEADINGS, title="a linear layer and its all-reduce")
+    for row in rows:
+        table.add_row(*row.cells())
+    return table
+
+
+def _markdown(rows: list[Row], overlaps: list[overlap.Row], about: machine.Machine) -> str:
     peers, headings = _headings(rows)
-    lines = [headings, ["---"] * len(headings), *(_cells(row, peers) for row in rows)]
-    table = "\n".join(f"| {' | '.join(line)} |" for line in lines)
+    table = _pipes(headings, [_cells(row, peers) for row in rows])
+    second = _pipes(overlap.HEADINGS, [row.cells() for row in overlaps])
     processor = about.gpu or f"{about.cpu}, {about.cores} cores"
     where = f"{processor}, torch {about.packages['torch']}"
     return (
         f"# all_reduce in place, sum\n\n{where}, commit {about.commit}, {about.date}.\n\n{table}\n"
+        f"\n# a linear layer and its all-reduce\n\n{overlap.__doc__}\n{second}\n"
     )
+
+
+def _pipes(headings: list[str], rows: list[list[str]]) -> str:
+    lines = [headings, ["---"] * len(headings), *rows]
+    return "\n".join(f"| {' | '.join(line)} |" for line in lines)

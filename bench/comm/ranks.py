@@ -8,6 +8,7 @@ rank. Each rank has one thread.
 
 from __future__ import annotations
 
+import importlib
 import importlib.util
 import os
 import pickle
@@ -70,13 +71,19 @@ def measure(
     of these instead. On ``cuda`` every rank has a GPU."""
     if not cases:
         return []
+    job = (world, list(cases), rounds, tables, device)
+    mpi = tables is None and device == "cpu" and not why_no_mpi()
+    return launch(world, "bench.comm.ranks", job, mpi)
+
+
+def launch(world: int, module: str, job: tuple, mpi: bool = False) -> list:
+    """What rank 0 returns of ``module.rank_main(job, rank)``, run in `world` processes."""
     with tempfile.TemporaryDirectory() as folder:
-        job = Path(folder) / "job"
-        job.write_bytes(pickle.dumps((world, list(cases), rounds, tables, device)))
+        (Path(folder) / "job").write_bytes(pickle.dumps((world, module, job)))
         environment = {**os.environ, "OMP_NUM_THREADS": "1", "GLOO_SOCKET_IFNAME": "lo"}
         program = "import sys; from bench.comm.ranks import main; main(*sys.argv[1:])"
         command = [sys.executable, "-c", program, folder]
-        if tables is None and device == "cpu" and not why_no_mpi():
+        if mpi:
             subprocess.run([*_mpirun(world), *command], env=environment, check=True)
         else:
             started = [
@@ -127,7 +134,7 @@ def _contenders(tables: dict[str, list] | None, mpi, device: torch.device) -> di
     return found
 
 
-def _sample(call: Callable, x: torch.Tensor, calls: int) -> float:
+def sample(call: Callable, x: torch.Tensor, calls: int) -> float:
     """Seconds per call, of the slowest rank."""
     done = torch.cuda.synchronize if x.is_cuda else lambda: None
     dist.barrier()
@@ -155,13 +162,13 @@ def _row(
         want = row.world * (row.world + 1) / 2
         assert (x == want).all(), f"{name} is wrong"
         x.zero_()
-        calls[name] = max(5, min(5000, int(SAMPLE / _sample(contenders[name], x, 5))))
+        calls[name] = max(5, min(5000, int(SAMPLE / sample(contenders[name], x, 5))))
     times: dict[str, list[float]] = {name: [] for name in names}
     x = torch.zeros(n, dtype=dtype, device=device)
     for turn in range(rounds):
         for i in range(len(names)):
             name = names[(turn + i) % len(names)]
-            times[name].append(_sample(contenders[name], x, calls[name]))
+            times[name].append(sample(contenders[name], x, calls[name]))
     for name, seconds in times.items():
         quarters = statistics.quantiles(seconds, n=4) if len(seconds) > 1 else seconds * 3
         row.times[name] = Spread(
@@ -170,22 +177,30 @@ def _row(
     return row
 
 
-def main(where: str, number: str = "") -> None:
-    """One of the processes: `where` the job lies, and its rank unless mpirun says it."""
-    folder = Path(where)
-    world, cases, rounds, tables, kind = pickle.loads((folder / "job").read_bytes())
-    mpi = None
-    if not number:
-        from mpi4py import MPI as mpi
-    rank = mpi.COMM_WORLD.Get_rank() if mpi else int(number)
-    torch.set_num_threads(1)
-    store = dist.FileStore(str(folder / "store"), world)
-    dist.init_process_group("gloo", store=store, rank=rank, world_size=world)
+def rank_main(job: tuple, rank: int) -> list[Row]:
+    world, cases, rounds, tables, kind = job
     device = torch.device(kind, rank) if kind == "cuda" else torch.device(kind)
     if kind == "cuda":
         torch.cuda.set_device(device)
-    contenders = _contenders(tables, mpi, device)
-    rows = [_row(Row(world, *case), contenders, rounds, rank, device) for case in cases]
+    contenders = _contenders(tables, sys.modules.get("mpi4py.MPI"), device)
+    return [_row(Row(world, *case), contenders, rounds, rank, device) for case in cases]
+
+
+def main(where: str, number: str = "") -> None:
+    """One of the processes: `where` the job lies, and its rank unless mpirun says it."""
+    folder = Path(where)
+    world, module, job = pickle.loads((folder / "job").read_bytes())
+    rank = int(number) if number else _mpi_rank()
+    torch.set_num_threads(1)
+    store = dist.FileStore(str(folder / "store"), world)
+    dist.init_process_group("gloo", store=store, rank=rank, world_size=world)
+    rows = importlib.import_module(module).rank_main(job, rank)
     if rank == 0:
         (folder / "rows").write_bytes(pickle.dumps(rows))
     dist.barrier()
+
+
+def _mpi_rank() -> int:
+    from mpi4py import MPI
+
+    return MPI.COMM_WORLD.Get_rank()

@@ -17,6 +17,12 @@ namespace weft::comm {
 
 constexpr int64_t kLeastGroup = 64, kMostGroup = 32768;
 
+inline void check_group(const char* op, int64_t group) {
+  check(group >= kLeastGroup && group <= kMostGroup && (group & (group - 1)) == 0, "weft.", op,
+        ": group_size is ", group, ", expected a power of two from ", kLeastGroup, " to ",
+        kMostGroup);
+}
+
 template <class Backend>
 class Ops {
  public:
@@ -86,10 +92,7 @@ class Ops {
       check(op == "sum" || op == "avg" || op == "max", "weft.", name, ": op is '", op,
             "', expected sum, avg or max");
       c_.reduction = op == "sum" ? Reduction::sum : op == "avg" ? Reduction::avg : Reduction::max;
-      if (kind != Kind::all_reduce_int8) return;
-      check(group >= kLeastGroup && group <= kMostGroup && (group & (group - 1)) == 0, "weft.",
-            name, ": group_size is ", group, ", expected a power of two from ", kLeastGroup, " to ",
-            kMostGroup);
+      if (kind == Kind::all_reduce_int8) check_group(name, group);
     }
 
     int64_t world() const { return communicator_->world(); }

@@ -6,6 +6,12 @@
 //   all_reduce_int8  y[i] = ⊕ s_r[i / group] · q_r[i]  x_r quantised by groups, s = max |x| / 127
 //   reduce_scatter   y[i] = ⊕ x_r[rank · n + i]        W·n in, n out
 //   all_gather       y[r · n + i] = x_r[i]             n in, W·n out; any dtype
+//
+// and of matrices of n / columns rows, which are computed while they are sent, or while they come:
+//
+//   linear_all_reduce      y = ⊕ p_r + bias, p_r = x_r · W_rᵀ rounded to the dtype
+//   linear_reduce_scatter  y = (⊕ p_r + bias)[rank · n …]     n out of W·n elements of p_r
+//   all_gather_linear      y = all_gather(x); meanwhile x_r · W_rᵀ, of the own rows
 #pragma once
 
 #include <cstdint>
@@ -14,12 +20,26 @@
 
 namespace weft::comm {
 
-enum class Kind : uint8_t { all_reduce, all_reduce_int8, reduce_scatter, all_gather };
+enum class Kind : uint8_t {
+  all_reduce,
+  all_reduce_int8,
+  reduce_scatter,
+  all_gather,
+  linear_all_reduce,
+  linear_reduce_scatter,
+  all_gather_linear,
+};
 
 WEFT_INLINE constexpr const char* name_of(Kind kind) {
-  constexpr const char* names[] = {"all_reduce", "all_reduce_int8", "reduce_scatter", "all_gather"};
+  constexpr const char* names[] = {"all_reduce",       "all_reduce_int8",   "reduce_scatter",
+                                   "all_gather",       "linear_all_reduce", "linear_reduce_scatter",
+                                   "all_gather_linear"};
   return names[static_cast<int>(kind)];
 }
+
+// Of the last three.
+WEFT_INLINE constexpr bool is_matrix(Kind kind) { return kind >= Kind::linear_all_reduce; }
+constexpr int64_t kMostSide = (int64_t{1} << 24) - 1;  // rows or columns of a matrix
 
 enum class Reduction : uint8_t { sum, avg, max };
 
@@ -35,26 +55,40 @@ struct Collective {
   int64_t n = 0;      // the smaller of elements in and elements out
   int64_t group = 0;  // of all_reduce_int8: elements to a scale, a multiple of 64
   const void* x = nullptr;
-  void* y = nullptr;  // may be x in all_reduce and all_reduce_int8
+  void* y = nullptr;           // may be x in all_reduce and all_reduce_int8
+  int64_t columns = 0;         // of a matrix
+  const void* bias = nullptr;  // [columns], optional
+
+  WEFT_INLINE int64_t rows() const { return columns ? n / columns : 0; }
 
   // What all ranks must call alike, in a word: kind 4 bits, reduction 4, dtype 4, log2(group) 4,
-  // n 48.
+  // n 48, or of a matrix rows 24 and columns 24.
   WEFT_INLINE uint64_t signature() const {
     uint64_t shift = 0;
     for (int64_t g = group; g > 1; g /= 2) ++shift;
+    const int64_t size = is_matrix(kind) ? rows() << 24 | columns : n;
     return static_cast<uint64_t>(kind) << 60 | static_cast<uint64_t>(reduction) << 56 |
            static_cast<uint64_t>(dtype) << 52 | shift << 48 |
-           (static_cast<uint64_t>(n) & ((uint64_t{1} << 48) - 1));
+           (static_cast<uint64_t>(size) & ((uint64_t{1} << 48) - 1));
   }
   WEFT_INLINE static Collective of(uint64_t signature) {
     Collective c;
-    c.kind = static_cast<Kind>(signature >> 60 & 3);
+    c.kind = static_cast<Kind>(signature >> 60 & 15);
     c.reduction = static_cast<Reduction>(signature >> 56 & 15);
     c.dtype = static_cast<DType>(signature >> 52 & 15);
     c.group = c.kind == Kind::all_reduce_int8 ? int64_t{1} << (signature >> 48 & 15) : 0;
     c.n = static_cast<int64_t>(signature & ((uint64_t{1} << 48) - 1));
+    if (is_matrix(c.kind)) {
+      c.columns = c.n & kMostSide;
+      c.n = (c.n >> 24) * c.columns;
+    }
     return c;
   }
+};
+
+// Rows [row, row + rows) and columns [column, column + columns) of a matrix.
+struct Tile {
+  int64_t row = 0, rows = 0, column = 0, columns = 0;
 };
 
 // Which algorithm serves a message of up to `bytes`; the last line of a table serves all above.

@@ -10,8 +10,13 @@ namespace weft::comm {
 
 inline std::string words(const Collective& c) {
   std::ostringstream text;
-  text << name_of(c.kind) << "(" << c.n << " elements of " << name_of(c.dtype);
-  if (c.kind != Kind::all_gather) text << ", " << name_of(c.reduction);
+  text << name_of(c.kind) << "(";
+  if (is_matrix(c.kind))
+    text << c.rows() << " × " << c.columns;
+  else
+    text << c.n << " elements";
+  text << " of " << name_of(c.dtype);
+  if (c.kind != Kind::all_gather && !is_matrix(c.kind)) text << ", " << name_of(c.reduction);
   if (c.group) text << ", groups of " << c.group;
   text << ")";
   return text.str();

@@ -437,6 +437,7 @@ class Ops {
     }
 
     Tensor linear(Linear& p, const Tensor&) {
+      p.columns = p.out_row = p.N;
       Tensor out = output(out_sizes(p), p.out_dtype);
       p.out = out.mutable_data_ptr();
       if (p.M > 0) run(p, Backend::linear);
@@ -479,6 +480,52 @@ class Ops {
     const char* first_name_;
     std::optional<typename Backend::Guard> guard_;
     std::forward_list<Tensor> keep_;
+  };
+
+ public:
+  // ---- int8_linear by parts: what a collective multiplies while it goes on
+
+  class Product {
+   public:
+    // x: int8 [M, K], a scale for each row or one for all. What it is given must outlive it.
+    Product(const char* op, const Tensor& x, const Tensor& x_scale, const Tensor& packed,
+            const Tensor& weight_scale, const OptionalTensor& bias, DType dtype)
+        : call_(op, x, "x"), x_(x.is_contiguous() ? x : torch::stable::contiguous(x)) {
+      call_.check_dtype(x, "x", DType::i8);
+      call_.problem(p_, x_, packed, weight_scale, 8, /*given=*/true);
+      check(weight_scale.dim() == 1, "weft.", op, ": weight_scale has shape ",
+            sizes_of(weight_scale), ", expected [N]");
+      p_.x_scale_row = x_scale.numel() != 1 ? 1 : 0;
+      x_scale_ = static_cast<const float*>(
+          call_.numbers(x_scale, "x_scale", DType::f32, p_.x_scale_row ? p_.M : 1));
+      call_.ending(p_, bias, {}, "none");
+      p_.out_dtype = dtype;
+    }
+    int64_t columns() const { return p_.N; }
+
+    // Rows by columns of the result, the first and the number of each; columns by whole panels.
+    void operator()(int64_t row, int64_t rows, int64_t column, int64_t columns, void* out,
+                    int64_t out_row) {
+      Linear p = p_;
+      p.M = rows;
+      p.x.data = p_.x.row(row);
+      p.x_scale = x_scale_ + row * p_.x_scale_row;
+      p.column = column;
+      p.columns = columns;
+      p.out = out;
+      p.out_row = out_row;
+      const int64_t bytes = Backend::workspace_bytes(p);
+      if (!workspace_ || workspace_->numel() < bytes) workspace_ = empty({bytes}, DType::u8, x_);
+      p.workspace = workspace_->mutable_data_ptr();
+      Backend::linear(p);
+    }
+
+   private:
+    Call call_;
+    Tensor x_;
+    Linear p_;
+    const float* x_scale_;
+    OptionalTensor workspace_;
   };
 };
 

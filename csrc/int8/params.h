@@ -121,8 +121,11 @@ struct Linear {
   Activation activation = Activation::none;
   Rows residual;  // [M, N]
 
-  void* out = nullptr;  // [M, N]
+  int64_t column = 0, columns = 0;  // of the result, those to compute: whole panels, or up to N
+
+  void* out = nullptr;  // [M, columns]
   DType out_dtype = DType::f32;
+  int64_t out_row = 0;               // elements from row to row
   const float* out_scale = nullptr;  // where out is int8
   int32_t out_zero_point = 0;
 

@@ -133,6 +133,17 @@ Table default_table(int world, int cpus) {
   return table;
 }
 
+// (call, op, phase, piece, begin, end) of what has been recorded.
+using SpanTuple = std::tuple<uint64_t, const char*, const char*, int64_t, int64_t, int64_t>;
+std::vector<SpanTuple> take_spans(Communicator& communicator) {
+  constexpr const char* phases[] = {"call", "put", "meanwhile", "wait", "take"};
+  std::vector<SpanTuple> spans;
+  for (const comm::cpu::Span& s : communicator.take_spans())
+    spans.emplace_back(s.call, comm::name_of(s.kind), phases[static_cast<int>(s.phase)], s.piece,
+                       s.begin, s.end);
+  return spans;
+}
+
 // A reduction of contiguous memory in place: what torch.ops.weft.all_reduce_ does, for those who
 // have looked at the tensor already, past torch's dispatcher.
 void all_reduce_at(Communicator& communicator, uintptr_t data, int64_t n, int dtype,
@@ -140,6 +151,14 @@ void all_reduce_at(Communicator& communicator, uintptr_t data, int64_t n, int dt
   void* const x = reinterpret_cast<void*>(data);
   communicator.run({comm::Kind::all_reduce, static_cast<comm::Reduction>(reduction),
                     static_cast<DType>(dtype), n, 0, x, x});
+}
+
+// The same of reduce_scatter and all_gather, into memory that is given.
+void into_at(Communicator& communicator, bool gather, uintptr_t x, uintptr_t y, int64_t n,
+             int dtype, int reduction) {
+  communicator.run({gather ? comm::Kind::all_gather : comm::Kind::reduce_scatter,
+                    static_cast<comm::Reduction>(reduction), static_cast<DType>(dtype), n, 0,
+                    reinterpret_cast<const void*>(x), reinterpret_cast<void*>(y)});
 }
 
 }  // namespace
@@ -202,10 +221,16 @@ PYBIND11_MODULE(_C, m) {
       .def_property_readonly("failure", &Communicator::failure)
       .def("all_here", &Communicator::all_here, "All ranks have opened it: its name can go.")
       .def("queue", &Communicator::queue, "pending"_a, "So many calls stand in a queue.")
-      .def("serve", &Communicator::serve, "This thread is the one that empties the queue.")
+      .def("serve", &Communicator::serve, "on"_a,
+           "This thread empties the queue, a call of it now.")
+      .def("record", &Communicator::record, "on"_a, unlocked, "Keep what calls do from now on.")
+      .def("take_spans", &weft::take_spans,
+           "What has been kept, as (call, op, phase, piece, begin, end) in nanoseconds.")
       .def("close", &Communicator::close, unlocked)
       .def("all_reduce_at", &weft::all_reduce_at, "data"_a, "n"_a, "dtype"_a, "reduction"_a,
-           unlocked, "Reduces contiguous memory in place. dtype, reduction: as in params.h.");
+           unlocked, "Reduces contiguous memory in place. dtype, reduction: as in params.h.")
+      .def("into_at", &weft::into_at, "gather"_a, "x"_a, "y"_a, "n"_a, "dtype"_a, "reduction"_a,
+           unlocked, "Gathers, or else reduces and scatters, contiguous memory; n as in params.h.");
   m.def(
       "communicator_world",
       [](int64_t handle) {

@@ -56,6 +56,18 @@ from .optimize import Report, optimize, restore  # noqa: E402
 
 if TYPE_CHECKING:
     from . import compat, distributed, quantization
+    from .distributed import (
+        all_gather_linear,
+        all_reduce_layer_norm,
+        all_reduce_layer_norm_int8,
+        all_reduce_rms_norm,
+        all_reduce_rms_norm_int8,
+        int8_all_gather_linear,
+        int8_linear_all_reduce,
+        int8_linear_reduce_scatter,
+        linear_all_reduce,
+        linear_reduce_scatter,
+    )
     from .quantization import W4A16, W8A16, Hybrid, LLMInt8, W8A8Dynamic, W8A8Static
     from .quantize import quantize_
 
@@ -71,6 +83,11 @@ __all__ = [
     "W8A16",
     "W8A8Dynamic",
     "W8A8Static",
+    "all_gather_linear",
+    "all_reduce_layer_norm",
+    "all_reduce_layer_norm_int8",
+    "all_reduce_rms_norm",
+    "all_reduce_rms_norm_int8",
     "apply_rotary_emb",
     "attention",
     "compat",
@@ -86,11 +103,16 @@ __all__ = [
     "flash_attn_varlen_qkvpacked_func",
     "flash_attn_with_kvcache",
     "fused_add_rms_norm",
+    "int8_all_gather_linear",
     "int8_linear",
+    "int8_linear_all_reduce",
+    "int8_linear_reduce_scatter",
     "kv_cache_append_",
     "layer_norm",
     "layer_norm_fn",
     "layer_norm_int8",
+    "linear_all_reduce",
+    "linear_reduce_scatter",
     "llm_int8_linear",
     "merge_attn_states",
     "nn",
@@ -111,12 +133,26 @@ __all__ = [
 ]
 
 
+_COLLECTIVES = {
+    "all_gather_linear",
+    "all_reduce_layer_norm",
+    "all_reduce_layer_norm_int8",
+    "all_reduce_rms_norm",
+    "all_reduce_rms_norm_int8",
+    "int8_all_gather_linear",
+    "int8_linear_all_reduce",
+    "int8_linear_reduce_scatter",
+    "linear_all_reduce",
+    "linear_reduce_scatter",
+}
 _CONFIGS = {"W4A16", "W8A16", "W8A8Dynamic", "W8A8Static", "Hybrid", "LLMInt8"}
 
 
 def __getattr__(name: str):  # what is imported when it is first asked for: few programs do
     if name in ("compat", "distributed", "quantization"):
         return import_module(f".{name}", __name__)
+    if name in _COLLECTIVES:
+        return getattr(import_module(".distributed", __name__), name)
     if name in _CONFIGS:
         return getattr(import_module(".quantization", __name__), name)
     if name == "quantize_":

@@ -29,7 +29,9 @@ def processes(
     the pipe that its result comes through. They are killed at the end."""
     context = multiprocessing.get_context(start)
     if start == "forkserver":  # imports once, then forks: a process starts in no time
-        context.set_forkserver_preload(["torch", "weft.distributed"])
+        context.set_forkserver_preload(
+            ["torch", "weft.distributed.fsdp", "weft.distributed.styles"]
+        )
     with tempfile.TemporaryDirectory() as folder:
         store = os.path.join(folder, "store")
         started = []

@@ -304,18 +304,19 @@ def test_async_works_end_in_order(world: int):
 
 def check_callbacks(rank: int, world: int) -> None:
     with Communicator(dist.group.WORLD) as communicator:
-        x = torch.ones(1)
+        x, handle = torch.ones(1), communicator.handle
         if rank == 0:
             first = communicator.all_reduce(x, async_op=True).get_future()
             waits = first.then(lambda done: communicator.all_reduce(x))
+            raw = first.then(lambda done: torch.ops.weft.all_reduce(x, handle, "sum"))
             closes = first.then(lambda done: communicator.close())
             asks = first.then(lambda done: communicator.all_reduce(x, async_op=True))
             second = communicator.all_reduce(x, "max", async_op=True)
-            with pytest.raises(RuntimeError, match="would overtake works that are not done"):
-                torch.ops.weft.all_reduce(x, communicator.handle, "sum")
             dist.barrier()
             with pytest.raises(RuntimeError, match="async_op=True"):
                 waits.wait()
+            with pytest.raises(RuntimeError, match="would overtake those behind it"):
+                raw.wait()
             with pytest.raises(RuntimeError, match="would wait for itself"):
                 closes.wait()
             assert second.wait().item() == 1
@@ -328,6 +329,21 @@ def check_callbacks(rank: int, world: int) -> None:
 
 def test_callbacks_do_not_wait_for_themselves():
     run(check_callbacks, 2)
+
+
+def check_ops_behind_works(rank: int, world: int) -> None:
+    """An op of torch.ops, as a compiled graph calls it, comes behind the works that go on."""
+    with Communicator(dist.group.WORLD) as communicator:
+        for call in range(20):
+            x = torch.full((200_000,), float(call))
+            work = communicator.all_reduce(x, async_op=True)
+            y = torch.ops.weft.all_reduce(x[:7], communicator.handle, "max")
+            assert (work.wait() == world * call).all()
+            assert (y == call).all()
+
+
+def test_ops_keep_their_place_behind_works():
+    run(check_ops_behind_works, 2)
 
 
 def check_versions(rank: int, world: int) -> None:

@@ -13,6 +13,7 @@ import pytest
 import torch
 import torch.distributed as dist
 
+import weft
 from weft import _C
 from weft.distributed import Communicator, _bootstrap
 
@@ -37,6 +38,19 @@ MISMATCHES = {
     "size": lambda c, odd: c.all_reduce(torch.ones(500_000 if odd else 3)),
     "op": lambda c, odd: c.all_reduce(torch.ones(1000), "max" if odd else "sum"),
     "collective": lambda c, odd: (c.all_gather if odd else c.all_reduce)(torch.ones(8)),
+    "product": lambda c, odd: weft.linear_all_reduce(
+        torch.ones(40, 3), torch.ones(30 if odd else 20, 3), None, c
+    ),
+    "product or not": lambda c, odd: (
+        c.all_reduce(torch.ones(40, 20))
+        if odd
+        else weft.linear_reduce_scatter(
+            torch.ones(40 * c.world_size, 3), torch.ones(20, 3), None, c
+        )
+    ),
+    "gathered": lambda c, odd: weft.all_gather_linear(
+        torch.ones(40 if odd else 20, 3), torch.ones(20, 3), None, c
+    ),
     "compression": lambda c, odd: c.all_reduce_(torch.ones(8), compression="int8" if odd else None),
     "group size": lambda c, odd: c.all_reduce(
         torch.ones(8), compression="int8", group_size=128 if odd else 64

@@ -1,5 +1,5 @@
 /* The turns of csrc/comm/cpu/protocol.h, for SPIN: every interleaving of WORLD ranks over a few
- * calls, one_shot and two_shot as communicator.cpp has them.
+ * calls, one_shot, two_shot and far_rounds as communicator.cpp and products.cpp have them.
  *
  * Checked: what a rank reads is the event that it waited for, whole, from the first look to the last
  * (no early read, no early reuse, no event taken for another a ring or a wrap later); a call's
@@ -166,13 +166,35 @@ inline two_shot(count) {
   read(before)
 }
 
+/* Two pieces ahead. `now`: the call's first event. */
+inline far_rounds(count) {
+  begin();
+  now = event;
+  piece = 0;
+  do
+  :: piece < count + 2 ->
+     if
+     :: piece < count -> put()
+     :: else
+     fi;
+     if
+     :: piece == 2 -> first_await(now); read(now)
+     :: piece > 2 -> await(now + piece - 2); read(now + piece - 2)
+     :: else
+     fi;
+     piece++
+  :: else -> break
+  od
+}
+
 proctype Rank(byte me) {
   byte event = 0, call = 0, piece, other, now, after, result, before;
   one_shot(1);
   two_shot(3);
-  one_shot(3);
+  far_rounds(4);
   one_shot(1);
   two_shot(2);
+  far_rounds(1);
   one_shot(2);
   goto end_done;
 give_up:

@@ -42,14 +42,14 @@ namespace weft::comm::cpu {
 WEFT_FOR_EACH_CPU_LEVEL(WEFT_DECLARE)
 #undef WEFT_DECLARE
 
-namespace {
-
 const Kernels& kernels() {
 #define WEFT_TABLE(level) &level::kernels,
   static const Kernels* const table[] = {WEFT_FOR_EACH_CPU_LEVEL(WEFT_TABLE)};
 #undef WEFT_TABLE
   return *table[static_cast<int>(::weft::cpu::isa_current())];
 }
+
+namespace {
 
 constexpr int64_t kSlot = kSlotBytes;
 constexpr int64_t kLine = 64;
@@ -174,35 +174,82 @@ void Communicator::close() {
   segment_.reset();
 }
 
-void Communicator::run(const Collective& c) {
+// Waits until the queue is empty, unless this call comes out of it.
+void Communicator::keep_place(const Collective& c) const {
+  if (server_.load() == std::this_thread::get_id()) {
+    check(serving_, "weft.", name_of(c.kind),
+          ": in a callback of a work this call would overtake those behind it");
+    return;
+  }
+  while (const int pending = pending_.load()) pending_.wait(pending);
+}
+
+// What all calls have about them.
+void Communicator::call(const Collective& c, FunctionRef<void()> body) {
   check(process_ == fork_generation(), "weft.", name_of(c.kind), ": ", kForked);
-  check(!pending_ || server_.load() == std::this_thread::get_id(), "weft.", name_of(c.kind),
-        ": this call would overtake works that are not done; wait for them first");
+  if (pending_.load(std::memory_order_relaxed)) keep_place(c);
   const std::lock_guard lock(mutex_);
   check(failure_.empty(), failure_);
   check(!closed_, "weft.", name_of(c.kind), ": the communicator is closed");
 
   turns_.begin(c.signature());
-  const int64_t bytes = c.n * static_cast<int64_t>(size_of(c.dtype));
-  auto choice = options_.table.begin();
-  while (choice + 1 != options_.table.end() && bytes > choice->bytes) ++choice;
+  kind_ = c.kind;
   try {
-    switch (c.kind) {
-      case Kind::all_reduce:
-        return choice->two_shot ? two_shot(c, choice->piece) : one_shot(c, choice->piece);
-      case Kind::all_reduce_int8:
-        return all_reduce_int8(c);
-      case Kind::reduce_scatter:
-        return reduce_scatter(c, choice->piece);
-      case Kind::all_gather:
-        return all_gather(c, choice->piece);
-    }
+    timed(Phase::call, 0, body);
   } catch (const Broken& broken) {
     give_up(c, broken);
   } catch (const std::exception& error) {  // this rank's events are out of step from here on
     if (failure_.empty()) set_failure(error.what(), rank());
     throw;
   }
+}
+
+int64_t Communicator::now() {
+  return std::chrono::steady_clock::now().time_since_epoch() / std::chrono::nanoseconds(1);
+}
+
+void Communicator::record(bool on) {
+  const std::lock_guard lock(mutex_);
+  recording_ = on;
+}
+
+std::vector<Span> Communicator::take_spans() {
+  const std::lock_guard lock(mutex_);
+  return std::exchange(spans_, {});
+}
+
+const Choice& Communicator::choice(const Collective& c) const {
+  const int64_t bytes = c.n * static_cast<int64_t>(size_of(c.dtype));
+  auto found = options_.table.begin();
+  while (found + 1 != options_.table.end() && bytes > found->bytes) ++found;
+  return *found;
+}
+
+void Communicator::run(const Collective& c) {
+  call(c, [&] {
+    switch (c.kind) {
+      case Kind::all_reduce:
+      case Kind::all_reduce_int8:
+        return all_reduce(c);
+      case Kind::reduce_scatter:
+        return reduce_scatter(c, choice(c).piece);
+      case Kind::all_gather:
+        return all_gather(c, choice(c).piece);
+      default:
+        fail("weft.", name_of(c.kind), ": it has no product");
+    }
+  });
+}
+
+void Communicator::run(const Collective& c, Progress progress) {
+  call(c, [&] { all_reduce(c, &progress); });
+}
+
+void Communicator::all_reduce(const Collective& c, const Progress* progress) {
+  if (c.kind == Kind::all_reduce_int8) return all_reduce_int8(c, progress);
+  const Choice& chosen = choice(c);
+  return chosen.two_shot ? two_shot(c, chosen.piece, progress)
+                         : one_shot(c, chosen.piece, progress);
 }
 
 // Waits for a call's first event, and sees that all have called the same.
@@ -272,23 +319,23 @@ template <class Put, class Take>
 void Communicator::rounds(const Collective& c, int64_t pieces, Put&& put, Take&& take) {
   const auto show = [&](int64_t k) {
     const uint32_t event = turns_.next();
-    put(k, segment_->slot(rank(), event));
+    timed(Phase::put, k, [&] { put(k, segment_->slot(rank(), event)); });
     turns_.publish();
     return event;
   };
   uint32_t now = show(0);
-  first_wait(c, now);
+  timed(Phase::wait, 0, [&] { first_wait(c, now); });
   for (int64_t k = 0; k < pieces; ++k) {
     const uint32_t next = k + 1 < pieces ? show(k + 1) : now;
-    if (k > 0) turns_.wait(now);
-    take(k, now);
+    if (k > 0) timed(Phase::wait, k, [&] { turns_.wait(now); });
+    timed(Phase::take, k, [&] { take(k, now); });
     now = next;
   }
 }
 
-void Communicator::one_shot(const Collective& c, int64_t piece) {
+void Communicator::one_shot(const Collective& c, int64_t piece, const Progress* progress) {
   const int64_t size = static_cast<int64_t>(size_of(c.dtype)), step = piece / size;
-  const bool stream = c.n * size >= kStreamBytes;
+  const bool stream = !progress && c.n * size >= kStreamBytes;
   const auto count = [&](int64_t k) { return std::min(step, c.n - k * step); };
   rounds(
       c, std::max<int64_t>(ceil_div(c.n, step), 1),
@@ -307,14 +354,15 @@ void Communicator::one_shot(const Collective& c, int64_t piece) {
           kernels().reduce(c.dtype, c.reduction, sources, world(), at(c.y, k * step + begin, size),
                            nullptr, end - begin, stream);
         });
+        if (progress) (*progress)(k* step + count(k));
       });
 }
 
-void Communicator::two_shot(const Collective& c, int64_t piece) {
+void Communicator::two_shot(const Collective& c, int64_t piece, const Progress* progress) {
   const int64_t size = static_cast<int64_t>(size_of(c.dtype)), W = world();
   const int64_t share = piece / size / W / kLine * kLine, step = share * W;
   const int64_t pieces = std::max<int64_t>(ceil_div(c.n, step), 1);
-  const bool stream = c.n * size >= kStreamBytes;
+  const bool stream = !progress && c.n * size >= kStreamBytes;
   struct Range {
     int64_t begin, count;  // within the message
   };
@@ -362,6 +410,7 @@ void Communicator::two_shot(const Collective& c, int64_t piece) {
         copy(at(c.y, part.begin, size), segment_->slot(r, result), part.count * size);
       }
     });
+    if (progress) (*progress)(std::min((k + 1) * step, c.n));
   };
   uint32_t now = put(0), before = 0;
   first_wait(c, now);
@@ -422,7 +471,7 @@ void Communicator::all_gather(const Collective& c, int64_t piece) {
 }
 
 // A slot holds the scales, and behind them q.
-void Communicator::all_reduce_int8(const Collective& c) {
+void Communicator::all_reduce_int8(const Collective& c, const Progress* progress) {
   const int64_t size = static_cast<int64_t>(size_of(c.dtype)), step = kInt8Piece;
   const int64_t scale_bytes = round_up(step / c.group * 4, kLine);
   const auto count = [&](int64_t k) { return std::min(step, c.n - k * step); };
@@ -446,6 +495,7 @@ void Communicator::all_reduce_int8(const Collective& c) {
           kernels().reduce_int8(c.dtype, c.reduction, sources, world(),
                                 at(c.y, k * step + begin, size), end - begin, c.group);
         });
+        if (progress) (*progress)(k* step + count(k));
       });
 }
 

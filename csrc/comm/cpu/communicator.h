@@ -25,6 +25,21 @@ struct Options {
 // By world and the CPUs that it has: measured by `python -m bench comm --tune`.
 WEFT_API std::vector<Choice> default_table(int world, int cpus);
 
+// What a rank did when, of a call that was recorded: times in nanoseconds of the steady clock, which
+// all processes of a host share.
+enum class Phase : uint8_t { call, put, meanwhile, wait, take };
+struct Span {
+  uint64_t call;
+  Kind kind;
+  Phase phase;
+  int64_t piece;
+  int64_t begin, end;
+};
+
+using Progress = FunctionRef<void(int64_t)>;
+// Writes a tile of this rank's product to `to`, its rows `stride` elements apart.
+using Product = FunctionRef<void(const Tile&, void* to, int64_t stride)>;
+
 class WEFT_API Communicator {
  public:
   // As rank 0, which makes the shared memory; then as the others, who find it by its name.
@@ -47,10 +62,28 @@ class WEFT_API Communicator {
   // Throws std::runtime_error: op, call, rank, what is wrong. From then on every call does, with
   // the same words, and the peers' calls fail as well.
   void run(const Collective& collective);
-  // So many calls stand in a queue, which the thread that called serve() empties. While there are
-  // any, a call from another thread would overtake them: it throws, and nothing else happens.
-  void queue(int pending) { pending_ = pending; }
-  void serve() { server_ = std::this_thread::get_id(); }
+  // The same for an all-reduce whose result is used as it comes: progress(n) when the first n
+  // elements of y are there, for rising n, the whole at last.
+  void run(const Collective& collective, Progress progress);
+  // linear_all_reduce and linear_reduce_scatter of what `product` computes, tile by tile, each
+  // element once.
+  void run_product(const Collective& collective, Product product);
+  // all_gather_linear: meanwhile(k, steps) for every k < steps, while the peers' parts come.
+  void run_gather(const Collective& collective, FunctionRef<void(int64_t, int64_t)> meanwhile);
+  // So many calls stand in a queue, which the thread that calls serve(true) before each and
+  // serve(false) behind it empties. While there are any, a call from another thread waits until
+  // there are none, and one of that thread's between two of them throws: it would overtake.
+  void queue(int pending) {
+    pending_ = pending;
+    if (pending == 0) pending_.notify_all();
+  }
+  void serve(bool serving) {
+    server_ = std::this_thread::get_id();
+    serving_ = serving;
+  }
+  // Keep what the calls from now on do, or no longer; and what has been kept since it was asked for.
+  void record(bool on);
+  std::vector<Span> take_spans();
   // Why it has failed; empty if it has not.
   std::string failure() const;
   // Peers that still wait for this rank learn that it has gone, and the memory is let go. Calls
@@ -59,13 +92,33 @@ class WEFT_API Communicator {
 
  private:
   Communicator(std::unique_ptr<Segment> segment, Options options);
-  void one_shot(const Collective& c, int64_t piece);
-  void two_shot(const Collective& c, int64_t piece);
+  void call(const Collective& c, FunctionRef<void()> body);
+  void keep_place(const Collective& c) const;
+  const Choice& choice(const Collective& c) const;
+  void all_reduce(const Collective& c, const Progress* progress = nullptr);
+  void one_shot(const Collective& c, int64_t piece, const Progress* progress);
+  void two_shot(const Collective& c, int64_t piece, const Progress* progress);
   void reduce_scatter(const Collective& c, int64_t piece);
   void all_gather(const Collective& c, int64_t piece);
-  void all_reduce_int8(const Collective& c);
+  void all_reduce_int8(const Collective& c, const Progress* progress);
+  static int64_t now();
+  template <class F>
+  void timed(Phase phase, int64_t piece, F&& f) {
+    if (!recording_) return f();
+    const int64_t begin = now();
+    f();
+    spans_.push_back({turns_.call(), kind_, phase, piece, begin, now()});
+  }
   template <class Put, class Take>
   void rounds(const Collective& c, int64_t pieces, Put&& put, Take&& take);
+  void product_one_shot(const Collective& c, Product product);
+  void product_two_shot(const Collective& c, Product product);
+  void product_scatter(const Collective& c, Product product);
+  void gather_meanwhile(const Collective& c, FunctionRef<void(int64_t, int64_t)> meanwhile);
+  void add_up(const Collective& c, const Tile& tile, const void* const* parts, void* also) const;
+  template <class Put, class Meanwhile, class Take>
+  void far_rounds(const Collective& c, int64_t pieces, Put&& put, Meanwhile&& meanwhile,
+                  Take&& take);
   void first_wait(const Collective& c, uint32_t event);
   void spread(int64_t n, int64_t bytes, int64_t align,
               FunctionRef<void(int64_t begin, int64_t end)> part) const;
@@ -85,7 +138,11 @@ class WEFT_API Communicator {
   bool closed_ = false;
   std::atomic<int> pending_{0};
   std::atomic<std::thread::id> server_{};
+  std::atomic<bool> serving_{false};
   std::string failure_;
+  bool recording_ = false;
+  std::vector<Span> spans_;
+  Kind kind_ = Kind::all_reduce;      // of the call that is recorded
   mutable std::mutex mutex_;          // held through a call
   mutable std::mutex failure_mutex_;  // of failure_ alone, so that asking for it does not wait
 };

@@ -24,4 +24,6 @@ struct Kernels {
                       int64_t group);
 };
 
+const Kernels& kernels();  // of the current level
+
 }  // namespace weft::comm::cpu

@@ -9,8 +9,10 @@
 #include <cerrno>
 #include <cstring>
 #include <ctime>
+#include <mutex>
 #include <new>
 #include <random>
+#include <set>
 #include <utility>
 
 #include "core/error.h"
@@ -49,13 +51,30 @@ struct flock byte_lock(int rank) {
   return lock;
 }
 
-// Names of objects whose makers died before all had opened them: nobody holds a lock there.
+// Names of the segments that this process has.
+struct OwnNames {
+  std::mutex mutex;
+  std::set<std::string> names;
+};
+OwnNames& own_names() {
+  static OwnNames* const all = new OwnNames;  // never destroyed, as segments may outlive statics
+  return *all;
+}
+
+bool is_own(const std::string& name) {
+  const std::lock_guard lock(own_names().mutex);
+  return own_names().names.count(name) > 0;
+}
+
+// Names of objects whose makers died before all had opened them: nobody holds a lock there. Of its
+// own none is opened: closing it would give this process's lock back.
 void remove_stale() {
   const std::unique_ptr<DIR, int (*)(DIR*)> folder(opendir("/dev/shm"), closedir);
   if (!folder) return;
   while (const dirent* entry = readdir(folder.get())) {
     if (std::strncmp(entry->d_name, kPrefix, std::strlen(kPrefix)) != 0) continue;
     const std::string name = std::string("/") + entry->d_name;
+    if (is_own(name)) continue;
     const int file = shm_open(name.c_str(), O_RDWR | O_CLOEXEC, 0);
     if (file < 0) continue;
     struct stat about;
@@ -79,7 +98,10 @@ size_t Segment::total_bytes(int world) {
 }
 
 Segment::Segment(std::string name, int file, int rank, int world)
-    : name_(std::move(name)), file_(file), rank_(rank), world_(world), process_(getpid()) {}
+    : name_(std::move(name)), file_(file), rank_(rank), world_(world), process_(getpid()) {
+  const std::lock_guard lock(own_names().mutex);
+  own_names().names.insert(name_);
+}
 
 std::unique_ptr<Segment> Segment::create(int world) {
   check(world >= 1 && world <= kMaxWorld, "weft: a communicator has ", world,
@@ -133,6 +155,8 @@ Segment::~Segment() {
   if (rank_ == 0 && process_ == getpid()) unlink();
   if (base_) munmap(base_, total_bytes(world_));
   close(file_);
+  const std::lock_guard lock(own_names().mutex);
+  own_names().names.erase(name_);
 }
 
 void Segment::unlink() const { shm_unlink(name_.c_str()); }

@@ -178,13 +178,15 @@ class Tile {
   }
 
  private:
+  // Where row m of the tile begins in the result.
+  int64_t at(int64_t m) const { return m * p_.out_row + n_ - p_.column; }
+
   // The result's lines, to be written when the products are there: rows lie far apart, and the wait
   // for them would be a tenth of the time.
   void fetch_results() const {
     const int64_t size = static_cast<int64_t>(size_of(p_.out_dtype));
     for (int64_t r = 0; r < rows_; ++r) {
-      const char* row =
-          static_cast<const char*>(p_.out) + ((o_.first_row + begin_ + r) * p_.N + n_) * size;
+      const char* row = static_cast<const char*>(p_.out) + at(o_.first_row + begin_ + r) * size;
       for (int64_t i = 0; i < columns_ * size; i += 64) __builtin_prefetch(row + i, 1);
     }
   }
@@ -271,7 +273,7 @@ class Tile {
       int32_t lane[kBytePanel];
       for (int j = 0; j < kPieces; ++j)
         store_vec<int32_t>(lane + j * kFloats, sums_without_zero(r, j));
-      std::memcpy(static_cast<int32_t*>(p_.out) + (o_.first_row + begin_ + r) * p_.N + n_, lane,
+      std::memcpy(static_cast<int32_t*>(p_.out) + at(o_.first_row + begin_ + r), lane,
                   static_cast<size_t>(columns_) * 4);
     }
   }
@@ -343,15 +345,15 @@ class Tile {
   }
 
   void store(int64_t m, const Row& v) const {
-    const int64_t at = m * p_.N + n_;
+    const int64_t to_row = at(m);
     if (p_.out_dtype == DType::i8) {
       float lane[kBytePanel];
       for (int j = 0; j < kPieces; ++j) store_vec<float>(lane + j * kFloats, v[j]);
       return quantize_span(lane, columns_, {*p_.out_scale, p_.out_zero_point},
-                           static_cast<int8_t*>(p_.out) + at);
+                           static_cast<int8_t*>(p_.out) + to_row);
     }
     with_float(p_.out_dtype, [&](auto type) {
-      auto* to = static_cast<decltype(type)*>(p_.out) + at;
+      auto* to = static_cast<decltype(type)*>(p_.out) + to_row;
       for_pieces([&](int j, auto count) { store_some(to + j * kFloats, v[j], count); });
     });
   }

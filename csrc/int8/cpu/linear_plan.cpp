@@ -116,7 +116,8 @@ void linear(const Linear& p) {
   if (p.bias) widen_bias(p, plan);
   if (p.operand == Operand::outliers) find_outliers(p, plan);
   const LinearKernels& k = kernels();
-  const int64_t panels = ceil_div(p.N, kPackedPanel), threads = max_threads();
+  const int64_t panels = ceil_div(p.columns, kPackedPanel), first_panel = p.column / kPackedPanel,
+                threads = max_threads();
   for (int64_t first = 0; first < p.M; first += plan.rows) {
     o.first_row = first;
     const int64_t rows = std::min(plan.rows, p.M - first);
@@ -125,7 +126,7 @@ void linear(const Linear& p) {
                 plan.scratch + worker * row_floats(p.K));
     });
 
-    const bool alone = rows * o.digits * p.N * p.K < kThreadWork;
+    const bool alone = rows * o.digits * p.columns * p.K < kThreadWork;
     const int64_t wanted = alone ? 1 : threads * kThreadTasks;
     const int64_t row_tasks =
         std::clamp<int64_t>(ceil_div(wanted, panels), 1, ceil_div(rows, kTaskRows));
@@ -135,8 +136,9 @@ void linear(const Linear& p) {
     parallel_for(std::min(alone ? 1 : threads, tasks), [&](int64_t) {
       for (int64_t t = next++; t < tasks; t = next++) {
         const int64_t i = t / row_tasks, j = t % row_tasks;
-        k.multiply(p, o, rows * j / row_tasks, rows * (j + 1) / row_tasks, panels * i / panel_tasks,
-                   panels * (i + 1) / panel_tasks);
+        k.multiply(p, o, rows * j / row_tasks, rows * (j + 1) / row_tasks,
+                   first_panel + panels * i / panel_tasks,
+                   first_panel + panels * (i + 1) / panel_tasks);
       }
     });
   }

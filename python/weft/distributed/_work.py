@@ -63,6 +63,10 @@ class Worker:
             self._queue.put((run, work))
         return work
 
+    @property
+    def is_here(self) -> bool:
+        return os.getpid() == self._process
+
     def is_current(self) -> bool:
         """Whether the caller is the thread: a callback of a work."""
         return self._thread is threading.current_thread()
@@ -77,9 +81,9 @@ class Worker:
             self._thread.join()
 
     def _loop(self) -> None:
-        self._native.serve()
         while (item := self._queue.get()) is not None:
             run, work = item
+            self._native.serve(True)
             try:
                 result = run()
             except Exception as error:
@@ -90,6 +94,7 @@ class Worker:
                 work._future.set_result(result)
 
     def _done(self) -> None:
+        self._native.serve(False)
         with self._lock:
             self._count(-1)
 

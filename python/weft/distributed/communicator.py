@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Literal, overload
+from typing import Any, Literal, overload
+from weakref import WeakKeyDictionary
 
 import torch
 import torch.distributed as dist
@@ -26,6 +27,9 @@ _OPS: dict[object, str] = {
 
 # As csrc/core/dtype.h and csrc/comm/params.h number them.
 _DTYPES = {torch.float64: 0, torch.float32: 1, torch.bfloat16: 2, torch.float16: 3}
+_INTEGERS = {
+    torch.int64: 4, torch.int32: 5, torch.int8: 6, torch.uint8: 7, torch.bool: 8,
+}  # fmt: skip
 _REDUCTIONS = {op: ("sum", "avg", "max").index(name) for op, name in _OPS.items()}
 
 
@@ -118,7 +122,7 @@ class Communicator:
         op, x = _op(op), x.contiguous()
         if compression is None:
             return self._run(x, lambda: torch.ops.weft.all_reduce(x, self.handle, op), async_op)
-        _check_compression(compression)
+        check_compression(compression)
         _check_no_grad(x, "compressed")
         return self._run(
             x, lambda: torch.ops.weft.all_reduce_int8(x, self.handle, op, group_size), async_op
@@ -153,7 +157,7 @@ class Communicator:
         op = _op(op)
         _check_no_grad(x, "in place")
         if compression is not None:
-            _check_compression(compression)
+            check_compression(compression)
 
         def run() -> Tensor:
             whole = x.resolve_neg().contiguous()
@@ -169,50 +173,97 @@ class Communicator:
 
     @overload
     def reduce_scatter(
-        self, x: Tensor, op: object = ..., *, async_op: Literal[False] = ...
-    ) -> Tensor: ...
+        self, x: Tensor, op: object = ..., *, async_op: Literal[False] = ...,
+        out: Tensor | None = ...,
+    ) -> Tensor: ...  # fmt: skip
     @overload
-    def reduce_scatter(self, x: Tensor, op: object = ..., *, async_op: Literal[True]) -> Work: ...
-    def reduce_scatter(self, x, op="sum", *, async_op=False):
+    def reduce_scatter(
+        self, x: Tensor, op: object = ..., *, async_op: Literal[True], out: Tensor | None = ...
+    ) -> Work: ...
+    def reduce_scatter(self, x, op="sum", *, async_op=False, out=None):
         """This rank's share of the sum of every rank's ``x``: of W equal parts of its first
-        dimension the one that the rank's number says. Differentiable, except for ``"max"``."""
+        dimension the one that the rank's number says. Differentiable, except for ``"max"``.
+
+        Args:
+            x, op, async_op: as for `all_reduce`.
+            out: written and returned instead of a new tensor, without a gradient."""
         op, x = _op(op), x.contiguous()
+        if out is not None:
+            run = self._into(out, "reduce_scatter", x, _REDUCTIONS[op], self.world_size, 1)
+            return self._run(x, run, async_op)
         return self._run(x, lambda: torch.ops.weft.reduce_scatter(x, self.handle, op), async_op)
 
     @overload
-    def all_gather(self, x: Tensor, *, async_op: Literal[False] = ...) -> Tensor: ...
+    def all_gather(
+        self, x: Tensor, *, async_op: Literal[False] = ..., out: Tensor | None = ...
+    ) -> Tensor: ...
     @overload
-    def all_gather(self, x: Tensor, *, async_op: Literal[True]) -> Work: ...
-    def all_gather(self, x, *, async_op=False):
+    def all_gather(
+        self, x: Tensor, *, async_op: Literal[True], out: Tensor | None = ...
+    ) -> Work: ...
+    def all_gather(self, x, *, async_op=False, out=None):
         """Every rank's ``x``, one after the other along the first dimension. Differentiable.
 
         Args:
-            x: as for `all_reduce`, or int64, int32, int8, uint8 or bool."""
+            x: as for `all_reduce`, or int64, int32, int8, uint8 or bool.
+            async_op: as for `all_reduce`.
+            out: written and returned instead of a new tensor, without a gradient. ``x`` may be the
+                rank's own part of it."""
         x = x.contiguous()
+        if out is not None:
+            run = self._into(out, "all_gather", x, 0, 1, self.world_size)
+            return self._run(x, run, async_op)
         return self._run(x, lambda: torch.ops.weft.all_gather(x, self.handle), async_op)
 
-    def _run(self, x: Tensor, run: Callable[[], Tensor], async_op: bool) -> Tensor | Work:
+    def _into(
+        self, out: Tensor, name: str, x: Tensor, reduction: int, parts: int, times: int
+    ) -> Callable[[], Tensor]:
+        """A collective whose result, a part of x or as many times x, is written into `out`."""
+        dtypes = _DTYPES if name == "reduce_scatter" else _DTYPES | _INTEGERS
+        if not (out.dtype == x.dtype and out.dtype in dtypes and out.is_cpu and x.is_cpu):
+            raise TypeError(
+                f"weft.{name}: out is {out.dtype} on {out.device} and x {x.dtype} on {x.device}, "
+                "expected one dtype of those that it takes, on the CPU"
+            )
+        if out.numel() * parts != x.numel() * times or not out.is_contiguous():
+            raise ValueError(
+                f"weft.{name}: out has shape {list(out.shape)} and x {list(x.shape)}, of "
+                f"{self.world_size} ranks; expected a contiguous out of "
+                f"{x.numel() * times // parts} elements"
+            )
+        _check_no_grad(x, "into out", name)
+        increment_version(out)
+
+        def run() -> Tensor:
+            self._native.into_at(
+                name == "all_gather", x.data_ptr(), out.data_ptr(), x.numel() // parts,
+                dtypes[x.dtype], reduction,
+            )  # fmt: skip
+            return out
+
+        return run
+
+    def _run(self, x: Tensor, run: Callable[[], Any], async_op: bool = False) -> Any:
         if x.is_cuda:
             if self._node is None:
                 self.connect_cuda(x.device)
             assert self._node is not None
             return self._node.run(run, async_op)
-        if async_op:
-            grad = torch.is_grad_enabled()  # is of a thread; autograd follows what it is told
+        if not (async_op or self._worker.pending):
+            return run()
+        if not async_op and self._worker.is_current():
+            raise RuntimeError(
+                "weft: a collective in a callback of a work would wait for those behind it, "
+                "and they for the callback: ask for it with async_op=True"
+            )
+        grad = torch.is_grad_enabled()  # is of a thread; autograd follows what it is told
 
-            def on_worker() -> Tensor:
-                with torch.set_grad_enabled(grad):
-                    return run()
+        def on_worker() -> Any:
+            with torch.set_grad_enabled(grad):
+                return run()
 
-            return self._worker.submit(on_worker)
-        if self._worker.pending:  # it keeps its place behind them
-            if self._worker.is_current():
-                raise RuntimeError(
-                    "weft: a collective in a callback of a work would wait for those behind it, "
-                    "and they for the callback: ask for it with async_op=True"
-                )
-            return self._worker.submit(run).wait()
-        return run()
+        work = self._worker.submit(on_worker)
+        return work if async_op else work.wait()  # where it keeps its place behind the others
 
     # ---- GPUs
 
@@ -278,9 +329,37 @@ class Communicator:
     def __exit__(self, *exception: object) -> None:
         self.close()
 
+    @property
+    def is_here(self) -> bool:
+        """Whether this process made it: after a fork, it is the parent's."""
+        return self._worker.is_here
+
     def __repr__(self) -> str:
         state = f", failed: {self.failure}" if self.failure else ", closed" if self.closed else ""
         return f"Communicator(rank {self.rank} of {self.world_size}{state})"
+
+    def __deepcopy__(self, memo: object) -> Communicator:
+        return self  # copies of a model reduce over one
+
+
+_of_groups: WeakKeyDictionary[dist.ProcessGroup, Communicator] = WeakKeyDictionary()
+
+
+def communicator_of(group: Communicator | dist.ProcessGroup | None) -> Communicator:
+    """A communicator over ``group``: one for each, made when it is first asked for, which all its
+    ranks then do together; and again after it was closed."""
+    if isinstance(group, Communicator):
+        return group
+    if group is None:
+        raise TypeError(
+            "weft: group is None, expected a Communicator or a ProcessGroup (for all ranks: "
+            "torch.distributed.group.WORLD)"
+        )
+    found = _of_groups.get(group) if isinstance(group, dist.ProcessGroup) else None
+    if found is None or found.closed or not found.is_here:
+        found = Communicator(group)
+        _of_groups[group] = found
+    return found
 
 
 def _op(op: object) -> str:
@@ -290,14 +369,14 @@ def _op(op: object) -> str:
     return name
 
 
-def _check_compression(compression: str) -> None:
+def check_compression(compression: str) -> None:
     if compression != "int8":
         raise ValueError(f"weft: compression is {compression!r}, expected None or 'int8'")
 
 
-def _check_no_grad(x: Tensor, how: str) -> None:
+def _check_no_grad(x: Tensor, how: str, name: str = "all_reduce") -> None:
     if x.requires_grad and torch.is_grad_enabled():
         raise RuntimeError(
-            f"weft: all_reduce {how} has no gradient, and x needs one; detach x, or call it under "
+            f"weft: {name} {how} has no gradient, and x needs one; detach x, or call it under "
             "torch.no_grad()"
         )

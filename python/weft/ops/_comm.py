@@ -6,6 +6,9 @@ this process only.
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from typing import Any
+
 import torch
 from torch import Tensor
 
@@ -35,6 +38,74 @@ register("all_reduce_int8", _same)
 register("all_reduce_int8_", _nothing)
 register("reduce_scatter", _reduce_scatter)
 register("all_gather", _all_gather)
+
+
+# ---- with a product or a norm inside: csrc/library_fused.h
+
+
+def _rows(x, communicator, by):
+    """x's first dimension, times or through the number of ranks."""
+    world = _C.communicator_world(communicator)
+    return x.shape[0] * world if by == "all" else x.shape[0] // world
+
+
+def _linear_all_reduce(x, weight, bias, communicator):
+    return x.new_empty((*x.shape[:-1], weight.shape[0]))
+
+
+def _linear_reduce_scatter(x, weight, bias, communicator):
+    return x.new_empty((_rows(x, communicator, "own"), *x.shape[1:-1], weight.shape[0]))
+
+
+def _all_gather_linear(x, weight, bias, communicator):
+    rows = _rows(x, communicator, "all")
+    return (
+        x.new_empty((rows, *x.shape[1:-1], weight.shape[0])),
+        x.new_empty((rows, *x.shape[1:])),
+    )
+
+
+def _int8_linear_all_reduce(x, x_scale, packed, scale, bias, communicator, out_dtype):
+    return x.new_empty((*x.shape[:-1], scale.shape[0]), dtype=out_dtype)
+
+
+def _int8_linear_reduce_scatter(x, x_scale, packed, scale, bias, communicator, out_dtype):
+    rows = _rows(x, communicator, "own")
+    return x.new_empty((rows, *x.shape[1:-1], scale.shape[0]), dtype=out_dtype)
+
+
+def _int8_all_gather_linear(x, x_scale, packed, scale, bias, communicator, out_dtype):
+    rows = _rows(x, communicator, "all")
+    return x.new_empty((rows, *x.shape[1:-1], scale.shape[0]), dtype=out_dtype)
+
+
+def _all_reduce_norm(x, residual, *options):
+    return x.new_empty(x.shape), (x if residual is None else residual).new_empty(x.shape)
+
+
+def _all_reduce_norm_int8(x, residual, weight, bias, scale, zero_point, symmetric, *options):
+    per_row = (*x.shape[:-1], 1)
+    points = (0,) if scale is not None or symmetric else per_row
+    return (
+        x.new_empty(x.shape, dtype=torch.int8),
+        x.new_empty((0,) if scale is not None else per_row, dtype=torch.float32),
+        x.new_empty(points, dtype=torch.float32 if points == (0,) else torch.int32),
+        (x if residual is None else residual).new_empty(x.shape),
+    )
+
+
+_FAKES: dict[str, Callable[..., Any]] = {
+    "linear_all_reduce": _linear_all_reduce,
+    "linear_reduce_scatter": _linear_reduce_scatter,
+    "all_gather_linear": _all_gather_linear,
+    "int8_linear_all_reduce": _int8_linear_all_reduce,
+    "int8_linear_reduce_scatter": _int8_linear_reduce_scatter,
+    "int8_all_gather_linear": _int8_all_gather_linear,
+    "all_reduce_norm": _all_reduce_norm,
+    "all_reduce_norm_int8": _all_reduce_norm_int8,
+}
+for _name, _fake in _FAKES.items():
+    register(_name, _fake)
 
 
 # Gradients of the sum of the ranks' losses, as in torch.distributed.nn ----------------------------
@@ -71,3 +142,66 @@ torch.library.register_autograd(
     "weft::reduce_scatter", _reduce_scatter_backward, setup_context=_setup
 )
 torch.library.register_autograd("weft::all_gather", _all_gather_backward, setup_context=_setup)
+
+
+# Gradients of one loss that all ranks compute together, as Megatron-LM has them: what comes out of
+# linear_all_reduce is the same everywhere, and so is its gradient. Of the other two each rank has
+# its own rows, or columns, and both conventions are one.
+
+
+def _linear_setup(ctx, inputs, output) -> None:
+    x, weight, bias, ctx.communicator = inputs
+    ctx.has_bias = bias is not None
+    ctx.set_materialize_grads(False)
+    ctx.save_for_backward(x, weight)
+
+
+def _flat(x: Tensor) -> Tensor:
+    return x.reshape(-1, x.shape[-1])
+
+
+def _weight_grads(ctx, x: Tensor, dy: Tensor) -> tuple[Tensor | None, Tensor | None]:
+    """Of weight and bias."""
+    return (
+        _flat(dy).t() @ _flat(x) if ctx.needs_input_grad[1] else None,
+        _flat(dy).sum(0) if ctx.has_bias and ctx.needs_input_grad[2] else None,
+    )
+
+
+def _linear_all_reduce_backward(ctx, dy: Tensor):
+    x, weight = ctx.saved_tensors
+    dx = dy @ weight if ctx.needs_input_grad[0] else None
+    return dx, *_weight_grads(ctx, x, dy), None
+
+
+def _linear_reduce_scatter_backward(ctx, dy: Tensor):
+    x, weight = ctx.saved_tensors
+    # The gradient's rows come while those of its own are multiplied; the weight's needs them all.
+    dx, dy = torch.ops.weft.all_gather_linear(dy.contiguous(), weight.t(), None, ctx.communicator)
+    return dx, *_weight_grads(ctx, x, dy), None
+
+
+def _all_gather_linear_backward(ctx, dy: Tensor | None, dgathered: Tensor | None):
+    x, weight = ctx.saved_tensors
+    scatter, dx, dweight, dbias = torch.ops.weft.reduce_scatter, None, None, None
+    if dy is not None:
+        if ctx.needs_input_grad[1]:  # gathered again: a shard is all that was kept
+            x = torch.ops.weft.all_gather(x, ctx.communicator)
+        if ctx.needs_input_grad[0]:
+            dx = torch.ops.weft.linear_reduce_scatter(
+                dy.contiguous(), weight.t(), None, ctx.communicator
+            )
+        dweight, dbias = _weight_grads(ctx, x, dy)
+    if dgathered is not None:
+        direct = scatter(dgathered.contiguous(), ctx.communicator, "sum")
+        dx = direct if dx is None else dx + direct
+    return dx, dweight, dbias, None
+
+
+_BACKWARDS: dict[str, Callable[..., Any]] = {
+    "linear_all_reduce": _linear_all_reduce_backward,
+    "linear_reduce_scatter": _linear_reduce_scatter_backward,
+    "all_gather_linear": _all_gather_linear_backward,
+}
+for _name, _backward in _BACKWARDS.items():
+    torch.library.register_autograd(f"weft::{_name}", _backward, setup_context=_linear_setup)

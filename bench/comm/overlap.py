@@ -1,0 +1,152 @@
+"""How much of an all-reduce hides under the linear layer before it.
+
+    exposed = linear_all_reduce - linear        hidden = 1 - exposed / unoverlapped
+
+`unoverlapped` is what an all-reduce takes behind the same layer: the best peer's, and weft's own.
+All are sampled in turn, in the same processes (`ranks.py`); a difference is taken round by round,
+and the medians are of those.
+"""
+
+from __future__ import annotations
+
+import statistics
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import torch
+import torch.distributed as dist
+
+from bench.comm import ranks
+from bench.units import duration
+
+LINEAR, FUSED, WEFT, GLOO = "linear", "fused", "weft", "gloo"
+GOAL = 0.9
+
+# M×N×K of a rank's product, as of one of two ranks: an MLP's last layer in prefill, a small
+# model's, and in decode.
+SHAPES = ((512, 4096, 2048), (512, 1024, 512), (64, 4096, 2048), (8, 4096, 2048))
+DTYPES = ("float32", "bfloat16", "int8")
+
+
+@dataclass
+class Row:
+    """Seconds: of the layer alone, fused with its all-reduce, and each all-reduce behind it."""
+
+    world: int
+    shape: tuple[int, int, int]
+    dtype: str
+    times: dict[str, float] = field(default_factory=dict)
+    exposed: float = 0.0
+    behind: dict[str, float] = field(default_factory=dict)
+
+    @property
+    def best_peer(self) -> float:
+        return min(seconds for name, seconds in self.behind.items() if name != WEFT)
+
+    def hidden(self, unoverlapped: float) -> float:
+        return 1 - self.exposed / unoverlapped
+
+    def cells(self) -> list[str]:
+        M, N, K = self.shape
+        share = self.hidden(self.best_peer)
+        return [
+            f"{self.world}",
+            f"{M}×{N}×{K}",
+            self.dtype,
+            duration(self.times[LINEAR]),
+            duration(self.times[FUSED]),
+            f"{self.exposed * 1e6:.0f} µs",
+            *(f"{self.behind[name] * 1e6:.0f} µs" for name in (WEFT, GLOO)),
+            f"{self.hidden(self.behind[WEFT]):.0%}",
+            f"{share:.0%} {'✓' if share >= GOAL else '✗'}",
+        ]
+
+
+HEADINGS = [
+    "ranks", "M×N×K of a rank", "dtype", "linear", "linear_all_reduce", "exposed",
+    "all_reduce behind", "gloo behind", "of weft's hidden", f"of gloo's hidden (goal {GOAL:.0%})",
+]  # fmt: skip
+
+
+def measure(
+    world: int, cases: Sequence[tuple[tuple[int, int, int], str]], rounds: int
+) -> list[Row]:
+    """A row for each case, of shape and dtype."""
+    return ranks.launch(world, "bench.comm.overlap", (world, list(cases), rounds))
+
+
+def rank_main(job: tuple, rank: int) -> list[Row]:
+    """In each of the processes."""
+    from weft.distributed import Communicator
+
+    world, cases, rounds = job
+    communicator = Communicator(dist.group.WORLD)
+    return [_row(Row(world, *case), communicator, rounds) for case in cases]
+
+
+def _row(row: Row, communicator, rounds: int) -> Row:
+    calls = _contenders(row, communicator)
+    counts = {}
+    for name, call in calls.items():
+        call(None)
+        counts[name] = max(2, min(200, int(ranks.SAMPLE / ranks.sample(call, None, 2))))
+    times: dict[str, list[float]] = {name: [] for name in calls}
+    for turn in range(rounds):
+        for i in range(len(calls)):
+            name = list(calls)[(turn + i) % len(calls)]
+            times[name].append(ranks.sample(calls[name], None, counts[name]))
+    alone = times[LINEAR]
+
+    def beyond(name: str) -> float:
+        return statistics.median(t - a for t, a in zip(times[name], alone, strict=True))
+
+    row.times = {name: statistics.median(seconds) for name, seconds in times.items()}
+    row.exposed = beyond(FUSED)
+    row.behind = {name: beyond(name) for name in (WEFT, GLOO)}
+    return row
+
+
+def _contenders(row: Row, communicator) -> dict[str, Callable]:
+    import weft
+
+    M, N, K = row.shape
+    generator = torch.Generator().manual_seed(communicator.rank)
+    x = torch.randn(M, K, generator=generator)
+    weight = torch.randn(N, K, generator=generator)
+    if row.dtype == "int8":
+        x = x.bfloat16()
+        packed = weft.pack_int8_weight((weight * 20).clamp(-127, 127).to(torch.int8))
+        scale = torch.full((N,), 0.05)
+        linear = lambda _: weft.int8_linear(x, packed, scale)  # noqa: E731
+        fused = lambda _: weft.int8_linear_all_reduce(x, packed, scale, None, communicator)  # noqa: E731
+    else:
+        x, weight = (t.to(getattr(torch, row.dtype)) for t in (x, weight))
+        linear = lambda _: torch.nn.functional.linear(x, weight)  # noqa: E731
+        fused = lambda _: weft.linear_all_reduce(x, weight, None, communicator)  # noqa: E731
+    return {
+        LINEAR: linear,
+        FUSED: fused,
+        WEFT: lambda _: communicator.all_reduce_(linear(None)),
+        GLOO: lambda _: dist.all_reduce(linear(None)),
+    }
+
+
+def plot(rows: Sequence[Row], path: Path) -> None:
+    """The time that each way adds to the layer."""
+    from bench.plots import PEER_COLOURS, WEFT_COLOUR, _save, plt
+
+    figure, axes = plt.subplots(figsize=(9, 1.5 + 0.5 * len(rows)))
+    names = {FUSED: WEFT_COLOUR, WEFT: PEER_COLOURS[2], GLOO: PEER_COLOURS[1]}
+    for i, (name, colour) in enumerate(names.items()):
+        adds = [row.exposed if name == FUSED else row.behind[name] for row in rows]
+        shares = [100 * add / row.times[LINEAR] for add, row in zip(adds, rows, strict=True)]
+        label = {FUSED: "linear_all_reduce", WEFT: "weft's all_reduce behind", GLOO: "gloo behind"}
+        places = [y + (i - 1) * 0.27 for y in range(len(rows))]
+        axes.barh(places, shares, 0.27, color=colour, label=label[name])
+    labels = ["×".join(map(str, row.shape)) + f" {row.dtype}" for row in rows]
+    axes.set_yticks(range(len(rows)), labels, fontsize=7)
+    axes.invert_yaxis()
+    axes.set_xlabel("time beyond the linear layer, % of it")
+    axes.legend(fontsize=8)
+    _save(figure, path)

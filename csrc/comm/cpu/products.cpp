@@ -1,0 +1,240 @@
+// Collectives of a product that is computed while they go.
+//
+//   linear_all_reduce      y = Σ_r x_r · W_rᵀ + bias             [M, N] on every rank
+//   linear_reduce_scatter  the same, of which a rank keeps M / W rows
+//   all_gather_linear      X = (x_0; x_1; …), and meanwhile the own rows of X · Wᵀ
+//
+// The product is computed tile by tile, straight into the slots that the peers read: nothing is
+// copied. A rank is kAhead tiles ahead of what it adds up, so that a peer may be late by as much
+// before anybody waits; what is added up has been written a moment ago and lies in the caches.
+//
+//   for each tile    compute k + 2 into a slot; publish; wait for k; y[k] = Σ_r slot_r[k] + bias
+//   two-shot         the same, but each rank adds up its rows of a tile, and reads the others'
+//
+// Besides the product a rank reads W tiles for each that it writes (two-shot: 2). With a core for
+// every rank and none to spare that is work no order can hide: it is what remains exposed.
+#include <algorithm>
+#include <cstring>
+
+#include "comm/cpu/communicator.h"
+#include "comm/cpu/kernels.h"
+
+namespace weft::comm::cpu {
+namespace {
+
+constexpr int64_t kAhead = 2;  // tiles; protocol.h allows kReads - 1
+static_assert(kAhead < static_cast<int64_t>(kReads));
+
+constexpr int64_t kSlot = kSlotBytes;
+constexpr int64_t kTileRows =
+    256;  // at most: a product's time goes by the smaller side of its tiles
+constexpr int64_t kTileColumns =
+    64;  // a multiple of which they are wide: a panel of a packed weight
+
+int64_t ceil_div(int64_t a, int64_t b) { return (a + b - 1) / b; }
+
+char* at(void* base, int64_t element, int64_t size) {
+  return static_cast<char*>(base) + element * size;
+}
+const char* at(const void* base, int64_t element, int64_t size) {
+  return static_cast<const char*>(base) + element * size;
+}
+
+// A matrix in tiles of at most `most` elements. Column by column of tiles, so that a weight's rows
+// are read once.
+class Grid {
+ public:
+  Grid(int64_t rows, int64_t columns, int64_t most) : rows_(rows), columns_(columns) {
+    if (rows == 0 || columns == 0) return;
+    high_ = std::min({rows, kTileRows, most / kTileColumns});
+    wide_ = std::min(columns, most / high_ / kTileColumns * kTileColumns);
+    if (wide_ == columns) high_ = std::min(most / wide_, rows);
+    down_ = ceil_div(rows, high_);
+    tiles_ = down_ * ceil_div(columns, wide_);
+  }
+  int64_t tiles() const { return tiles_; }
+  Tile at(int64_t k) const {
+    const int64_t row = k % down_ * high_, column = k / down_ * wide_;
+    return {row, std::min(high_, rows_ - row), column, std::min(wide_, columns_ - column)};
+  }
+
+ private:
+  int64_t rows_, columns_, high_ = 0, wide_ = 0, down_ = 1, tiles_ = 0;
+};
+
+}  // namespace
+
+void Communicator::run_product(const Collective& c, Product product) {
+  call(c, [&] {
+    if (c.kind == Kind::linear_reduce_scatter) return product_scatter(c, product);
+    return choice(c).two_shot ? product_two_shot(c, product) : product_one_shot(c, product);
+  });
+}
+
+void Communicator::run_gather(const Collective& c, FunctionRef<void(int64_t, int64_t)> meanwhile) {
+  call(c, [&] { gather_meanwhile(c, meanwhile); });
+}
+
+// put(k, slot) for each piece, and when the peers can read it meanwhile(k), kAhead ahead of
+// take(k, event). The first is there also where there are none: calls meet in it.
+template <class Put, class Meanwhile, class Take>
+void Communicator::far_rounds(const Collective& c, int64_t pieces, Put&& put, Meanwhile&& meanwhile,
+                              Take&& take) {
+  uint32_t events[kAhead + 1];
+  const int64_t rounds = std::max<int64_t>(pieces, 1);
+  for (int64_t k = 0; k < rounds + kAhead; ++k) {
+    if (k < rounds) {
+      const uint32_t event = events[k % (kAhead + 1)] = turns_.next();
+      if (k < pieces) timed(Phase::put, k, [&] { put(k, segment_->slot(rank(), event)); });
+      turns_.publish();
+      if (k < pieces) meanwhile(k);
+    }
+    const int64_t due = k - kAhead;
+    if (due < 0) continue;
+    const uint32_t event = events[due % (kAhead + 1)];
+    timed(Phase::wait, due, [&] { due == 0 ? first_wait(c, event) : turns_.wait(event); });
+    if (due < pieces) timed(Phase::take, due, [&] { take(due, event); });
+  }
+}
+
+// y[tile] = Σ parts + bias, parts being [tile.rows, tile.columns] of each rank; also to `also`.
+void Communicator::add_up(const Collective& c, const Tile& tile, const void* const* parts,
+                          void* also) const {
+  const int64_t size = static_cast<int64_t>(size_of(c.dtype)), W = world();
+  const bool whole = tile.columns == c.columns && !c.bias;  // rows without gaps
+  const int64_t rows = whole ? 1 : tile.rows,
+                columns = whole ? tile.rows * c.columns : tile.columns;
+  const auto add = [&](int64_t row, int64_t from, int64_t to) {
+    const void* sources[kMaxWorld + 1];
+    for (int64_t r = 0; r < W; ++r) sources[r] = at(parts[r], row * columns + from, size);
+    if (c.bias) sources[W] = at(c.bias, tile.column + from, size);
+    kernels().reduce(c.dtype, Reduction::sum, sources, static_cast<int>(W + (c.bias ? 1 : 0)),
+                     at(c.y, (tile.row + row) * c.columns + tile.column + from, size),
+                     also ? at(also, row * columns + from, size) : nullptr, to - from, false);
+  };
+  if (whole)
+    return spread(columns, columns * size, kTileColumns,
+                  [&](int64_t begin, int64_t end) { add(0, begin, end); });
+  spread(rows, rows * columns * size, 1, [&](int64_t begin, int64_t end) {
+    for (int64_t row = begin; row < end; ++row) add(row, 0, columns);
+  });
+}
+
+void Communicator::product_one_shot(const Collective& c, Product product) {
+  const int64_t size = static_cast<int64_t>(size_of(c.dtype));
+  const Grid grid(c.rows(), c.columns, kSlot / size);
+  far_rounds(
+      c, grid.tiles(),
+      [&](int64_t k, char* slot) {
+        const Tile tile = grid.at(k);
+        product(tile, slot, tile.columns);
+      },
+      [](int64_t) {},
+      [&](int64_t k, uint32_t event) {
+        const void* parts[kMaxWorld];
+        for (int r = 0; r < world(); ++r) parts[r] = segment_->slot(r, event);
+        add_up(c, grid.at(k), parts, nullptr);
+      });
+}
+
+// Of tile k, rank r adds up the rows [rows · r / W, rows · (r + 1) / W).
+void Communicator::product_two_shot(const Collective& c, Product product) {
+  const int64_t size = static_cast<int64_t>(size_of(c.dtype)), W = world();
+  const Grid grid(c.rows(), c.columns, kSlot / size);
+  const int64_t tiles = grid.tiles();
+  const auto share = [&](int64_t k, int64_t r) {
+    Tile tile = grid.at(k);
+    const int64_t first = tile.rows * r / W, last = tile.rows * (r + 1) / W;
+    tile.row += first;
+    tile.rows = last - first;
+    return tile;
+  };
+  const auto put = [&](int64_t k) {
+    const uint32_t event = turns_.next();
+    if (k < tiles) {
+      const Tile tile = grid.at(k);
+      timed(Phase::put, k, [&] { product(tile, segment_->slot(rank(), event), tile.columns); });
+    }
+    turns_.publish();
+    return event;
+  };
+  const auto reduce = [&](int64_t k, uint32_t event) {
+    const uint32_t result = turns_.next();
+    const Tile own = share(k, rank());
+    const int64_t offset = (own.row - grid.at(k).row) * own.columns;
+    const void* parts[kMaxWorld];
+    for (int r = 0; r < W; ++r) parts[r] = at(segment_->slot(r, event), offset, size);
+    add_up(c, own, parts, segment_->slot(rank(), result));
+    turns_.publish();
+    return result;
+  };
+  const auto gather = [&](int64_t k, uint32_t result) {
+    timed(Phase::wait, k, [&] { turns_.wait(result); });
+    timed(Phase::take, k, [&] {
+      for (int64_t i = 1; i < W; ++i) {
+        const int r = static_cast<int>((rank() + i) % W);
+        const Tile tile = share(k, r);
+        for (int64_t row = 0; row < tile.rows; ++row)
+          std::memcpy(at(c.y, (tile.row + row) * c.columns + tile.column, size),
+                      at(segment_->slot(r, result), row * tile.columns, size),
+                      static_cast<size_t>(tile.columns * size));
+      }
+    });
+  };
+  uint32_t now = put(0), before = 0;
+  first_wait(c, now);
+  for (int64_t k = 0; k < tiles; ++k) {
+    const uint32_t next = k + 1 < tiles ? put(k + 1) : now;
+    if (k > 0) timed(Phase::wait, k, [&] { turns_.wait(now); });
+    uint32_t result = 0;
+    timed(Phase::take, k, [&] { result = reduce(k, now); });
+    if (k > 0) gather(k - 1, before);
+    before = result;
+    now = next;
+  }
+  if (tiles) gather(tiles - 1, before);
+}
+
+// Tile k has a part for every rank: that tile of the rank's rows.
+void Communicator::product_scatter(const Collective& c, Product product) {
+  const int64_t size = static_cast<int64_t>(size_of(c.dtype)), W = world();
+  const int64_t part = kSlot / size / W / kTileColumns * kTileColumns;
+  const Grid grid(c.rows(), c.columns, part);
+  far_rounds(
+      c, grid.tiles(),
+      [&](int64_t k, char* slot) {
+        for (int64_t r = 0; r < W; ++r) {
+          Tile tile = grid.at(k);
+          tile.row += r * c.rows();
+          product(tile, at(slot, r * part, size), tile.columns);
+        }
+      },
+      [](int64_t) {},
+      [&](int64_t k, uint32_t event) {
+        const void* parts[kMaxWorld];
+        for (int r = 0; r < W; ++r) parts[r] = at(segment_->slot(r, event), rank() * part, size);
+        add_up(c, grid.at(k), parts, nullptr);
+      });
+}
+
+void Communicator::gather_meanwhile(const Collective& c,
+                                    FunctionRef<void(int64_t, int64_t)> meanwhile) {
+  const int64_t bytes = c.n * static_cast<int64_t>(size_of(c.dtype)), step = kSlot;
+  const int64_t pieces = ceil_div(bytes, step);
+  const auto count = [&](int64_t k) {
+    return static_cast<size_t>(std::min(step, bytes - k * step));
+  };
+  char* const y = static_cast<char*>(c.y);
+  if (bytes) std::memcpy(y + rank() * bytes, c.x, static_cast<size_t>(bytes));
+  far_rounds(
+      c, pieces, [&](int64_t k, char* slot) { std::memcpy(slot, at(c.x, k * step, 1), count(k)); },
+      [&](int64_t k) { timed(Phase::meanwhile, k, [&] { meanwhile(k, pieces); }); },
+      [&](int64_t k, uint32_t event) {
+        for (int i = 1; i < world(); ++i) {
+          const int r = (rank() + i) % world();
+          std::memcpy(y + r * bytes + k * step, segment_->slot(r, event), count(k));
+        }
+      });
+}
+
+}  // namespace weft::comm::cpu

@@ -1,0 +1,217 @@
+"""Linear layers and the collective next to them, in one: tensor and sequence parallelism.
+
+The product is computed tile by tile, and a tile is reduced while the next are computed.
+`docs/comm.md` says what that hides.
+"""
+
+from __future__ import annotations
+
+from typing import Literal, overload
+
+import torch
+import torch.distributed as dist
+from torch import Tensor
+
+from ..ops.int8 import quantize_int8
+from .communicator import Communicator, communicator_of
+
+Group = Communicator | dist.ProcessGroup
+
+
+def linear_all_reduce(
+    x: Tensor, weight: Tensor, bias: Tensor | None = None, group: Group | None = None
+) -> Tensor:
+    r"""``all_reduce(x @ weight.T) + bias``: a linear layer whose inputs the ranks share out.
+
+    .. math:: y = \sum_r x_r W_r^T + b
+
+    A rank's product is rounded to x's dtype; the sum over the ranks, in their order, and the bias
+    are added in float32 and rounded once. All ranks get the same bits.
+
+    The gradient is that of one loss which all ranks compute alike from y (Megatron-LM's
+    convention): backward needs no communication.
+
+    Args:
+        x: [..., K], the rank's columns of the whole input.
+        weight: [N, K], the rank's columns of the whole weight.
+        bias: [N], the same on every rank, added once.
+        group: a `Communicator`, or a process group, over which one is made at the first call.
+
+    Returns:
+        [..., N].
+    """
+    communicator, x = communicator_of(group), x.contiguous()
+    return communicator._run(
+        x, lambda: torch.ops.weft.linear_all_reduce(x, weight, bias, communicator.handle)
+    )
+
+
+def linear_reduce_scatter(
+    x: Tensor, weight: Tensor, bias: Tensor | None = None, group: Group | None = None
+) -> Tensor:
+    """The rank's rows of :func:`weft.linear_all_reduce`: of W equal parts of the first dimension
+    the one that its number says.
+
+    Backward is `all_gather_linear`; the gradients of weight and bias are of all rows.
+
+    Args:
+        x: [M, ..., K], the rank's columns of the whole input.
+        weight, bias, group: as of :func:`weft.linear_all_reduce`.
+
+    Returns:
+        [M / W, ..., N].
+    """
+    communicator, x = communicator_of(group), x.contiguous()
+    return communicator._run(
+        x, lambda: torch.ops.weft.linear_reduce_scatter(x, weight, bias, communicator.handle)
+    )
+
+
+@overload
+def all_gather_linear(
+    x: Tensor, weight: Tensor, bias: Tensor | None = ..., group: Group | None = ...,
+    *, return_gathered: Literal[False] = ...,
+) -> Tensor: ...  # fmt: skip
+@overload
+def all_gather_linear(
+    x: Tensor, weight: Tensor, bias: Tensor | None = ..., group: Group | None = ...,
+    *, return_gathered: Literal[True],
+) -> tuple[Tensor, Tensor]: ...  # fmt: skip
+def all_gather_linear(x, weight, bias=None, group=None, *, return_gathered=False):
+    """``all_gather(x) @ weight.T + bias``: the rank multiplies its own rows while the others' come.
+
+    Backward is `linear_reduce_scatter`; it gathers x once more, of which only the rank's rows are
+    kept.
+
+    Args:
+        x: [M, ..., K], the rank's rows of the whole input.
+        weight: [N, K], the rank's rows of the whole weight.
+        bias: [N], the rank's part of it.
+        group: as of :func:`weft.linear_all_reduce`.
+        return_gathered: return the whole input, too.
+
+    Returns:
+        [W · M, ..., N], the rank's columns of the whole result; and [W · M, ..., K].
+    """
+    communicator, x = communicator_of(group), x.contiguous()
+    y, gathered = communicator._run(
+        x, lambda: torch.ops.weft.all_gather_linear(x, weight, bias, communicator.handle)
+    )
+    return (y, gathered) if return_gathered else y
+
+
+def copy_linear(
+    x: Tensor, weight: Tensor, bias: Tensor | None = None, group: Group | None = None
+) -> Tensor:
+    """``x @ weight.T + bias``, a linear layer whose outputs the ranks share out: forward is the
+    rank's own, and backward sums the gradient of x over the ranks, tile by tile as it is computed.
+
+    Args:
+        x: [..., K], the same on every rank.
+        weight, bias: [N, K] and [N], the rank's rows of the whole.
+        group: as of :func:`weft.linear_all_reduce`.
+
+    Returns:
+        [..., N], the rank's columns of the whole result.
+    """
+    return _CopyLinear.apply(x, weight, bias, communicator_of(group))
+
+
+class _CopyLinear(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx, x, weight, bias, communicator):
+        ctx.communicator = communicator
+        ctx.save_for_backward(x, weight)
+        return torch.nn.functional.linear(x, weight, bias)
+
+    @staticmethod
+    def backward(ctx, dy):
+        x, weight = ctx.saved_tensors
+        needs, flat = ctx.needs_input_grad, dy.reshape(-1, dy.shape[-1])
+        dx = linear_all_reduce(dy, weight.t(), None, ctx.communicator) if needs[0] else None
+        dweight = flat.t() @ x.reshape(-1, x.shape[-1]) if needs[1] else None
+        return dx, dweight, flat.sum(0) if needs[2] else None, None
+
+
+# ---- INT8
+
+
+def int8_linear_all_reduce(
+    x: Tensor,
+    packed: Tensor,
+    weight_scale: Tensor,
+    bias: Tensor | None = None,
+    group: Group | None = None,
+    *,
+    x_scale: Tensor | None = None,
+    out_dtype: torch.dtype | None = None,
+) -> Tensor:
+    """:func:`weft.linear_all_reduce` with :func:`weft.int8_linear`'s product: each rank quantises
+    its columns by scales of its own. Inference only.
+
+    Args:
+        x: [..., K]; int8 with `x_scale`.
+        packed, weight_scale: of an int8 weight [N, K], with float32 [N].
+        bias: [N], of the result's dtype.
+        group: as of :func:`weft.linear_all_reduce`.
+        x_scale: float32, one, or one a row. Default: found for each row.
+        out_dtype: default x's, or float32 for an int8 x.
+
+    Returns:
+        [..., N].
+    """
+    return _int8("int8_linear_all_reduce", x, packed, weight_scale, bias, group, x_scale, out_dtype)
+
+
+def int8_linear_reduce_scatter(
+    x: Tensor,
+    packed: Tensor,
+    weight_scale: Tensor,
+    bias: Tensor | None = None,
+    group: Group | None = None,
+    *,
+    x_scale: Tensor | None = None,
+    out_dtype: torch.dtype | None = None,
+) -> Tensor:
+    """The rank's rows of :func:`weft.int8_linear_all_reduce`, which see."""
+    name = "int8_linear_reduce_scatter"
+    return _int8(name, x, packed, weight_scale, bias, group, x_scale, out_dtype)
+
+
+def int8_all_gather_linear(
+    x: Tensor,
+    packed: Tensor,
+    weight_scale: Tensor,
+    bias: Tensor | None = None,
+    group: Group | None = None,
+    *,
+    x_scale: Tensor | None = None,
+    out_dtype: torch.dtype | None = None,
+) -> Tensor:
+    """:func:`weft.all_gather_linear` with :func:`weft.int8_linear`'s product. Rows travel as int8,
+    with a scale each (`x_scale`, of an int8 x, has one a row). Inference only."""
+    name = "int8_all_gather_linear"
+    return _int8(name, x, packed, weight_scale, bias, group, x_scale, out_dtype)
+
+
+def _int8(name, x, packed, weight_scale, bias, group, x_scale, out_dtype) -> Tensor:
+    if torch.is_grad_enabled() and any(t is not None and t.requires_grad for t in (x, bias)):
+        raise NotImplementedError(
+            f"weft.{name}: it has no gradient; detach its arguments, or call it under "
+            "torch.no_grad()"
+        )
+    if out_dtype is None:
+        out_dtype = torch.float32 if x.dtype == torch.int8 else x.dtype
+    if x.dtype == torch.int8 and x_scale is None:
+        raise ValueError(f"weft.{name}: x is int8, so x_scale is needed")
+    if x.dtype != torch.int8 and x_scale is None:
+        x, x_scale, _ = quantize_int8(x)
+    elif x.dtype != torch.int8:
+        x, x_scale, _ = quantize_int8(x, x_scale.reshape(()), granularity="tensor")
+    if name == "int8_all_gather_linear" and x_scale.numel() == 1:
+        x_scale = x_scale.reshape(1).expand(x.shape[:-1].numel())
+    communicator, op = communicator_of(group), getattr(torch.ops.weft, name)
+    x, x_scale = x.contiguous(), x_scale.contiguous()
+    return communicator._run(
+        x, lambda: op(x, x_scale, packed, weight_scale, bias, communicator.handle, out_dtype)
+    )

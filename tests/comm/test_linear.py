@@ -1,0 +1,267 @@
+"""Linear layers with their collective inside: what the two give one after the other, and their
+gradients."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+import torch.distributed as dist
+from torch.nn import functional as F
+
+import weft
+from weft import _C
+from weft.distributed import Communicator, communicator_of, copy_linear
+
+from .ranks import run
+from .test_collectives import DTYPES, expected
+
+SIZES = [(0, 5, 3), (1, 1000, 64), (6, 33, 5), (150, 300, 40), (5, 20_001, 1), (6, 7, 0)]
+
+
+def whole_numbers(seed: int, *shape: int, dtype: torch.dtype) -> torch.Tensor:
+    """-1, 0 and 1: products of few of them are exact, however they are added up."""
+    generator = torch.Generator().manual_seed(seed)
+    return torch.randint(-1, 2, shape, generator=generator).to(dtype)
+
+
+def check_products(rank: int, world: int, two_shot: bool) -> None:
+    with Communicator(dist.group.WORLD, table=[(1 << 40, two_shot, 256 << 10)]) as communicator:
+        for dtype in DTYPES:
+            for M, N, K in SIZES:
+                what = f"{dtype} {M}×{N}×{K}"
+                xs = [whole_numbers(r, M * world, K, dtype=dtype) for r in range(world)]
+                ws = [whole_numbers(64 + r, N, K, dtype=dtype) for r in range(world)]
+                bias = whole_numbers(3, N, dtype=dtype)
+                parts = [F.linear(x, w) for x, w in zip(xs, ws, strict=True)]
+                x, w = xs[rank], ws[rank]
+                for b in (None, bias):
+                    want = expected(parts if b is None else [*parts, b.expand_as(parts[0])], "sum")
+                    assert torch.equal(weft.linear_all_reduce(x, w, b, communicator), want), what
+                    mine = weft.linear_reduce_scatter(x, w, b, communicator)
+                    assert torch.equal(mine, want[rank * M : (rank + 1) * M]), what
+                    y, rows = weft.all_gather_linear(
+                        x[:M], w, b, communicator, return_gathered=True
+                    )
+                    assert torch.equal(rows, torch.cat([x[:M] for x in xs])), what
+                    assert torch.equal(y, F.linear(rows, w, b)), what
+        x = whole_numbers(rank, 3, 2 * world, 7, dtype=torch.float32)
+        w = whole_numbers(rank, 5, 7, dtype=torch.float32).t().contiguous().t()
+        y = weft.linear_all_reduce(x.transpose(0, 1), w, None, communicator)
+        assert torch.equal(y, communicator.all_reduce(F.linear(x.transpose(0, 1), w)))
+        scattered = weft.linear_reduce_scatter(x.transpose(0, 1), w, None, communicator)
+        assert torch.equal(scattered, y[2 * rank : 2 * rank + 2])
+        assert weft.linear_all_reduce(x[0, 0], w, None, communicator).shape == (5,)
+
+
+@pytest.mark.parametrize("world, two_shot", [(1, False), (2, False), (3, False), (3, True)])
+def test_a_product_and_its_collective(world: int, two_shot: bool):
+    run(check_products, world, two_shot)
+
+
+def check_rounding(rank: int, world: int) -> None:
+    """Random numbers: as near to the truth as a product and an all-reduce of torch's, twice that at
+    most, with the same bits everywhere and every time."""
+    generator = torch.Generator().manual_seed(0)
+    with Communicator(dist.group.WORLD) as communicator:
+        for dtype in (torch.float32, torch.bfloat16):
+            x = torch.randn(world, 130, 300, generator=generator).to(dtype)
+            w = torch.randn(world, 520, 300, generator=generator).to(dtype)
+            truth = torch.einsum("wmk,wnk->mn", x.double(), w.double())
+            plain = expected([F.linear(a, b) for a, b in zip(x, w, strict=True)], "sum")
+            y = weft.linear_all_reduce(x[rank], w[rank], None, communicator)
+            error, theirs = ((t.double() - truth).abs().max() for t in (y, plain))
+            assert error <= 2 * theirs + 1e-6
+            assert torch.equal(y, weft.linear_all_reduce(x[rank], w[rank], None, communicator))
+            for other in communicator.all_gather(y[None]):
+                assert torch.equal(other, y)
+
+
+def test_rounding():
+    run(check_rounding, 2)
+
+
+def check_int8(rank: int, world: int, two_shot: bool) -> None:
+    with Communicator(dist.group.WORLD, table=[(1 << 40, two_shot, 256 << 10)]) as communicator:
+        for dtype in (torch.float32, torch.bfloat16, torch.float16):
+            for M, N, K in [(0, 5, 3), (1, 1000, 64), (150, 700, 100)]:
+                what = f"{dtype} {M}×{N}×{K}"
+                generator = torch.Generator().manual_seed(M)
+                xs = torch.randn(world, M * world, K, generator=generator).to(dtype)
+                weight = torch.randint(-127, 128, (N, K), generator=generator).to(torch.int8)
+                scale = torch.rand(N, generator=generator) + 0.5
+                bias = torch.randn(N, generator=generator).to(dtype)
+                packed = weft.pack_int8_weight(weight)
+                parts = [weft.int8_linear(x, packed, scale) for x in xs]
+                want = expected([*parts, bias.expand_as(parts[0])], "sum")
+                options = (packed, scale, bias, communicator)
+                assert torch.equal(weft.int8_linear_all_reduce(xs[rank], *options), want), what
+                mine = weft.int8_linear_reduce_scatter(xs[rank], *options)
+                assert torch.equal(mine, want[rank * M : (rank + 1) * M]), what
+                rows = torch.cat([x[:M] for x in xs])
+                y = weft.int8_all_gather_linear(xs[rank][:M], *options)
+                assert torch.equal(y, weft.int8_linear(rows, packed, scale, bias)), what
+        x_scale = torch.tensor([0.1])
+        x = torch.full((3, K), 5, dtype=torch.int8)
+        y = weft.int8_linear_all_reduce(x, packed, scale, None, communicator, x_scale=x_scale)
+        assert y.dtype == torch.float32
+        part = weft.int8_linear(x, packed, scale, x_scale=x_scale)
+        assert torch.equal(y, expected([part] * world, "sum"))
+        static = weft.int8_linear_all_reduce(
+            x.float() / 10, packed, scale, None, communicator, x_scale=x_scale
+        )
+        assert torch.equal(static, y)
+        everyones = weft.int8_all_gather_linear(
+            x, packed, scale, None, communicator, x_scale=x_scale
+        )
+        assert torch.equal(everyones, part.repeat(world, 1))
+        with pytest.raises(ValueError, match="x is int8, so x_scale is needed"):
+            weft.int8_linear_all_reduce(x, packed, scale, None, communicator)
+        with pytest.raises(NotImplementedError, match="int8_linear_all_reduce: it has no gradient"):
+            weft.int8_linear_all_reduce(xs[0].requires_grad_(), packed, scale, None, communicator)
+
+
+@pytest.mark.parametrize("world, two_shot", [(2, False), (3, True)])
+def test_int8(world: int, two_shot: bool):
+    run(check_int8, world, two_shot)
+
+
+def check_levels(rank: int, world: int) -> None:
+    with Communicator(dist.group.WORLD) as communicator:
+        x = whole_numbers(rank, 20, 9, dtype=torch.float32)
+        w = whole_numbers(rank, 130, 9, dtype=torch.int8)
+        want = communicator.all_reduce(F.linear(x, w.float()))
+        for level in [name for name, available in _C.isa_levels().items() if available]:
+            _C.force_isa(level)
+            assert torch.equal(weft.linear_all_reduce(x, w.float(), None, communicator), want)
+            coded = weft.int8_linear_all_reduce(
+                x, weft.pack_int8_weight(w), torch.ones(130), None, communicator,
+                x_scale=torch.ones(1),
+            )  # fmt: skip
+            assert torch.equal(coded, want)
+
+
+def test_every_level():
+    run(check_levels, 2)
+
+
+def check_gradients(rank: int, world: int) -> None:
+    """Of one loss that the ranks compute together, beside those of one process."""
+    dtype, M, N, K = torch.float64, 6, 4, 10
+    generator = torch.Generator().manual_seed(0)
+
+    def random(*shape: int) -> torch.Tensor:
+        return torch.randn(*shape, generator=generator, dtype=dtype)
+
+    x, w, b, dy = random(M, K), random(N, K), random(N), random(M, N)
+    own_rows = slice(rank * M // world, (rank + 1) * M // world)
+    columns = slice(rank * K // world, (rank + 1) * K // world)
+    outputs = slice(rank * N // world, (rank + 1) * N // world)
+
+    def leaf(t: torch.Tensor) -> torch.Tensor:
+        return t.clone().requires_grad_()
+
+    whole = [leaf(t) for t in (x, w, b)]
+    F.linear(*whole).backward(dy)
+    dx, dw, db = (t.grad for t in whole)
+    with Communicator(dist.group.WORLD) as communicator:
+        mine = [leaf(t) for t in (x[:, columns], w[:, columns], b)]
+        weft.linear_all_reduce(*mine, communicator).backward(dy)
+        for got, want in zip(mine, (dx[:, columns], dw[:, columns], db), strict=True):
+            assert torch.allclose(got.grad, want)
+
+        mine = [leaf(t) for t in (x[:, columns], w[:, columns], b)]
+        weft.linear_reduce_scatter(*mine, communicator).backward(dy[own_rows])
+        for got, want in zip(mine, (dx[:, columns], dw[:, columns], db), strict=True):
+            assert torch.allclose(got.grad, want)
+
+        mine = [leaf(t) for t in (x[own_rows], w[outputs], b[outputs])]
+        y, rows = weft.all_gather_linear(*mine, communicator, return_gathered=True)
+        torch.autograd.backward([y, rows], [dy[:, outputs], torch.ones_like(rows)])
+        ones = torch.full_like(dx[own_rows], world)
+        for got, want in zip(mine, (dx[own_rows] + ones, dw[outputs], db[outputs]), strict=True):
+            assert torch.allclose(got.grad, want)
+
+        mine = [leaf(t) for t in (x, w[outputs], b[outputs])]
+        copy_linear(*mine, communicator).backward(dy[:, outputs])
+        for got, want in zip(mine, (dx, dw[outputs], db[outputs]), strict=True):
+            assert torch.allclose(got.grad, want)
+
+        frozen = w[outputs].clone()  # without a gradient of its own
+        mine = leaf(x[own_rows])
+        weft.all_gather_linear(mine, frozen, None, communicator).backward(dy[:, outputs])
+        assert torch.allclose(mine.grad, dx[own_rows])
+
+
+def test_gradients():
+    run(check_gradients, 2)
+
+
+def check_torch(rank: int, world: int) -> None:
+    with Communicator(dist.group.WORLD) as communicator:
+        handle, ops = communicator.handle, torch.ops.weft
+        x, w, b = torch.randn(2 * world, 3), torch.randn(5, 3), torch.randn(5)
+        packed = weft.pack_int8_weight(torch.ones(5, 3, dtype=torch.int8))
+        q, ones = torch.ones(2 * world, 3, dtype=torch.int8), torch.ones(2 * world, 1)
+        coded = (q, ones, packed, torch.ones(5), b, handle, torch.float32)
+        leaves = [t.clone().requires_grad_() for t in (x, w, b)]
+        for op, args in (
+            (ops.linear_all_reduce, (*leaves, handle)),
+            (ops.linear_reduce_scatter, (*leaves, handle)),
+            (ops.all_gather_linear, (*leaves, handle)),
+            (ops.int8_linear_all_reduce, coded),
+            (ops.int8_linear_reduce_scatter, coded),
+            (ops.int8_all_gather_linear, coded),
+        ):
+            torch.library.opcheck(op.default, args)
+
+
+def test_opcheck():
+    run(check_torch, 2)
+
+
+def check_refusals(rank: int, world: int) -> None:
+    communicator = Communicator(dist.group.WORLD)
+    handle, ops = communicator.handle, torch.ops.weft
+    x, w = torch.ones(5, 3), torch.ones(4, 3)
+    for op, args, message in (
+        (
+            ops.linear_all_reduce,
+            (x, w.double(), None, handle),
+            "weight has dtype float64, expected",
+        ),
+        (
+            ops.linear_all_reduce,
+            (x, torch.ones(4, 2), None, handle),
+            r"shape \[4, 2\], expected \[N",
+        ),
+        (
+            ops.linear_all_reduce,
+            (x, w, torch.ones(3), handle),
+            r"bias has shape \[3\], expected \[4",
+        ),
+        (ops.linear_all_reduce, (x, w, w[0].double(), handle), "bias has dtype float64, expected"),
+        (ops.linear_all_reduce, (x.int(), w.int(), None, handle), "x has dtype int32, expected"),
+        (ops.linear_all_reduce, (x.t(), w, None, handle), "x is not contiguous"),
+        (ops.linear_all_reduce, (x, w, None, 9999), "9999 is no communicator"),
+        (
+            ops.linear_reduce_scatter,
+            (x, w, None, handle),
+            r"x has shape \[5, 3\], expected a first",
+        ),
+        (ops.all_gather_linear, (x[0], w, None, handle), r"shape \[3\], expected rows and columns"),
+    ):
+        with pytest.raises(RuntimeError, match=message):
+            op(*args)
+    with pytest.raises(TypeError, match="group is None, expected a Communicator"):
+        weft.linear_all_reduce(x, w)
+    # Nothing of that reached the peers.
+    assert (communicator.all_reduce(torch.ones(1)) == world).all()
+    group = dist.group.WORLD
+    assert communicator_of(group) is communicator_of(group)
+    assert torch.equal(weft.linear_all_reduce(x, w, None, group), F.linear(x, w) * world)
+    communicator_of(group).close()
+    assert torch.equal(weft.linear_all_reduce(x, w, None, group), F.linear(x, w) * world)
+
+
+def test_what_is_refused_reaches_nobody():
+    run(check_refusals, 2)
