@@ -94,7 +94,7 @@ void Node::bind() {
 void Node::connect(const std::vector<std::shared_ptr<Node>>& ranks) {
   for (const auto& node : ranks) {
     for (size_t r = 0; r < ranks.size(); ++r) node->group_.memory[r] = ranks[r]->memory_.data();
-    node->connected_ = true;
+    node->connected_ = node->alone_ = true;
   }
 }
 
@@ -113,7 +113,7 @@ void Node::close() {
   if (!connected_) return;
   connected_ = false;
   gpu::synchronise_device();
-  if (failure().empty())
+  if (failure().empty() && !alone_)
     for (int r = 0; r < world(); ++r)
       if (r != rank()) gpu::copy_to_device(&group_.header(r)->told[rank()], &kClosed, 4);
   peers_.clear();

@@ -50,6 +50,7 @@ class Node final : public Communicator {
   std::vector<gpu::PeerMemory> peers_;
   std::vector<gpu::Shareable> shareable_peers_;
   bool connected_ = false, launched_ = false;
+  bool alone_ = false;          // all ranks are this process's, and end together
   gpu::Stream last_ = nullptr;  // of the call before
 };
 
