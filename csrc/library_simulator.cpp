@@ -34,6 +34,13 @@ std::string comm_failure(int64_t handle) {
   return found->failure();
 }
 
+void comm_close(int64_t handle) {
+  const auto found =
+      std::dynamic_pointer_cast<simulator::Rank>(comm::cuda::Communicator::find(handle));
+  check(found != nullptr, "simulator: ", handle, " is no communicator");
+  found->close();
+}
+
 void comm_destroy(std::vector<int64_t> handles) {
   for (const int64_t handle : handles) comm::cuda::Communicator::leave(handle);
 }
@@ -86,6 +93,7 @@ STABLE_TORCH_LIBRARY(weft_simulator_comm, m) {
       "-> "
       "int[]");
   m.def("destroy(int[] handles) -> ()");
+  m.def("close(int handle) -> ()");
   m.def("begin() -> ()");
   m.def("run(bool whole) -> ()");
   m.def("failure(int handle) -> str");
@@ -101,6 +109,7 @@ STABLE_TORCH_LIBRARY_IMPL(weft_simulator_comm, CPU, m) {
 STABLE_TORCH_LIBRARY_IMPL(weft_simulator_comm, CompositeExplicitAutograd, m) {
   m.impl("create", TORCH_BOX(&weft::simulator::create_ranks));
   m.impl("destroy", TORCH_BOX(&weft::comm_destroy));
+  m.impl("close", TORCH_BOX(&weft::comm_close));
   m.impl("begin", TORCH_BOX(&weft::simulator::begin_round));
   m.impl("run", TORCH_BOX(&weft::simulator::run_round));
   m.impl("failure", TORCH_BOX(&weft::comm_failure));

@@ -95,6 +95,12 @@ class Rank final : public comm::cuda::Communicator {
     launch(c, reinterpret_cast<gpu::Stream>(handle()));
   }
 
+  // As a rank that has finished what it had to do.
+  void close() const {
+    for (int r = 0; r < world(); ++r)
+      if (r != rank()) group_.header(r)->told[rank()] = comm::cuda::kClosed;
+  }
+
  private:
   std::shared_ptr<RankMemories> memories_;
 };

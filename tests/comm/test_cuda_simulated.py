@@ -263,6 +263,15 @@ def test_a_rank_that_does_not_come():
             assert str(error.value) == failure
 
 
+def test_a_rank_that_has_closed():
+    with ranks(3) as group:
+        group.call("all_reduce", [torch.ones(64)] * 3, "sum")
+        simulated.close(group.handles[2])
+        failures = group.fail({0: all_reduce(), 1: all_reduce()})
+        assert all("because of rank 2" in f or "rank 2 has closed" in f for f in failures[:2])
+        assert any("rank 2 has closed its communicator (call 2" in f for f in failures[:2])
+
+
 def test_a_failed_rank_leaves_at_once():
     """Calls that were in the stream already when the first one failed: none waits for its deadline
     again, and none does anything."""

@@ -123,15 +123,19 @@ class Channel {
   }
 
   WEFT_DEVICE bool await(uint32_t r) const {
-    const uint64_t begin = nanoseconds();
-    for (uint32_t look = 1; !has_published(r); ++look)
-      if (look % kLooks == 0 && !is_worth_waiting(r, begin)) return false;
+    uint64_t begin = 0;  // of the wait, but for the first looks: the clock is slow
+    for (uint32_t look = 1; !has_published(r); ++look) {
+      if (look % kLooks != 0) continue;
+      const uint64_t now = nanoseconds();
+      if (begin == 0) begin = now;
+      if (!is_worth_waiting(r, now - begin)) return false;
+    }
     if (!first_) return true;
     const uint64_t theirs = load(&state_->from[r].signature[call_ % 2]);
     return theirs == signature_ || give_up(Trouble::mismatch, r, r, theirs);
   }
 
-  WEFT_DEVICE bool is_worth_waiting(uint32_t r, uint64_t begin) const {
+  WEFT_DEVICE bool is_worth_waiting(uint32_t r, uint64_t waited) const {
     Header* header = group_.header(group_.rank);
     if (load_relaxed<Scope::gpu>(&header->failed)) return false;
     WEFT_NO_UNROLL
@@ -140,7 +144,7 @@ class Channel {
       if (told >= kGaveUp) return give_up(Trouble::gave_up, q, told - kGaveUp);
       if (told == kClosed && q == r && !has_published(r)) return give_up(Trouble::closed, r, r);
     }
-    return nanoseconds() - begin < group_.timeout || give_up(Trouble::late, r, r);
+    return waited < group_.timeout || give_up(Trouble::late, r, r);
   }
 
   // The first thread of the rank to come here speaks for it.
