@@ -55,6 +55,8 @@ class AttentionCase(Case):
     """Keys and values are int8, with a scale for each token and head, or for each head."""
     value_size: int = 0
     """The head size of v; 0: that of q and k."""
+    page: int = 0
+    """Keys and values lie in pages of so many rows, in no order; 0: they do not."""
 
     @property
     def Dv(self) -> int:
@@ -127,16 +129,16 @@ def _case(
     recipe: Recipe, shape: tuple[int, ...], dtype: torch.dtype, *goals: Goal,
     causal: bool = False, group: int = 1, mask: bool = False,
     int8: Literal["", "int8", "int8_static"] = "",
-    cold: bool | None = None, value_size: int = 0,
+    cold: bool | None = None, value_size: int = 0, page: int = 0,
 ) -> AttentionCase:  # fmt: skip
     """What computes stays in cache, as far as it fits; a cache of keys does not."""
-    words = [recipe, causal and "causal", mask and "mask", int8]
+    words = [recipe, causal and "causal", mask and "mask", int8, page and f"page{page}"]
     words.append(f"v{value_size}" if value_size else "")
     words.append(f"gqa{group}" if group > 1 else "")
     return AttentionCase(
         op="_".join(word for word in words if word), recipe=recipe, shape=shape, dtype=dtype,
         goals=goals, causal=causal, group=group, mask=mask, int8=int8,
-        cold=recipe == "decode" if cold is None else cold, value_size=value_size,
+        cold=recipe == "decode" if cold is None else cold, value_size=value_size, page=page,
     )  # fmt: skip
 
 
@@ -192,6 +194,10 @@ def _gpu_decode() -> list[AttentionCase]:
                     _case("decode", cache, bf16, ShareOfCopy(0.88), group=8),
                     _case("decode", cache, bf16, FasterThan(1.8, BF16_CACHE), group=8, int8="int8"),
                 ]
+    for B in (1, 8, 64):
+        found.append(
+            _case("decode", (B, 64, 16384, 128), bf16, ShareOfCopy(0.88), group=8, page=16)
+        )
     return found
 
 
@@ -276,7 +282,7 @@ def shrink(case: AttentionCase) -> AttentionCase:
     heads = min(case.key_heads, 2) * case.group
     return replace(
         case, shape=(min(B, 3), heads, min(S, 40), min(D, 32)), goals=(),
-        value_size=min(case.value_size, 24),
+        value_size=min(case.value_size, 24), page=min(case.page, 8),
     )  # fmt: skip
 
 

@@ -102,9 +102,25 @@ def _bind_weft(case: AttentionCase, tensors: Inputs) -> Bound:
 
 def _bind_weft_decode(case: AttentionCase, tensors: Inputs) -> Bound:
     q, k, v = (_tokens_first(tensors[name]) for name in "qkv")
+    table = None
+    if case.page:
+        table = torch.randperm(k.shape[0] * k.shape[1] // case.page, device=k.device)
+        k, v = (_paged(t, table, case.page) for t in (k, v))
+        table = table.view(q.shape[0], -1).to(torch.int32)
     return Bound(
-        partial(weft.flash_attn_with_kvcache, q, k, v, cache_seqlens=_lengths(case)), _heads_first
-    )
+        partial(
+            weft.flash_attn_with_kvcache,
+            q, k, v, cache_seqlens=_lengths(case), block_table=table,
+        ),
+        _heads_first,
+    )  # fmt: skip
+
+
+def _paged(t: Tensor, table: Tensor, page: int) -> Tensor:
+    """[B, T, heads, D] as [pages, page, heads, D], page i of the rows at table[i]."""
+    pages = torch.empty_like(t).view(-1, page, *t.shape[2:])
+    pages[table] = t.reshape(pages.shape)
+    return pages
 
 
 def _bind_weft_int8(case: AttentionCase, tensors: Inputs) -> Bound:
