@@ -15,12 +15,15 @@ void forward(const Forward& p, const Device& device) {
     forward_sm80_f16(call, device);
   else
     forward_sm80_f32(call, device);
-  if (call.plan.parts)
+  if (call.plan.parts) {
+    const uint32_t warps = merge_warps(call.plan.splits);
     launch<merge_splits_kernel>(
-        {.grid = {grid_size(ceil_div<int64_t>(p.B * p.S * p.H, kMergeThreads / kWarp))},
+        {.grid = {grid_size(ceil_div<int64_t>(p.B * p.S * p.H, kMergeWarps / warps))},
          .block = kMergeThreads,
+         .shared_bytes = warps > 1 ? MergeShared{}.layout.bytes() : 0,
          .stream = device.stream},
-        call);
+        call, warps);
+  }
 }
 
 }  // namespace weft::attention::cuda

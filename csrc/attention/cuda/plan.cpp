@@ -25,12 +25,13 @@ namespace {
 
 int64_t ceil_div(int64_t a, int64_t b) { return (a + b - 1) / b; }
 
-// The keys are split where there are not blocks enough to fill the GPU, two to a multiprocessor: the
-// smallest number whose waves of blocks are at least 85 % as full as the fullest.
+// The keys are split where there are not blocks enough to fill 80 % of the GPU, two to a
+// multiprocessor: into the smallest number whose waves of blocks are at least 85 % as full as the
+// fullest.
 int64_t splits_of(int64_t blocks, int64_t key_blocks, const Limits& limits) {
   constexpr int64_t kWorthIt = 4;  // key blocks
   const int64_t slots = 2 * int64_t{limits.multiprocessors};
-  if (blocks * 5 >= slots * 2 || key_blocks <= kWorthIt) return 1;
+  if (blocks * 5 >= slots * 4 || key_blocks <= kWorthIt) return 1;
   const int64_t most = std::min(key_blocks, kMostSplits);
   const auto fullness = [&](int64_t splits) {
     const int64_t total = blocks * splits;
