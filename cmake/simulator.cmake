@@ -28,6 +28,6 @@ foreach(source IN LISTS simulated)
   list(APPEND simulated_cpp ${CMAKE_CURRENT_BINARY_DIR}/simulated/${source}.cpp)
 endforeach()
 add_library(weft_simulated_ops MODULE csrc/library_simulator.cpp csrc/attention/cuda/backward_plan.cpp
-            csrc/attention/cuda/plan.cpp csrc/attention/cuda/plan_sm90.cpp csrc/comm/cuda/communicator.cpp
-            csrc/comm/cuda/plan.cpp csrc/norm/cuda/plan.cpp ${simulated_cpp})
+            csrc/attention/cuda/backward_plan_sm90.cpp csrc/attention/cuda/plan.cpp csrc/attention/cuda/plan_sm90.cpp
+            csrc/comm/cuda/communicator.cpp csrc/comm/cuda/plan.cpp csrc/norm/cuda/plan.cpp ${simulated_cpp})
 target_link_libraries(weft_simulated_ops PRIVATE weft_simulator torch_stable)

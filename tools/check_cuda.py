@@ -64,6 +64,21 @@ def _attention_sm90(shape: str, products: int, stages: int) -> Expected:
     )
 
 
+def _attention_backward_sm90(D: int, steps: int, starts: int, waits: int) -> Expected:
+    """The same of the backward: `steps` of 64 queries a block.
+
+    Scores before the loops over masked and whole blocks, dQ of the last block behind them.
+    """
+    scores, sums, dq = D // 16, 64 // 16, 128 // 16
+    products = scores + 2 * (steps * 2 * (scores + sums) + dq) + dq
+    return Expected(
+        rf"attention::cuda::backward_sm90_kernel<.*Shape<{D}>",
+        {"HGMMA": products, "UTMALDG": 4, "UBLKRED": 1, "STSM": 8, "USETMAXREG": 2},
+        {"HGMMA": products, "WARPGROUP.ARRIVE": starts, "WARPGROUP.DEPBAR": waits},
+        architectures=("sm_90a",),
+    )
+
+
 EXPECTED = (
     Expected("norm::cuda::forward_usual_kernel", WIDE),
     Expected("norm::cuda::forward_any_kernel<.*, true>", WIDE),
@@ -77,6 +92,13 @@ EXPECTED = (
     # With options all blocks are masked.
     _attention_sm90("64, 64, true", 2 * 64 // 16 + 2 * 64 // 16, 4),
     _attention_sm90("128, 128, true", 2 * 128 // 16 + 2 * 64 // 16, 4),
+    _attention_backward_sm90(64, 2, 20, 20),
+    _attention_backward_sm90(128, 1, 12, 12),
+    Expected(
+        "attention::cuda::backward_finish_kernel",
+        {"LDG.128": 8, "STSM": 4, "STG.128": 1},
+        architectures=("sm_90a",),
+    ),
     Expected("attention::cuda::forward_sm80_kernel<weft", {"HMMA.16816.F32": 32, **PRODUCTS}),
     Expected(
         "attention::cuda::forward_sm80_kernel<float", {"HMMA.1688.F32.TF32": 48, "LDGSTS.128": 4}
@@ -89,8 +111,8 @@ EXPECTED = (
         "attention::cuda::backward_kernel<float",
         {"HMMA.1688.F32.TF32": 60, "LDGSTS.128": 8, "LDSM": 4},
     ),
-    # Several splits at a time.
-    Expected("attention::cuda::merge_splits_kernel", {"LDG": 16, "MUFU.EX2": 16}),
+    # Eight splits at a time.
+    Expected("attention::cuda::merge_splits_kernel", {"LDG.64": 8, "MUFU.EX2": 8}),
     Expected("attention::cuda::append_kernel<.*, true>", {"LDG.128": 2, "STG.128": 2}),
     Expected("attention::cuda::rotary_kernel<.*, true>", {"LDG.128": 2, "STG.128": 2}),
     Expected("attention::cuda::merge_kernel<.*, true>", {"LDG.128": 1}),

@@ -11,7 +11,7 @@ import torch
 
 from backends import Backend
 
-from .cases import Shape, check, name, problem
+from .cases import Shape, check, check_backward, name, pack_keys, pack_queries, problem
 
 each_half = pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16], ids=name)
 HEADS = ((64, 64), (128, 128), (192, 128), (256, 256), (80, 72), (160, 96))
@@ -54,3 +54,51 @@ def test_lengths(backend: Backend, D: int) -> None:
     options = ("causal", "seqused_q", "seqused_k")
     shape = Shape(B=4, S=150, T=200, H=1, K=1, D=D, Dv=D)
     check(problem(options, torch.bfloat16, shape, backend.device))
+
+
+# ---------------------------------------------------------------------------------------- backward
+
+
+TRAINED = (
+    *((D, D, torch.bfloat16, window) for D in (64, 128) for window in WINDOWS),
+    (80, 72, torch.float16, "causal"),
+    (24, 128, torch.float16, "causal"),
+)
+
+
+@pytest.mark.parametrize("D, Dv, dtype, window", TRAINED, ids=name)
+def test_backward(backend: Backend, D: int, Dv: int, dtype: torch.dtype, window: str) -> None:
+    shape = Shape(B=1, S=140, T=270, H=2, K=1, D=D, Dv=Dv)
+    check_backward(problem(("sinks",), dtype, shape, backend.device) | WINDOWS[window])
+
+
+@pytest.mark.parametrize("D", [64, 128])
+@pytest.mark.parametrize("S, T, window", [(230, 140, (-1, 40)), (70, 400, (20, 0))])
+def test_backward_windows(
+    backend: Backend, S: int, T: int, window: tuple[int, int], D: int
+) -> None:
+    """Queries that see nothing, keys that nobody sees."""
+    call = problem((), torch.bfloat16, Shape(B=2, S=S, T=T, H=1, K=1, D=D, Dv=D), backend.device)
+    check_backward(call | {"window_size": window})
+
+
+@pytest.mark.parametrize("D", [64, 128])
+def test_backward_lengths(backend: Backend, D: int) -> None:
+    options = ("causal", "seqused_q", "seqused_k")
+    shape = Shape(B=4, S=100, T=150, H=2, K=1, D=D, Dv=D)
+    check_backward(problem(options, torch.bfloat16, shape, backend.device))
+
+
+@pytest.mark.parametrize("D", [64, 128])
+def test_backward_packed(backend: Backend, D: int) -> None:
+    """Sequences that end within tiles, with their neighbours' rows behind them."""
+    lengths = [140, 3, 64]
+    shape = Shape(B=3, S=140, T=140, H=2, K=2, D=D, Dv=D)
+    call = problem(("causal",), torch.bfloat16, shape, backend.device)
+    check_backward(pack_keys(pack_queries(call, lengths), lengths))
+
+
+def test_sinks_of_many_rows(backend: Backend) -> None:
+    """Their gradients are made of several parts."""
+    shape = Shape(B=2, S=2100, T=3, H=1, K=1, D=1, Dv=1)
+    check_backward(problem(("sinks",), torch.float32, shape, backend.device))

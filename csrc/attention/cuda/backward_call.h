@@ -1,6 +1,7 @@
 // What the kernels of the backward of attention are called with.
 #pragma once
 
+#include "attention/cuda/attention.h"
 #include "attention/cuda/backward_plan.h"
 #include "attention/cuda/scores.h"
 
@@ -9,9 +10,14 @@ namespace weft::attention::cuda {
 struct BackwardCall {
   Backward p;
   BackwardTiles tiles;
+  BackwardSm90 sm90;
   Scoring scoring;
-  float* rows = nullptr;  // the workspace: {shift, δ} of each row of lse
-  float scale = 1;        // softmax_scale, and times log2 e
+  float* rows = nullptr;     // the workspace: {shift, δ} of each row of lse
+  float* dq = nullptr;       // of sm_90's kernel: parts of dQ, by blocks of queries …
+  uint32_t* done = nullptr;  // … how many have been added, and, behind them, blocks that have begun
+  double* sinks = nullptr;   // [H, sinks_parts]
+  int64_t sinks_parts = 0;
+  float scale = 1;  // softmax_scale, and times log2 e
   float log2_scale = 1;
   int32_t group = 1;    // query heads of a key head
   bool plain = false;   // shifts are logarithms to base 2
@@ -19,9 +25,32 @@ struct BackwardCall {
   bool vector_out = false;
 };
 
+// Of sm_90's kernel, the block of queries with which head h of a sequence begins.
+WEFT_DEVICE int64_t first_block(const BackwardCall& call, const Sequence& e, int64_t b, int64_t h) {
+  const BackwardSm90& own = call.sm90;
+  return h * own.blocks + (call.p.sequences.cu_q ? e.q_row / own.queries + b : b * own.longest);
+}
+
+// Where `rows` has the shift and the δ of query i of head h. sm_80's kernels read pairs, in the order
+// of lse; sm_90's 64 shifts and 64 δ at a time.
+struct RowPlace {
+  int64_t shift, delta;
+};
+WEFT_DEVICE RowPlace row_place(const BackwardCall& call, const Sequence& e, int64_t b, int64_t h,
+                               int64_t i) {
+  if (!call.sm90.D) {
+    const int64_t row = lse_index(call.p, e, b, h, i);
+    return {2 * row, 2 * row + 1};
+  }
+  const int64_t row = first_block(call, e, b, h) * call.sm90.queries + i,
+                at = row / 64 * 128 + row % 64;
+  return {at, at + 64};
+}
+
 // One for each dtype of q: the kernels that make the scores again.
 void backward_sm80_bf16(BackwardCall& call, const BackwardPlan& plan, gpu::Stream stream);
 void backward_sm80_f16(BackwardCall& call, const BackwardPlan& plan, gpu::Stream stream);
 void backward_sm80_f32(BackwardCall& call, const BackwardPlan& plan, gpu::Stream stream);
+void backward_sm90(const BackwardCall& call, gpu::Stream stream);
 
 }  // namespace weft::attention::cuda

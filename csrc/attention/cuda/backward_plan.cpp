@@ -4,6 +4,7 @@
 #include <initializer_list>
 
 #include "attention/cuda/attention.h"
+#include "attention/cuda/backward_plan_sm90.h"
 #include "core/error.h"
 
 namespace weft::attention::cuda {
@@ -70,14 +71,28 @@ BackwardPlan plan(const Backward& p, const Limits& limits) {
   plan.vector = all_vectors({&p.q, &p.k, &p.v, &p.dout});
   plan.vector_rows = all_vectors({&p.out, &p.dout});
   plan.vector_out = all_vectors({&p.dq, &p.dk, &p.dv});
-  plan.keys = tiles_of(p, Side::keys, plan, limits);
-  plan.queries = tiles_of(p, Side::queries, plan, limits);
-  plan.workspace_bytes = p.H * (p.sequences.cu_q ? p.total_q : p.B * p.S) * 2 * 4;
+  plan_sm90(p, limits, plan);
+  const BackwardSm90& sm90 = plan.sm90;
+  BackwardWorkspace& space = plan.workspace;
+  if (sm90.D) {
+    const int64_t rows = p.H * sm90.blocks * sm90.queries;
+    space.rows = rows * 2 * 4;
+    space.dq = rows * sm90.D * 4;
+    space.done = (p.H * sm90.blocks + 1) * 4;
+  } else {
+    plan.keys = tiles_of(p, Side::keys, plan, limits);
+    plan.queries = tiles_of(p, Side::queries, plan, limits);
+    space.rows = p.H * (p.sequences.cu_q ? p.total_q : p.B * p.S) * 2 * 4;
+  }
+  if (p.dsinks) {
+    plan.sinks_parts = ceil_div(p.B * p.S, kSinksRows);
+    space.sinks = p.H * plan.sinks_parts * 8;
+  }
   return plan;
 }
 
 int64_t workspace_bytes(const Backward& p, const Limits& limits) {
-  return plan(p, limits).workspace_bytes;
+  return plan(p, limits).workspace.bytes();
 }
 
 }  // namespace weft::attention::cuda

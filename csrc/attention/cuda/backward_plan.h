@@ -3,6 +3,7 @@
 
 #include <cstdint>
 
+#include "attention/cuda/schedule.h"
 #include "attention/params.h"
 #include "gpu/device.h"
 
@@ -58,6 +59,27 @@ constexpr BackwardTiles widest(const Tiling& t) {
   return tiles;
 }
 
+// How the kernel of sm_90a is launched (backward_plan_sm90.h), where it takes the call.
+struct BackwardSm90 {
+  int D = 0;            // that it is compiled for; 0: it does not
+  Schedule schedule;    // a tile: a block of keys
+  int64_t queries = 0;  // of a block of queries
+  int64_t longest = 0;  // blocks of queries of the longest sequence
+  int64_t blocks = 0;   // of queries of a head, of all sequences
+};
+
+// The bytes of the workspace, in this order.
+struct BackwardWorkspace {
+  int64_t rows = 0;   // a shift and a δ for each row of lse, in fp32
+  int64_t dq = 0;     // of sm_90's kernel: dQ in fp32 …
+  int64_t sinks = 0;  // parts of the gradients of sinks, in fp64
+  int64_t done = 0;   // … and its counters
+
+  constexpr int64_t bytes() const { return rows + dq + sinks + done; }
+};
+
+constexpr int64_t kSinksRows = 4096;  // of batch and queries, that a block adds up for a sink
+
 struct BackwardPlan {
   HeadSizes sizes = HeadSizes::all;
   bool plain = false;        // scores that have nothing but a scale and a window, in 16 bits
@@ -65,7 +87,9 @@ struct BackwardPlan {
   bool vector_out = false;   // those of dq, dk and dv
   bool vector_rows = false;  // those of out and dout
   BackwardTiles keys, queries;
-  int64_t workspace_bytes = 0;  // of a shift and a δ for each row of lse, in fp32
+  BackwardSm90 sm90;
+  int64_t sinks_parts = 0;  // of each sink
+  BackwardWorkspace workspace;
 };
 BackwardPlan plan(const Backward& p, const Limits& limits);
 

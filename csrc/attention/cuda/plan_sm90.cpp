@@ -4,12 +4,6 @@
 
 namespace weft::attention::cuda {
 
-namespace {
-
-int64_t ceil_div(int64_t a, int64_t b) { return (a + b - 1) / b; }
-
-// Can tensor copies reach a row of elements, and 16-byte accesses its parts? Steps of 0 they do not
-// take, nor need to where there is one element.
 bool is_reached(const Heads& t, int64_t elements, int64_t rows, int64_t heads, int64_t batch) {
   const auto size = static_cast<int64_t>(size_of(t.dtype));
   const auto step = [&](int64_t count, int64_t stride) {
@@ -19,6 +13,10 @@ bool is_reached(const Heads& t, int64_t elements, int64_t rows, int64_t heads, i
   return elements * size % 16 == 0 && reinterpret_cast<uintptr_t>(t.data) % 16 == 0 &&
          step(rows, t.row) && step(heads, t.head) && step(batch, t.batch);
 }
+
+namespace {
+
+int64_t ceil_div(int64_t a, int64_t b) { return (a + b - 1) / b; }
 
 bool has_reached_tensors(const Forward& p) {
   const Sequences& s = p.sequences;

@@ -52,6 +52,10 @@ struct Shape<64, 64, true> : ShapeOf<64, 64, true, 2, 64, 4> {};
 template <>
 struct Shape<128, 128, true> : ShapeOf<128, 128, true, 2, 64, 4> {};
 
+// Can tensor copies reach a row of elements, and 16-byte accesses its parts? Steps of 0 they do not
+// take, nor need to where there is one element.
+bool is_reached(const Heads& t, int64_t elements, int64_t rows, int64_t heads, int64_t batch);
+
 // Not taken: other types than bf16 and f16, an int8 result, a block table, head sizes beyond 256
 // (with options beyond 128), and elements that tensor copies do not reach. Nor, unless `worth_it`
 // is not asked for, what leaves tiles or multiprocessors empty: few queries, for which the sm_80

@@ -1,0 +1,62 @@
+#include "attention/cuda/backward_plan_sm90.h"
+
+#include <algorithm>
+
+#include "attention/cuda/plan_sm90.h"
+
+namespace weft::attention::cuda {
+namespace {
+
+int64_t ceil_div(int64_t a, int64_t b) { return (a + b - 1) / b; }
+
+bool has_reached_tensors(const Backward& p) {
+  const Sequences& s = p.sequences;
+  const int64_t q_rows = s.cu_q ? p.total_q : p.S, q_batch = s.cu_q ? 1 : p.B,
+                k_rows = s.cu_k ? p.total_k : p.T, k_batch = s.cu_k ? 1 : p.B;
+  const auto queries = [&](const Heads& t, int64_t elements) {
+    return is_reached(t, elements, q_rows, p.H, q_batch);
+  };
+  const auto keys = [&](const Heads& t, int64_t elements) {
+    return is_reached(t, elements, k_rows, p.K, k_batch);
+  };
+  return std::min({q_rows, k_rows, p.S, p.T, p.B}) > 0 && std::max(q_rows, k_rows) <= kMostRows &&
+         queries(p.q, p.D) && queries(p.dout, p.Dv) && queries(p.dq, p.D) && keys(p.k, p.D) &&
+         keys(p.v, p.Dv) && keys(p.dk, p.D) && keys(p.dv, p.Dv);
+}
+
+// Key heads whose queries, upstream gradients and dQ take up to 40 MiB: in L2 each block of keys reads
+// them, and adds to them.
+int64_t section_of(const Backward& p, int64_t D) {
+  constexpr int64_t kBytes = 40 << 20;
+  return std::clamp<int64_t>(kBytes / (p.H / p.K * p.S * ((p.D + p.Dv) * 2 + D * 4)), 1, p.B * p.K);
+}
+
+template <int D>
+void take(const Backward& p, BackwardPlan& plan) {
+  using Shape = BackwardShape<D>;
+  constexpr int64_t kQueries = Shape::kQueries, kKeys = Shape::kKeys;
+  const int64_t longest = ceil_div(p.S, kQueries), heads = p.B * p.K,
+                key_blocks = ceil_div(p.T, kKeys);
+  if (heads * key_blocks > INT32_MAX || 2 * p.B * p.H * longest > INT32_MAX) return;
+  const auto count = [](int64_t n) { return static_cast<uint32_t>(n); };
+  BackwardSm90& own = plan.sm90;
+  own.D = D;
+  own.schedule = {count(heads * key_blocks), count(heads), count(key_blocks),
+                  count(section_of(p, D)), /*last_first=*/false};
+  own.queries = kQueries;
+  own.longest = longest;
+  // Of packed sequences, that of b begins with block cu_q[b] / kQueries + b.
+  own.blocks = p.sequences.cu_q ? p.total_q / kQueries + p.B : p.B * longest;
+}
+
+}  // namespace
+
+void plan_sm90(const Backward& p, const Limits& limits, BackwardPlan& plan) {
+  if (!limits.wgmma || !plan.plain || !has_reached_tensors(p)) return;
+  if (plan.sizes == HeadSizes::small)
+    take<64>(p, plan);
+  else
+    take<128>(p, plan);
+}
+
+}  // namespace weft::attention::cuda
