@@ -11,9 +11,9 @@ from bench.int8.cases import Int8Case
 
 TOLERANCE = {"w8a8": 0.15, "w8a16": 0.06, "w4a16": 0.06}
 """Relative to |value| + rms of the tensor: x in int8 by one scale for all is 1 % off in the mean,
-and the worst of millions of values six times that. Of the weight alone quantised, what is off is the
-rounding of x and y to bfloat16, and of the weight where a contender widens it; or that of x to int8
-by blocks of 128, which onnxruntime does, and which takes 3 % of the worst of a million values."""
+and the worst of millions of values six times that. Of the weight alone quantised, what is off is
+the rounding of x and y to bfloat16, and of the weight where a contender widens it; or that of x to
+int8 by blocks of 128, which onnxruntime does: 3 % in the worst of a million values."""
 
 
 def truth(case: Int8Case, inputs: Inputs) -> tuple[Tensor, ...]:
