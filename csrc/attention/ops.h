@@ -14,13 +14,15 @@
 //   static void append(const Append&), rotary(const Rotary&), merge(const Merge&);
 //
 // All that is refused is refused here, so that a direct call of torch.ops.weft.* is memory-safe:
-// index tensors by their values, too, where reads_indices.
+// index tensors by their values, too, where reads_indices, or where WEFT_CHECK=1 has them copied to
+// the host.
 //
 // A kernel writes every row that a sequence reaches, and nothing else: what none reaches is cleared
 // here.
 #pragma once
 
 #include <cmath>
+#include <cstdlib>
 #include <forward_list>
 #include <optional>
 #include <tuple>
@@ -337,7 +339,10 @@ class Ops {
       if (!t) return nullptr;
       check_tensor(*t, name, DType::i32, shape, what);
       check_contiguous(*t, name);
-      return static_cast<const int32_t*>(t->const_data_ptr());
+      const auto* data = static_cast<const int32_t*>(t->const_data_ptr());
+      if constexpr (!Backend::reads_indices)
+        if (is_checked()) copies_.push_front({data, t->numel(), on_host(*t)});
+      return data;
     }
 
     const float* floats(const OptionalTensor& t, const char* name, const Sizes& shape,
@@ -431,7 +436,8 @@ class Ops {
       p.caches = ks[0];
       p.T = packed_k ? longest(layout.max_seqlen_k, "max_seqlen_k") : rows;
       if (paged && longest(layout.max_seqlen_k, "max_seqlen_k") > 0) p.T = layout.max_seqlen_k;
-      if constexpr (Backend::reads_indices) check_values(p, ks[0], packed_k ? p.T : rows);
+      with_indices(p,
+                   [&](const Problem& read) { check_values(read, ks[0], packed_k ? p.T : rows); });
     }
 
     // Without any of these: [B, S, H, D], or [B, H, S, D] where heads come first.
@@ -556,14 +562,15 @@ class Ops {
       s.used_k = index(d.seqused, "seqused_k", {p.B}, "B");
       p.T = place(s, k_cache, "k_cache", p.B, d.cache_batch_idx, d.block_table);
       p.caches = k_cache.size(0);
-      if constexpr (Backend::reads_indices)
-        for (int64_t b = 0; b < p.B; ++b) {
-          if (p.cu_new) check_ascent(p.cu_new, "cu_seqlens_new", b, first, "the rows of k");
-          const int64_t rows = p.cu_new ? p.cu_new[b + 1] - p.cu_new[b] : p.S;
-          const int64_t used = s.used_k ? s.used_k[b] : 0;
-          check_value(used, "seqused_k", b, 0, p.T - rows, "the cache's rows less the new ones");
-          check_place(s, b, k_cache.size(0), used, used + rows);
+      with_indices(p, [&](const Append& q) {
+        for (int64_t b = 0; b < q.B; ++b) {
+          if (q.cu_new) check_ascent(q.cu_new, "cu_seqlens_new", b, first, "the rows of k");
+          const int64_t rows = q.cu_new ? q.cu_new[b + 1] - q.cu_new[b] : q.S;
+          const int64_t used = q.sequences.used_k ? q.sequences.used_k[b] : 0;
+          check_value(used, "seqused_k", b, 0, q.T - rows, "the cache's rows less the new ones");
+          check_place(q.sequences, b, k_cache.size(0), used, used + rows);
         }
+      });
     }
 
     Rotary rotary(const Tensor& x, const Tensor& cos, const Tensor& sin,
@@ -601,16 +608,17 @@ class Ops {
       if constexpr (!Backend::reads_indices)
         check(p.rows > 0 || p.R == 0 || x.numel() == 0, "weft.", op, ": cos has shape ",
               sizes_of(cos), ", expected at least one row");
-      else
-        for (int64_t b = 0; b < p.B && (packed || p.offsets); ++b) {
-          if (packed) check_ascent(p.cu_seqlens, "cu_seqlens", b, p.total, "the rows of x");
-          const int64_t rows = packed ? p.cu_seqlens[b + 1] - p.cu_seqlens[b] : p.S;
-          if (p.offsets)
-            check_value(p.offsets[b], "offsets", b, 0, p.rows - rows,
+      with_indices(p, [&](const Rotary& q) {
+        for (int64_t b = 0; b < q.B && (packed || q.offsets); ++b) {
+          if (packed) check_ascent(q.cu_seqlens, "cu_seqlens", b, q.total, "the rows of x");
+          const int64_t rows = packed ? q.cu_seqlens[b + 1] - q.cu_seqlens[b] : q.S;
+          if (q.offsets)
+            check_value(q.offsets[b], "offsets", b, 0, q.rows - rows,
                         "the rows of cos less those of the sequence");
           else
-            check_offset(offset, rows, p.rows);
+            check_offset(offset, rows, q.rows);
         }
+      });
       return p;
     }
 
@@ -657,6 +665,53 @@ class Ops {
 
    private:
     static constexpr int64_t kSmallWorkspace = 16 << 10;
+
+    // ---- index tensors on the host
+
+    static bool is_checked() {
+      const char* value = std::getenv("WEFT_CHECK");
+      return value && *value && *value != '0';
+    }
+
+    // f(p), its index tensors such as the host can read; nothing where there are none.
+    template <class Params, class F>
+    void with_indices(const Params& p, F&& f) const {
+      if constexpr (Backend::reads_indices) {
+        f(p);
+      } else if (!copies_.empty()) {
+        Params copy = p;
+        for_each_index(copy, [&](const int32_t*& index) { index = copy_of(index); });
+        f(copy);
+      }
+    }
+    template <class F>
+    static void for_each_index(Sequences& s, F&& f) {
+      for (auto* index :
+           {&s.cu_q, &s.cu_k, &s.used_q, &s.used_k, &s.leftpad, &s.cache_row, &s.block_table})
+        f(*index);
+    }
+    template <class F>
+    static void for_each_index(Problem& p, F&& f) {
+      for_each_index(p.sequences, f);
+    }
+    template <class F>
+    static void for_each_index(Append& p, F&& f) {
+      for_each_index(p.sequences, f);
+      f(p.cu_new);
+    }
+    template <class F>
+    static void for_each_index(Rotary& p, F&& f) {
+      f(p.cu_seqlens);
+      f(p.offsets);
+    }
+
+    // Tensors of different lengths may begin at one address.
+    const int32_t* copy_of(const int32_t* data) const {
+      const Copy* longest = nullptr;
+      for (const Copy& copy : copies_)
+        if (copy.of == data && (!longest || copy.count > longest->count)) longest = &copy;
+      return longest ? static_cast<const int32_t*>(longest->host.const_data_ptr()) : data;
+    }
 
     void check_heads(const Problem& p) const {
       check_head_size(p.D, "q");
@@ -776,6 +831,12 @@ class Ops {
     const char* first_name_;
     std::optional<typename Backend::Guard> guard_;
     std::forward_list<Tensor> keep_;
+    struct Copy {
+      const int32_t* of;
+      int64_t count;
+      Tensor host;
+    };
+    mutable std::forward_list<Copy> copies_;  // of index tensors, where WEFT_CHECK=1
   };
 };
 

@@ -143,6 +143,23 @@ inline Tensor empty(const Sizes& sizes, DType dtype, const Tensor& like) {
   return empty_strided(sizes, strides, dtype, like);
 }
 
+// A copy of t in the host's memory, contiguous. Waits for what t is made of.
+inline Tensor on_host(const Tensor& t) {
+  const Sizes sizes = sizes_of(t);
+  int64_t strides[Sizes::kMost], numel = 1;
+  for (int d = sizes.size() - 1; d >= 0; --d) {
+    strides[d] = numel;
+    numel *= sizes[d];
+  }
+  AtenTensorHandle handle;
+  STABLE_TORCH_ERROR_CODE_CHECK(aoti_torch_empty_strided(sizes.size(), sizes.data(), strides,
+                                                         torch_dtype(dtype_of(t)),
+                                                         aoti_torch_device_type_cpu(), 0, &handle));
+  Tensor copy(handle);
+  STABLE_TORCH_ERROR_CODE_CHECK(aoti_torch_copy_(handle, t.get(), /*non_blocking=*/0));
+  return copy;
+}
+
 // Where the rows of t lie, the leading dimensions merged where strides allow; false if a copy is
 // needed.
 inline bool view_rows(const Tensor& t, int leading, Rows& rows) {
