@@ -14,6 +14,7 @@
 #include "gpu/device.h"
 #include "library_attention.h"
 #include "library_comm.h"
+#include "library_fused.h"
 #include "library_norm.h"
 #include "norm/cuda/norm.h"
 
@@ -81,6 +82,10 @@ struct CudaAttention : Cuda {
 };
 
 struct CudaComm : Cuda {
+  using Communicator = comm::cuda::Communicator;
+};
+
+struct CudaFused : CudaNorm {
   using Communicator = comm::cuda::Communicator;
 };
 
@@ -183,4 +188,5 @@ STABLE_TORCH_LIBRARY_IMPL(weft, CUDA, m) {
   weft::norm::implement_ops<weft::CudaNorm>(m);
   weft::attention::implement_ops<weft::CudaAttention>(m);
   weft::comm::implement_ops<weft::CudaComm>(m);
+  weft::fused::implement_norms<weft::CudaFused>(m);
 }

@@ -209,7 +209,7 @@ class Ops {
     const char* const op;
 
     Call(const char* name, const Tensor& x, int64_t handle)
-        : op(name), x_(x), communicator_(Backend::Communicator::find(handle)) {
+        : op(name), x_(x), guard_(x), communicator_(Backend::Communicator::find(handle)) {
       check(Backend::has(x), "weft.", op, ": x is not on a ", Backend::name, " device");
       check(x.is_contiguous(), "weft.", op, ": x is not contiguous");
       check(communicator_ != nullptr, "weft.", op, ": ", handle, " is no communicator");
@@ -406,6 +406,7 @@ class Ops {
     }
 
     const Tensor& x_;
+    typename Backend::Guard guard_;
     std::shared_ptr<typename Backend::Communicator> communicator_;
     Collective c_;
     OptionalTensor weight_, bias_;  // contiguous
@@ -438,16 +439,22 @@ inline void define_ops(torch::stable::detail::StableLibrary& m) {
 }
 
 template <class Backend>
+void implement_norms(torch::stable::detail::StableLibrary& m) {
+  using Fused = Ops<Backend>;
+  m.impl("all_reduce_norm", TORCH_BOX(&Fused::all_reduce_norm));
+  m.impl("all_reduce_norm_int8", TORCH_BOX(&Fused::all_reduce_norm_int8));
+}
+
+template <class Backend>
 void implement_ops(torch::stable::detail::StableLibrary& m) {
   using Fused = Ops<Backend>;
+  implement_norms<Backend>(m);
   m.impl("linear_all_reduce", TORCH_BOX(&Fused::linear_all_reduce));
   m.impl("linear_reduce_scatter", TORCH_BOX(&Fused::linear_reduce_scatter));
   m.impl("all_gather_linear", TORCH_BOX(&Fused::all_gather_linear));
   m.impl("int8_linear_all_reduce", TORCH_BOX(&Fused::int8_linear_all_reduce));
   m.impl("int8_linear_reduce_scatter", TORCH_BOX(&Fused::int8_linear_reduce_scatter));
   m.impl("int8_all_gather_linear", TORCH_BOX(&Fused::int8_all_gather_linear));
-  m.impl("all_reduce_norm", TORCH_BOX(&Fused::all_reduce_norm));
-  m.impl("all_reduce_norm_int8", TORCH_BOX(&Fused::all_reduce_norm_int8));
 }
 
 }  // namespace weft::fused

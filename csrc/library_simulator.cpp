@@ -88,6 +88,7 @@ STABLE_TORCH_LIBRARY_IMPL(weft_simulator, CompositeExplicitAutograd, m) {
 
 STABLE_TORCH_LIBRARY(weft_simulator_comm, m) {
   weft::comm::define_ops(m);
+  weft::fused::define_ops(m);
   m.def(
       "create(int world, int blocks, int slot_bytes, float timeout, bool nvlink, bool multicast) "
       "-> "
@@ -104,6 +105,7 @@ STABLE_TORCH_LIBRARY(weft_simulator_comm, m) {
 
 STABLE_TORCH_LIBRARY_IMPL(weft_simulator_comm, CPU, m) {
   weft::comm::implement_ops<weft::SimulatorComm>(m);
+  weft::fused::implement_norms<weft::SimulatorFused>(m);
 }
 
 STABLE_TORCH_LIBRARY_IMPL(weft_simulator_comm, CompositeExplicitAutograd, m) {

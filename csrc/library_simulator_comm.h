@@ -2,14 +2,16 @@
 // until run(), which lets every rank's go beside those of the others.
 #pragma once
 
-#include <cstdlib>
+#include <functional>
 #include <memory>
 #include <new>
 #include <vector>
 
 #include "comm/cuda/communicator.h"
 #include "library_comm.h"
+#include "library_fused.h"
 #include "library_simulator.h"
+#include "library_simulator_norm.h"
 
 namespace weft::simulator {
 
@@ -20,7 +22,8 @@ using comm::cuda::Status;
 // What is between begin() and run().
 struct Round {
   sim::Streams streams;
-  std::vector<std::unique_ptr<Memory>> memories;
+  gpu::Stream last = nullptr;                 // of the collective before
+  std::vector<std::function<void()>> checks;  // of what has been written, which hold the memory
 };
 inline std::unique_ptr<Round>& round() {
   static std::unique_ptr<Round> instance;
@@ -79,9 +82,10 @@ class Rank final : public comm::cuda::Communicator {
     group_.status = memories_->ranks[rank]->status();
   }
 
+  using Communicator::run;
   void run(const comm::Collective& c) override {
     check(round() != nullptr, "simulator: a collective outside of begin() and run()");
-    auto memory = std::make_unique<Memory>();
+    const auto memory = std::make_shared<Memory>();
     const bool scatters = c.kind == comm::Kind::reduce_scatter,
                gathers = c.kind == comm::Kind::all_gather;
     const int64_t in = scatters ? c.n * world() : c.n, out = gathers ? c.n * world() : c.n;
@@ -91,8 +95,9 @@ class Rank final : public comm::cuda::Communicator {
       memory->input(c.x, c.dtype, in);
       memory->output(c.y, c.dtype, out);
     }
-    round()->memories.push_back(std::move(memory));
-    launch(c, reinterpret_cast<gpu::Stream>(handle()));
+    round()->checks.push_back([memory] { memory->check_written(); });
+    round()->last = reinterpret_cast<gpu::Stream>(handle());
+    launch(c, round()->last);
   }
 
   // As a rank that has finished what it had to do.
@@ -142,8 +147,8 @@ inline void begin_round() {
 inline void run_round(bool whole) {
   const std::unique_ptr<Round> all = std::move(round());
   all->streams.run();
-  for (const auto& memory : all->memories)
-    if (whole) memory->check_written();
+  for (const auto& check_written : all->checks)
+    if (whole) check_written();
 }
 
 }  // namespace weft::simulator
@@ -152,6 +157,17 @@ namespace weft {
 
 struct SimulatorComm : simulator::Backend {
   using Communicator = comm::cuda::Communicator;
+};
+
+// Norms behind a collective, in its stream.
+struct SimulatorFused : SimulatorNorm {
+  using Communicator = comm::cuda::Communicator;
+  static void forward(const norm::Forward& p) {
+    const auto memory = std::make_shared<NormMemory>(p.N, p.C);
+    describe(p, *memory);
+    norm::cuda::forward(p, {simulator::limits(), simulator::round()->last});
+    simulator::round()->checks.push_back([memory] { memory->check_written(); });
+  }
 };
 
 }  // namespace weft

@@ -54,6 +54,12 @@ struct SimulatorNorm : simulator::Backend {
 
   static void forward(const norm::Forward& p) {
     NormMemory memory(p.N, p.C);
+    describe(p, memory);
+    norm::cuda::forward(p, {simulator::limits()});
+    memory.check_written();
+  }
+
+  static void describe(const norm::Forward& p, NormMemory& memory) {
     for (const Rows* rows : {&p.x, &p.residual, &p.residual2, &p.x1}) memory.input(*rows);
     for (const norm::Channels* c : {&p.x_bias, &p.layerscale, &p.weight, &p.bias, &p.weight1,
                                     &p.bias1, &p.int8.shift, &p.int8.smooth})
@@ -66,8 +72,6 @@ struct SimulatorNorm : simulator::Backend {
     memory.output(p.rstd);
     memory.output(p.int8.scale_out, DType::f32, p.N);
     memory.output(p.int8.zero_point_out, DType::i32, p.N);
-    norm::cuda::forward(p, {simulator::limits()});
-    memory.check_written();
   }
 
   static void backward(const norm::Backward& p) {

@@ -10,6 +10,7 @@ import pytest
 import torch
 import torch.distributed as dist
 
+import weft
 from weft.distributed import Communicator
 
 from .ranks import run
@@ -90,6 +91,29 @@ def test_streams(world: int):
                 for r, y in enumerate(call(ranks, "reduce_scatter", parts, "avg")):
                     assert torch.equal(y.cpu(), expected([xs[r][None]] * world, "avg"))
         assert not any(torch.ops.weft._comm_failure(handle) for handle, _ in ranks)
+
+
+@pytest.mark.parametrize("is_rms_norm", [False, True])
+def test_norm_behind_all_reduce(is_rms_norm: bool):
+    with streams(2) as ranks:
+        xs = [x.view(7, 1000).cuda() for x in everyones(5, 2, 7000, torch.bfloat16)]
+        residual = torch.randn(7, 1000, dtype=torch.bfloat16, device="cuda")
+        weight, bias = torch.randn(2, 1000, dtype=torch.bfloat16, device="cuda")
+        sums = call(ranks, "all_reduce", xs, "sum")
+        want = weft.layer_norm_fn(
+            sums[0], weight, bias, residual, eps=1e-5, prenorm=True, is_rms_norm=is_rms_norm
+        )
+        ys = []
+        for (handle, stream), x in zip(ranks, xs, strict=True):
+            with torch.cuda.stream(stream):
+                ys.append(
+                    torch.ops.weft.all_reduce_norm(
+                        x, residual, weight, bias, handle, 1e-5, is_rms_norm, False, 0
+                    )
+                )
+        torch.cuda.synchronize()
+        for y, z in ys:
+            assert torch.equal(y, want[0]) and torch.equal(z, want[1])
 
 
 def test_a_graph_is_replayed():

@@ -185,6 +185,34 @@ def test_in_place_and_unaligned():
                         assert torch.equal(x, want)
 
 
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize("is_rms_norm", [False, True])
+def test_norm_behind_all_reduce(is_rms_norm: bool, dtype: torch.dtype):
+    """In the stream of its rank: to the bit what the norm's kernel makes of the sums."""
+    world, shape = 3, (5, 200)
+    weight, bias = torch.randn(2, 200).to(dtype)
+    residual = torch.randn(shape).to(dtype)
+    options = (1e-5, is_rms_norm, False)
+    with ranks(world) as group:
+        xs = [x.view(shape) for x in everyones(3, world, 1000, dtype)]
+        sums = expected(xs, "sum")
+        z = (sums.float() + residual.float()).to(dtype)
+        arguments = (residual, weight, bias)
+
+        def call(r: int, size: int = 0) -> torch.Tensor:
+            return simulated.all_reduce_norm(xs[r], *arguments, group.handles[r], *options, size)
+
+        norm = torch.nn.functional.rms_norm if is_rms_norm else torch.nn.functional.layer_norm
+        more = () if is_rms_norm else (bias.double(),)
+        want = norm(z.double(), (200,), weight.double(), *more, 1e-5)
+        want = want + bias.double() if is_rms_norm else want
+        first, second = group.calls([call, call])
+        for y, rounded in first:
+            assert torch.equal(rounded, z)
+            torch.testing.assert_close(y.double(), want, rtol=1e-2, atol=1e-2)
+            assert torch.equal(y, second[0][0])
+
+
 def test_nan_stays_in_max():
     with ranks(2) as group:
         for y in group.call("all_reduce", [torch.zeros(2), torch.tensor([torch.nan, 1.0])], "max"):

@@ -7,6 +7,7 @@
 #include <string>
 
 #include "comm/cuda/plan.h"
+#include "core/function_ref.h"
 #include "gpu/launch.h"
 
 namespace weft::comm::cuda {
@@ -39,6 +40,11 @@ class Communicator {
   // Puts the call into a stream and returns. Throws std::runtime_error where an earlier one is known
   // to have failed: op, call, rank, what is wrong.
   virtual void run(const Collective& collective) = 0;
+  // The same, and then what progress(n) puts into the stream.
+  void run(const Collective& collective, FunctionRef<void(int64_t n)> progress) {
+    run(collective);
+    progress(collective.n);
+  }
   // Why it has failed; empty where nothing is known of that yet.
   std::string failure() const;
 

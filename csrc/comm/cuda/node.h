@@ -34,6 +34,7 @@ class Node final : public Communicator {
   // What all ranks have agreed on.
   void set_nvlink(bool nvlink) { options_.topology.nvlink = nvlink; }
 
+  using Communicator::run;
   void run(const Collective& collective) override;
 
   // Finishes what is in the streams, then tells the peers and lets their memory go. The own one goes
