@@ -86,16 +86,16 @@ def rank_main(job: tuple, rank: int) -> list[Row]:
 
 
 def _row(row: Row, communicator, rounds: int) -> Row:
-    calls = _contenders(row, communicator)
+    x, calls = _contenders(row, communicator)
     counts = {}
     for name, call in calls.items():
-        call(None)
-        counts[name] = max(2, min(200, int(ranks.SAMPLE / ranks.sample(call, None, 2))))
+        call(x)
+        counts[name] = max(2, min(200, int(ranks.SAMPLE / ranks.sample(call, x, 2))))
     times: dict[str, list[float]] = {name: [] for name in calls}
     for turn in range(rounds):
         for i in range(len(calls)):
             name = list(calls)[(turn + i) % len(calls)]
-            times[name].append(ranks.sample(calls[name], None, counts[name]))
+            times[name].append(ranks.sample(calls[name], x, counts[name]))
     alone = times[LINEAR]
 
     def beyond(name: str) -> float:
@@ -107,7 +107,8 @@ def _row(row: Row, communicator, rounds: int) -> Row:
     return row
 
 
-def _contenders(row: Row, communicator) -> dict[str, Callable]:
+def _contenders(row: Row, communicator) -> tuple[torch.Tensor, dict[str, Callable]]:
+    """The input, and what is done with it."""
     import weft
 
     M, N, K = row.shape
@@ -117,18 +118,17 @@ def _contenders(row: Row, communicator) -> dict[str, Callable]:
     if row.dtype == "int8":
         x = x.bfloat16()
         packed = weft.pack_int8_weight((weight * 20).clamp(-127, 127).to(torch.int8))
-        scale = torch.full((N,), 0.05)
-        linear = lambda _: weft.int8_linear(x, packed, scale)  # noqa: E731
-        fused = lambda _: weft.int8_linear_all_reduce(x, packed, scale, None, communicator)  # noqa: E731
+        parameters: tuple[torch.Tensor, ...] = (packed, torch.full((N,), 0.05))
+        linear, fused = weft.int8_linear, weft.int8_linear_all_reduce
     else:
         x, weight = (t.to(getattr(torch, row.dtype)) for t in (x, weight))
-        linear = lambda _: torch.nn.functional.linear(x, weight)  # noqa: E731
-        fused = lambda _: weft.linear_all_reduce(x, weight, None, communicator)  # noqa: E731
-    return {
-        LINEAR: linear,
-        FUSED: fused,
-        WEFT: lambda _: communicator.all_reduce_(linear(None)),
-        GLOO: lambda _: dist.all_reduce(linear(None)),
+        parameters = (weight,)
+        linear, fused = torch.nn.functional.linear, weft.linear_all_reduce
+    return x, {
+        LINEAR: lambda x: linear(x, *parameters),
+        FUSED: lambda x: fused(x, *parameters, None, communicator),
+        WEFT: lambda x: communicator.all_reduce_(linear(x, *parameters)),
+        GLOO: lambda x: dist.all_reduce(linear(x, *parameters)),
     }
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 import pytest
-from bench.comm import tune
+from bench.comm import overlap, tune
 from bench.comm.ranks import WEFT, measure
 from rich.console import Console
 
@@ -16,6 +16,18 @@ def test_all_contenders_are_timed_and_right():
     (row,) = measure(2, [(4096, "float32")], rounds=2)
     assert {WEFT, "gloo"} <= set(row.times) and row.best_peer != WEFT
     assert row.speedup == row.times[row.best_peer].median / row.times[WEFT].median > 0
+
+
+def test_what_a_product_hides_is_measured(tmp_path: Path):
+    cases = [((8, 64, 32), dtype) for dtype in ("float32", "int8")]
+    rows = overlap.measure(2, cases, rounds=2)
+    for row in rows:
+        assert set(row.behind) == {"weft", "gloo"} and all(t > 0 for t in row.times.values())
+        assert len(row.cells()) == len(overlap.HEADINGS)
+        row.exposed = row.best_peer / 4
+        assert row.hidden(row.best_peer) == 0.75
+    overlap.plot(rows, tmp_path / "overlap.png")
+    assert (tmp_path / "overlap.png").stat().st_size > 1000
 
 
 def test_tuning_writes_what_communicators_read(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):

@@ -26,10 +26,9 @@ constexpr int64_t kAhead = 2;  // tiles; protocol.h allows kReads - 1
 static_assert(kAhead < static_cast<int64_t>(kReads));
 
 constexpr int64_t kSlot = kSlotBytes;
-constexpr int64_t kTileRows =
-    256;  // at most: a product's time goes by the smaller side of its tiles
-constexpr int64_t kTileColumns =
-    64;  // a multiple of which they are wide: a panel of a packed weight
+// Of a tile, at most: high ones, as torch's product puts the weight's columns in order for each. And
+// a multiple of which they are wide: a panel of a packed weight.
+constexpr int64_t kTileRows = 512, kTileColumns = 64;
 
 int64_t ceil_div(int64_t a, int64_t b) { return (a + b - 1) / b; }
 

@@ -1,0 +1,50 @@
+"""A timeline holds what every rank did, in the order of time."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import torch
+import torch.distributed as dist
+
+import weft
+from weft.distributed import Communicator, Timeline
+
+from .ranks import run
+
+
+def record(rank: int, world: int, folder: str) -> None:
+    with Communicator(dist.group.WORLD) as communicator:
+        x, weight = torch.ones(300, 64), torch.ones(700, 64)
+        with Timeline(communicator) as timeline:
+            with timeline.span("mine"):
+                weft.linear_all_reduce(x, weight, None, communicator)
+            weft.all_gather_linear(x, weight, None, communicator)
+            communicator.all_reduce_(torch.ones(5))
+        communicator.all_reduce_(torch.ones(5))  # is not recorded
+        assert {span.rank for span in timeline.spans} == set(range(world))
+        calls = [span.name for span in timeline.spans if span.phase == "call" and span.rank == rank]
+        assert calls == ["linear_all_reduce", "all_gather_linear", "all_reduce"]
+        begins = [span.begin for span in timeline.spans]
+        assert begins == sorted(begins) and begins[0] == 0
+        assert all(span.end >= span.begin for span in timeline.spans)
+        tiles = {s.piece for s in timeline.spans if s.phase == "product" and "all_reduce" in s.name}
+        assert len(tiles) > 1
+        for phase in ("product", "copy", "reduce", "wait", "mark"):
+            assert timeline.seconds(phase) > 0
+        assert timeline.seconds("product") + timeline.seconds("wait") < timeline.seconds("call")
+        timeline.save(Path(folder, "trace.json"))
+        timeline.plot(Path(folder, "plot.png"))
+        with Timeline(communicator) as again:
+            pass
+        assert again.spans == []
+
+
+def test_a_timeline(tmp_path: Path):
+    run(record, 2, str(tmp_path))
+    events = json.loads((tmp_path / "trace.json").read_text())["traceEvents"]
+    assert {event["pid"] for event in events} == {0, 1}
+    assert {"linear_all_reduce", "mine", "product", "wait"} <= {event["name"] for event in events}
+    assert all(event["ph"] == "X" and event["dur"] >= 0 for event in events)
+    assert (tmp_path / "plot.png").stat().st_size > 1000
