@@ -54,7 +54,7 @@ list(JOIN names " " names)
 add_library(weft_cuda SHARED ${cuda_sources})
 # Multiplications and additions are fused where the source says fma: the same row has the same bits in every kernel.
 set(unfused ${cuda_sources})
-list(FILTER unfused INCLUDE REGEX "csrc/(attention|comm|norm)/.*[.]cu$")
+list(FILTER unfused INCLUDE REGEX "csrc/(attention|comm|int8|norm)/.*[.]cu$")
 set_source_files_properties(${unfused} PROPERTIES COMPILE_OPTIONS -fmad=false)
 target_compile_definitions(weft_cuda PRIVATE USE_CUDA WEFT_CUDA_ARCHITECTURES="${names}")
 target_link_libraries(weft_cuda PRIVATE torch_stable ${torch_cuda})

@@ -20,7 +20,7 @@ target_link_libraries(weft_gpu_tests PRIVATE weft_simulator torch_stable)
 
 # The CUDA kernels behind the ops, on CPU tensors, in namespace weft_simulator. To the host compiler a .cu file is C++.
 set(simulated ${cuda_sources})
-list(FILTER simulated INCLUDE REGEX "csrc/(attention|comm|norm)/.*[.]cu$")
+list(FILTER simulated INCLUDE REGEX "csrc/(attention|comm|int8|norm)/.*[.]cu$")
 set(simulated_cpp)
 foreach(source IN LISTS simulated)
   string(REGEX REPLACE "^csrc/" "" source ${source})
@@ -29,5 +29,6 @@ foreach(source IN LISTS simulated)
 endforeach()
 add_library(weft_simulated_ops MODULE csrc/library_simulator.cpp csrc/attention/cuda/backward_plan.cpp
             csrc/attention/cuda/backward_plan_sm90.cpp csrc/attention/cuda/plan.cpp csrc/attention/cuda/plan_sm90.cpp
-            csrc/comm/cuda/communicator.cpp csrc/comm/cuda/plan.cpp csrc/norm/cuda/plan.cpp ${simulated_cpp})
+            csrc/comm/cuda/communicator.cpp csrc/comm/cuda/plan.cpp csrc/int8/cuda/plan.cpp csrc/norm/cuda/plan.cpp
+            ${simulated_cpp})
 target_link_libraries(weft_simulated_ops PRIVATE weft_simulator torch_stable)

@@ -12,9 +12,11 @@
 #include "attention/cuda/attention.h"
 #include "comm/cuda/node.h"
 #include "gpu/device.h"
+#include "int8/cuda/int8.h"
 #include "library_attention.h"
 #include "library_comm.h"
 #include "library_fused.h"
+#include "library_int8.h"
 #include "library_norm.h"
 #include "norm/cuda/norm.h"
 
@@ -144,6 +146,26 @@ std::string comm_failure(int64_t communicator) { return node(communicator)->fail
 void comm_close(int64_t communicator) { node(communicator)->close(); }
 void comm_leave(int64_t communicator) { comm::cuda::Communicator::leave(communicator); }
 
+struct CudaInt8 : Cuda {
+  static int8::cuda::Device device() { return Cuda::device<int8::cuda::Device>(); }
+  template <class Params>
+  static int64_t workspace_bytes(const Params& p) {
+    return int8::cuda::workspace_bytes(p, gpu::limits());
+  }
+  static void quantize(const int8::Quantize& p) { int8::cuda::quantize(p, device()); }
+  static void dequantize(const int8::Dequantize& p) { int8::cuda::dequantize(p, device()); }
+  static void linear(const int8::Linear& p) { int8::cuda::linear(p, device()); }
+  static int64_t packed_bytes(int64_t N, int64_t K, int bits) {
+    return int8::cuda::packed_bytes(N, K, bits);
+  }
+  // What is in the GPU's memory is not looked into: a packed weight is told by its length, and zero
+  // points beyond -128 … 127 make wrong sums.
+  static void check_packed(const char*, const Tensor&, int64_t, int64_t, int) {}
+  static void check_zero_points(const char*, const char*, const int32_t*, int64_t) {}
+  static void pack(const int8::Pack& p) { int8::cuda::pack(p, device()); }
+  static void unpack(const int8::Unpack& p) { int8::cuda::unpack(p, device()); }
+};
+
 std::tuple<int64_t, int64_t, std::string> cuda_build_info() {
   return {gpu::runtime_version(), gpu::driver_version(), gpu::architectures()};
 }
@@ -189,4 +211,5 @@ STABLE_TORCH_LIBRARY_IMPL(weft, CUDA, m) {
   weft::attention::implement_ops<weft::CudaAttention>(m);
   weft::comm::implement_ops<weft::CudaComm>(m);
   weft::fused::implement_norms<weft::CudaFused>(m);
+  weft::int8::implement_ops<weft::CudaInt8>(m);
 }

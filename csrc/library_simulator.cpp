@@ -9,6 +9,7 @@
 
 #include "library_simulator_attention.h"
 #include "library_simulator_comm.h"
+#include "library_simulator_int8.h"
 #include "library_simulator_norm.h"
 #include "norm/cuda/plan.h"
 
@@ -65,6 +66,7 @@ std::tuple<int64_t, int64_t, int64_t, int64_t> comm_plan(int64_t kind, int64_t r
 STABLE_TORCH_LIBRARY(weft_simulator, m) {
   weft::norm::define_ops(m);
   weft::attention::define_ops(m);
+  weft::int8::define_ops(m);
   m.def("configure(int seed, bool late_completion, bool clusters) -> ()");
   m.def(
       "geometry(int columns, int most) -> (int lanes, int threads, int rows, int split, int span)");
@@ -73,6 +75,7 @@ STABLE_TORCH_LIBRARY(weft_simulator, m) {
 STABLE_TORCH_LIBRARY_IMPL(weft_simulator, CPU, m) {
   weft::norm::implement_ops<weft::SimulatorNorm>(m);
   weft::attention::implement_ops<weft::SimulatorAttention>(m);
+  weft::int8::implement_ops<weft::SimulatorInt8>(m);
 }
 
 STABLE_TORCH_LIBRARY(weft_simulator_unchecked, m) { weft::attention::define_ops(m); }

@@ -64,7 +64,13 @@ def cuda() -> list[Backend]:
     if not built or not torch.cuda.is_available():
         return []
     found: list[Backend] = [
-        Backend("cuda", "cuda", float64=False, families=("norm", "attention"), reads_indices=False)
+        Backend(
+            "cuda",
+            "cuda",
+            float64=False,
+            families=("norm", "attention", "int8"),
+            reads_indices=False,
+        )
     ]
     if torch.cuda.get_device_capability()[0] == 9:
         found.append(
@@ -116,6 +122,8 @@ class Simulator(Backend):
             return file in ("test_unchecked", "test_errors")
         if family == "attention":
             return self._runs_attention(file, test, parameters)
+        if family == "int8":
+            return self._runs_int8(file, test, parameters)
         long = "wide" in test or max(shape, default=0) > 16384
         if file not in self.FILES or torch.Size(shape).numel() > 2**17:
             return False
@@ -156,6 +164,23 @@ class Simulator(Backend):
             return file == "test_forward" and is_half and draw % 8 == 4
         return file == "test_tiles" or draw % 4 == 0
 
+    INT8_FILES: ClassVar = (
+        "test_linear",
+        "test_llm_int8",
+        "test_quantizers",
+        "test_tiles",
+        "test_weight_only",
+    )
+
+    def _runs_int8(self, file: str, test: str, parameters: dict[str, Any]) -> bool:
+        """Without clusters a third: there only the products of int8 have kernels of their own."""
+        if file not in self.INT8_FILES:
+            return False
+        if test == "test_many_rows_and_long_sums":
+            return not self.clusters  # no kernel of sm_90's own takes them
+        draw = zlib.crc32(f"{test}-{sorted(map(str, parameters.values()))}".encode())
+        return self.clusters or file in ("test_linear", "test_tiles") or draw % 3 == 0
+
     @contextmanager
     def active(self) -> Iterator[None]:
         if not SIMULATED_OPS.exists():
@@ -189,8 +214,13 @@ def _op(name: str) -> torch._ops.OpOverload:
 
 def simulators() -> list[Backend]:
     return [
-        Simulator("simulator-sm90", float64=False, families=("norm", "attention")),
-        Simulator("simulator-sm80", float64=False, families=("norm", "attention"), clusters=False),
+        Simulator("simulator-sm90", float64=False, families=("norm", "attention", "int8")),
+        Simulator(
+            "simulator-sm80",
+            float64=False,
+            families=("norm", "attention", "int8"),
+            clusters=False,
+        ),
         Simulator(
             "simulator-unchecked",
             float64=False,

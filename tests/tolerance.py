@@ -104,8 +104,10 @@ def assert_int8_close(
     """
     __tracebackhide__ = True
     assert values.dtype == torch.int8 and values.shape == truth.shape, what
-    steps = (values.cpu().int() - truth.int()).abs()
-    theirs = torch.zeros_like(steps) if plain is None else (plain.cpu().int() - truth.int()).abs()
+    steps = (values.cpu().int() - truth.cpu().int()).abs()
+    theirs = (
+        torch.zeros_like(steps) if plain is None else (plain.cpu().int() - truth.cpu().int()).abs()
+    )
     most = 1 + int(theirs.max()) if theirs.numel() else 1
     assert not steps.numel() or steps.max() <= most, f"{what} is {steps.max()} steps from the truth"
     differ, allowed = int(steps.sum()), 2 * int(theirs.sum()) - (-steps.numel() // 1000)

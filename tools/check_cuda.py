@@ -116,6 +116,19 @@ EXPECTED = (
     Expected("attention::cuda::append_kernel<.*, true>", {"LDG.128": 2, "STG.128": 2}),
     Expected("attention::cuda::rotary_kernel<.*, true>", {"LDG.128": 2, "STG.128": 2}),
     Expected("attention::cuda::merge_kernel<.*, true>", {"LDG.128": 1}),
+    # A stage of K, 128 bytes, of each tile: large, medium, small.
+    *(
+        Expected(
+            rf"int8::cuda::gemm_sm80_kernel<.*GemmShape\){shape}>",
+            {"IMMA.16832.S8.S8": products, "LDSM": loads, "LDGSTS.128": 24},
+            {"IMMA": products, "LDSM": loads},
+        )
+        for shape, products, loads in ((0, 64, 24), (1, 32, 16), (2, 16, 12))
+    ),
+    Expected("int8::cuda::weight_only_kernel<.*, 8, 8>", {"HMMA.16816.F32": 8, "LDG.128": 8}),
+    Expected("int8::cuda::weight_only_kernel<.*, 4, 8>", {"HMMA.16816.F32": 16, "LDG.128": 8}),
+    Expected("int8::cuda::weight_only_kernel<.*, 32>", {"HMMA.16816.F32": 32, "LDG.128": 16}),
+    Expected("int8::cuda::quantize_kernel<.*, true>", {"LDG.128": 2}),
     # Vectors of all peers under way at once; what is told and awaited at the scope of the system.
     Expected(
         "comm::cuda::(one_shot|two_shot|reduce_scatter)_kernel",

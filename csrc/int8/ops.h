@@ -389,7 +389,8 @@ class Ops {
       const int64_t bytes = Backend::packed_bytes(N, K, bits);
       check(packed.dim() == 1 && packed.numel() == bytes && packed.is_contiguous(), "weft.", op,
             ": packed has shape ", sizes_of(packed), ", expected [", bytes,
-            "], contiguous (a packed [", N, ", ", K, "] weight of ", bits, " bits)");
+            "], contiguous (a packed [", N, ", ", K, "] weight of ", bits,
+            " bits; each kind of device has a form of its own: pack it there)");
       Backend::check_packed(op, packed, N, K, bits);
     }
 

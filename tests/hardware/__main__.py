@@ -18,7 +18,7 @@ from xml.etree import ElementTree
 
 from .ledger import LEDGER, ROOT, Ledger, Pass, sources
 
-PARTS = ("tests/norm", "tests/attention", "tests/gpu")
+PARTS = ("tests/norm", "tests/attention", "tests/int8", "tests/gpu")
 """All of them must have tests that pass: a part that cannot run is not passed over."""
 
 SUITE = [*PARTS, "--backend", "cuda", "-m", ""]

@@ -23,19 +23,20 @@ def name(value: Any) -> str | None:
     return "x".join(map(str, value)) if isinstance(value, tuple) else None
 
 
-def draw(*shape: int, dtype: torch.dtype = torch.float32, device: str = "cpu") -> Tensor:
-    """Normal numbers, drawn on the CPU so that every backend sees the same."""
-    return torch.randn(shape).to(device, dtype)
+def draw(*shape: int, dtype: torch.dtype = torch.float32) -> Tensor:
+    """Normal numbers, drawn on the CPU so that every backend sees the same, as all here."""
+    return torch.randn(shape, device="cpu").to(torch.get_default_device(), dtype)
 
 
-def integers(*shape: int, bits: int = 8, device: str = "cpu") -> Tensor:
+def integers(*shape: int, bits: int = 8) -> Tensor:
     """All values of an int8 or int4 tensor."""
     most = 1 << (bits - 1)
-    return torch.randint(-most, most, shape, dtype=torch.int8).to(device)
+    drawn = torch.randint(-most, most, shape, dtype=torch.int8, device="cpu")
+    return drawn.to(torch.get_default_device())
 
 
-def scales(*shape: int, device: str = "cpu") -> Tensor:
-    return (torch.rand(shape) + 0.1).to(device) / 100
+def scales(*shape: int) -> Tensor:
+    return (torch.rand(shape, device="cpu") + 0.1).to(torch.get_default_device()) / 100
 
 
 def packed(weight: Tensor, bits: int = 8) -> Tensor:

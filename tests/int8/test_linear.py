@@ -13,12 +13,12 @@ from weft import reference
 
 from .cases import FLOATS, SHAPES, assert_linear, draw, integers, name, packed, scales
 
-ONE = torch.ones(1)
-
 
 def sums(q: Tensor, weight: Tensor, **points: Tensor) -> Tensor:
     ones = torch.ones(weight.shape[0])
-    return weft.int8_linear(q, packed(weight), ones, x_scale=ONE, out_dtype=torch.int32, **points)
+    return weft.int8_linear(
+        q, packed(weight), ones, x_scale=torch.ones(1), out_dtype=torch.int32, **points
+    )
 
 
 def test_sums_of_every_m(backend: Backend):
@@ -27,7 +27,9 @@ def test_sums_of_every_m(backend: Backend):
     whole = reference.int8.products(q, weight)
     ready = packed(weight)
     for M in range(131):
-        found = weft.int8_linear(q[:M], ready, torch.ones(70), x_scale=ONE, out_dtype=torch.int32)
+        found = weft.int8_linear(
+            q[:M], ready, torch.ones(70), x_scale=torch.ones(1), out_dtype=torch.int32
+        )
         assert torch.equal(found.long(), whole[:M]), f"M = {M}"
 
 
@@ -138,11 +140,11 @@ def test_int8_result(backend: Backend):
 def test_options_that_exclude_each_other(backend: Backend):
     x, ready, scale = draw(9, 50), packed(integers(70, 50)), scales(70)
     with pytest.raises(RuntimeError, match=r"out_scale is given, expected an out_dtype of int8"):
-        weft.int8_linear(x, ready, scale, out_scale=ONE, out_dtype=torch.bfloat16)
+        weft.int8_linear(x, ready, scale, out_scale=torch.ones(1), out_dtype=torch.bfloat16)
     with pytest.raises(RuntimeError, match=r"out_zero_point belongs to an out_scale, expected"):
         weft.int8_linear(x, ready, scale, out_zero_point=3)
     with pytest.raises(RuntimeError, match=r"symmetric is false, .* and x_scale is given"):
-        weft.int8_linear(x, ready, scale, x_scale=ONE, symmetric=False)
+        weft.int8_linear(x, ready, scale, x_scale=torch.ones(1), symmetric=False)
 
 
 @pytest.mark.parametrize("dtype", FLOATS, ids=name)
@@ -262,13 +264,13 @@ def test_autocast(backend: Backend, dtype: torch.dtype):
     for op in (weft.int8_linear, weft.weight_only_linear, weft.llm_int8_linear):
         expected = op(x.to(dtype), ready, scale, bias)
         compiled = torch.compile(op, fullgraph=True, backend="aot_eager")
-        with torch.autocast("cpu", dtype):
+        with torch.autocast(backend.device, dtype):
             assert torch.equal(op(x, ready, scale, bias), expected)
             assert torch.equal(compiled(x, ready, scale, bias), expected)
             leaf = x.clone().requires_grad_()
             op(leaf, ready, scale, bias).sum().backward()
         assert expected.dtype == dtype and leaf.grad.dtype == torch.float32
-    with torch.autocast("cpu", dtype):
+    with torch.autocast(backend.device, dtype):
         wide = weft.int8_linear(x, ready, scale, out_dtype=torch.float32)
         q = weft.quantize_int8(x)
         assert wide.dtype == torch.float32 and weft.nn.Int8Linear(33, 70)(x).dtype == dtype

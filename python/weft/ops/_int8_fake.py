@@ -44,14 +44,17 @@ def _dequantize(values, scale, zero_point, granularity, group_size, dtype):
     return values.new_empty(values.shape, dtype=dtype)
 
 
-def packed_bytes(n: int, k: int, bits: int) -> int:
-    """The size of a packed weight on the CPU: csrc/int8/cpu/packed.h."""
+def packed_bytes(n: int, k: int, bits: int, device: torch.device) -> int:
+    """The size of a packed weight: csrc/int8/cpu/packed.h, csrc/int8/cuda/packed.h."""
+    if device.type == "cuda":
+        row = (k + 15) // 16 * 16 if bits == 8 else (k + 127) // 128 * 64
+        return 128 + (n + 63) // 64 * 64 * (4 + row)
     return 64 + (n + 63) // 64 * (256 + (k * bits + 31) // 32 * 256)
 
 
 def _pack(weight, bits):
     n, k = weight.shape
-    return weight.new_empty((packed_bytes(n, k, bits),), dtype=torch.uint8)
+    return weight.new_empty((packed_bytes(n, k, bits, weight.device),), dtype=torch.uint8)
 
 
 def _unpack(packed, n, k, bits):

@@ -137,7 +137,16 @@ def pack_int8_weight(weight: Tensor, *, bits: int = 8) -> Tensor:
     Returns:
         uint8 [bytes], which :func:`weft.unpack_int8_weight` undoes.
     """
+    if bits == 4 and weight.is_cuda and not torch.compiler.is_compiling():
+        _check_nibbles(weight)  # kernels on a GPU cannot refuse what they find
     return _pack(weight, bits)
+
+
+def _check_nibbles(weight: Tensor) -> None:
+    if weight.numel() and not -8 <= int(weight.amin()) <= int(weight.amax()) <= 7:
+        raise RuntimeError(
+            "weft.int8_pack: weight holds values that are not of 4 bits, expected -8 to 7"
+        )
 
 
 def unpack_int8_weight(packed: Tensor) -> Tensor:

@@ -1,4 +1,4 @@
-"""The INT8 family in plain PyTorch: integers in int64, so that no sum is rounded.
+"""The INT8 family in plain PyTorch: sums of integers, of which none is rounded.
 
     t = (activation(x) - shift) / smooth
     q = clamp(round(t / scale) + zero_point, -128, 127)
@@ -68,8 +68,9 @@ def dequantize(values: Tensor, scale: Tensor, zero_point: Tensor | float = 0) ->
 
 
 def products(q: Tensor, weight: Tensor, zero_point: Tensor | int = 0) -> Tensor:
-    """Σ_k (q - zero_point) w, exact: [..., K] by [N, K] gives [..., N]."""
-    return (q.long() - zero_point) @ weight.long().t()
+    """Σ_k (q - zero_point) w, exact: [..., K] by [N, K] gives [..., N]. No GPU multiplies int64
+    matrices; float64 holds these sums as well."""
+    return ((q.double() - zero_point) @ weight.double().t()).long()
 
 
 def linear(
