@@ -23,9 +23,10 @@ from torch import Tensor, nn
 from ._demo_model import corpus, encode, load, tokenize
 from ._demo_table import table
 
-RANKS = 2
+RANKS, SENTENCES = 2, 64
 BOUND = 1e-5  # of a component of an embedding: float32 added in another order
-SECONDS = 120
+ROUNDS = 2
+SECONDS = 120  # that the processes have, on a machine that does other things as well
 
 
 @dataclass
@@ -54,11 +55,11 @@ def share_out(model: Any, group: Any) -> None:
         RowParallelLinear.of(layer.output.dense, group)
 
 
-def measure(sentences: int, rounds: int, plot: Path, trace: Path) -> Parallel:
+def measure(sentences: int, plot: Path, trace: Path) -> Parallel:
     """Starts the processes; the timeline is drawn into `plot`, and written to `trace`."""
     program = "import sys; from weft._demo_parallel import main; main(*sys.argv[1:])"
     with tempfile.TemporaryDirectory() as folder:
-        job = (sentences, rounds, str(plot.resolve()), str(trace.resolve()))
+        job = (sentences, str(plot.resolve()), str(trace.resolve()))
         (Path(folder) / "job").write_bytes(pickle.dumps(job))
         environment = {**os.environ, "OMP_NUM_THREADS": "1", "GLOO_SOCKET_IFNAME": "lo"}
         command = [sys.executable, "-c", program, folder]
@@ -86,7 +87,7 @@ def main(where: str, number: str) -> None:
 
     torch.set_num_threads(1)
     folder, rank = Path(where), int(number)
-    sentences, rounds, plot, trace = pickle.loads((folder / "job").read_bytes())
+    sentences, plot, trace = pickle.loads((folder / "job").read_bytes())
     store = dist.FileStore(str(folder / "store"), RANKS)
     dist.init_process_group("gloo", store=store, rank=rank, world_size=RANKS)
     tokenizer, model = load()
@@ -95,7 +96,7 @@ def main(where: str, number: str) -> None:
 
     def seconds(model: nn.Module) -> tuple[float, Tensor]:
         times = []
-        for _ in range(rounds + 1):  # the first is not counted
+        for _ in range(ROUNDS + 1):  # the first is not counted
             dist.barrier()
             start = time.perf_counter()
             embeddings = encode(model, batches, lambda: None)
@@ -105,7 +106,7 @@ def main(where: str, number: str) -> None:
     # One after the other, so that each has the machine that the other had.
     alone, whole = seconds(model) if rank == 0 else (0.0, None)
     if rank != 0:
-        for _ in range(rounds + 1):
+        for _ in range(ROUNDS + 1):
             dist.barrier()
     assert dist.group.WORLD is not None
     with Communicator(dist.group.WORLD) as communicator:

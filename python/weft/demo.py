@@ -6,8 +6,8 @@ turns a few hundred real sentences into embeddings, once as its authors wrote it
 take, with memory as glibc hands it out and with memory reused (`weft.reuse_memory`), the same for
 both sides. The encoder is quantised to INT8 in several ways (`weft.quantize_`), also with planted
 outliers. Then a small Llama generates, with a cache in bfloat16 and in int8, and another learns
-to write: two loss curves, printed and plotted together. The exit code is 1 where stock and weft do
-not agree.
+to write: two loss curves, printed and plotted together. At last two processes share the encoder
+out, and a timeline of both is drawn. The exit code is 1 where stock and weft do not agree.
 """
 
 from __future__ import annotations
@@ -31,6 +31,7 @@ from torch import Tensor, nn
 from . import _C
 from . import _demo_int8 as int8
 from . import _demo_llama as llama
+from . import _demo_parallel as parallel
 from ._demo_model import BATCH, corpus, encode, load, tokenize
 from ._demo_table import table
 from .memory import reuse_memory
@@ -117,7 +118,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         metavar="FILE",
         type=Path,
         default=Path("weft-demo.png"),
-        help="where the loss curves are drawn (weft-demo.png)",
+        help="where the loss curves are drawn (weft-demo.png); beside them, with -timeline in its "
+        "name, what two processes that share a model do when",
     )
     parser.add_argument("--json", metavar="FILE", type=Path, help="write all figures there as well")
 
@@ -177,11 +179,19 @@ def main(args: argparse.Namespace) -> int:
         generations = llama.generate(size.llama, lambda: progress.advance(task))
         progress.update(task, description="Llama: training")
         training = llama.train(size.llama, lambda: progress.advance(task))
+        task = progress.add_task("MiniLM in two processes", total=None)
+        timeline = args.plot.with_stem(f"{args.plot.stem}-timeline")
+        trace = timeline.with_suffix(".json")
+        shared = parallel.measure(parallel.SENTENCES, timeline, trace)
     show(console, report, agreements, timings, ops)
     int8.show(console, qualities)
     llama.show(console, size.llama, generations, training)
     llama.plot(training, args.plot)
-    console.print(f"\nThe curves are drawn in {args.plot}")
+    parallel.show(console, shared)
+    console.print(
+        f"\nThe curves are drawn in {args.plot}, the timeline in {timeline}; {trace} is for "
+        "chrome://tracing"
+    )
     if args.json:
         figures = {
             "model": MODEL,
@@ -197,6 +207,7 @@ def main(args: argparse.Namespace) -> int:
                 ("int8", qualities),
             )},
             "training": asdict(training),
+            "shared": asdict(shared),
         }  # fmt: skip
         args.json.write_text(json.dumps(figures, indent=2) + "\n")
     bad = [f"embeddings disagree in {a.dtype}" for a in agreements if not a.within_bounds]
@@ -205,6 +216,7 @@ def main(args: argparse.Namespace) -> int:
     ]
     bad += [f"logits disagree in {g.cache}" for g in generations if not g.within_bounds]
     bad += [] if training.within_bounds else ["loss curves disagree"]
+    bad += [] if shared.within_bounds else ["embeddings of two processes disagree"]
     for what in bad:
         console.print(f"[bold red]The {what}.[/]")
     return 1 if bad else 0

@@ -24,6 +24,7 @@ def tiny(monkeypatch: pytest.MonkeyPatch, tmp_path: Path, threads: None) -> None
     size = demo.llama.Size(prompt=40, tokens=3, rounds=1, steps=4)
     monkeypatch.setattr(demo, "QUICK", demo.Size(sentences=40, rounds=1, llama=size))
     monkeypatch.setattr(demo.llama, "MODEL", demo.llama.LEARNER)
+    monkeypatch.setattr(demo.parallel, "SENTENCES", 8)
     monkeypatch.setattr(demo.int8, "WAYS", demo.int8.WAYS[::4])  # two good ones and the bad one
 
 
@@ -34,7 +35,7 @@ def test_demo(tiny: None, tmp_path, capsys: pytest.CaptureFixture[str]) -> None:
     printed = capsys.readouterr().out
     for expected in (
         "BertSelfOutput", "dropout + add + norm", 'attn_implementation="weft"', "smallest cosine",
-        "weft ms", "tokens/s", "learns letters", "W8A8, a scale per row",
+        "weft ms", "tokens/s", "learns letters", "W8A8, a scale per row", "two, tensor parallel",
     ):  # fmt: skip
         assert expected in printed
     found = json.loads(figures.read_text())
@@ -59,19 +60,29 @@ def test_demo(tiny: None, tmp_path, capsys: pytest.CaptureFixture[str]) -> None:
     assert len(training["stock"]) == len(training["weft"]) == 4
     assert training["within_bounds"] and training["weft"][-1] < training["weft"][0]
     assert (tmp_path / "weft-demo.png").stat().st_size > 1000
+    shared = found["shared"]
+    assert shared["within_bounds"] and shared["product"] > 0
+    assert (tmp_path / "weft-demo-timeline.png").stat().st_size > 1000
+    events = json.loads((tmp_path / "weft-demo-timeline.json").read_text())["traceEvents"]
+    assert {event["pid"] for event in events} == {0, 1}
 
 
 @needed
 def test_disagreement_is_an_exit_code(tiny: None, monkeypatch, capsys) -> None:
     monkeypatch.setitem(demo.BOUNDS, torch.float32, demo.Bounds(0.0, 2.0, 1.0))
+    far = demo.parallel.Parallel(1, 1, 0, 0, 0, difference=1.0, within_bounds=False)
+    monkeypatch.setattr(demo.parallel, "measure", lambda *arguments: far)
     assert cli.main(["demo", "--quick"]) == 1
-    assert "disagree in float32" in capsys.readouterr().out
+    printed = capsys.readouterr().out
+    assert "disagree in float32" in printed and "embeddings of two processes disagree" in printed
 
 
 @needed
 def test_curves_that_part_are_an_exit_code(tiny: None, monkeypatch, capsys) -> None:
     monkeypatch.setattr(demo.llama, "LOSS_BOUND", -1.0)
     monkeypatch.setitem(demo.llama.BOUNDS, "int8", 2.0)
+    same = demo.parallel.Parallel(1, 1, 0, 0, 0, difference=0.0, within_bounds=True)
+    monkeypatch.setattr(demo.parallel, "measure", lambda *arguments: same)
     assert cli.main(["demo", "--quick"]) == 1
     printed = capsys.readouterr().out
     assert "loss curves disagree" in printed and "logits disagree in int8" in printed

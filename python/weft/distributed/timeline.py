@@ -146,7 +146,7 @@ class Timeline:
         axes.invert_yaxis()
         axes.set_xlabel("ms")
         axes.set_title(title, loc="left")
-        axes.legend(loc="upper right", ncols=len(COLORS))
+        axes.legend(loc="lower right", bbox_to_anchor=(1, 1), ncols=len(COLORS), frameon=False)
         figure.tight_layout()
         figure.savefig(path, dpi=120)
 
