@@ -7,6 +7,7 @@
 #include <tuple>
 #include <vector>
 
+#include "attention/cuda/plan.h"
 #include "library_simulator_attention.h"
 #include "library_simulator_comm.h"
 #include "library_simulator_int8.h"
@@ -27,6 +28,40 @@ std::tuple<int64_t, int64_t, int64_t, int64_t, int64_t> geometry(int64_t C, int6
   const norm::cuda::Geometry g =
       norm::cuda::geometry(C, static_cast<int>(most), simulator::limits());
   return {g.lanes, g.threads, g.rows, g.split, g.span};
+}
+
+// What takes attention over dense bf16 tensors of these sizes on a GPU with wgmma.
+std::tuple<int64_t, int64_t, int64_t, int64_t, int64_t, int64_t> attention_plan(
+    int64_t B, int64_t S, int64_t T, int64_t H, int64_t K, int64_t D, int64_t num_splits,
+    int64_t multiprocessors) {
+  alignas(16) static char somewhere[16];
+  attention::Forward p;
+  p.B = B, p.S = S, p.T = T, p.H = H, p.K = K, p.D = p.Dv = D, p.num_splits = num_splits;
+  const auto tensor = [&](int64_t rows, int64_t heads) {
+    return attention::Heads{somewhere, DType::bf16, rows * heads * D, heads * D, D};
+  };
+  p.q = p.out = tensor(S, H), p.k = p.v = tensor(T, K);
+  const auto plan =
+      attention::cuda::plan(p, {static_cast<uint32_t>(multiprocessors), 227 << 10, true, true});
+  return {static_cast<int64_t>(plan.kernel),
+          plan.row_blocks,
+          plan.splits,
+          plan.split_keys,
+          plan.grid,
+          plan.workspace_bytes};
+}
+
+// The tile that block `block` of `grid` takes in a round, as {head, block of rows}; -1: none.
+std::tuple<int64_t, int64_t> attention_tile(int64_t heads, int64_t blocks, int64_t section,
+                                            bool last_first, int64_t round, int64_t block,
+                                            int64_t grid) {
+  const auto count = [](int64_t n) { return static_cast<uint32_t>(n); };
+  const attention::cuda::Schedule schedule = {count(heads * blocks), count(heads), count(blocks),
+                                              count(section), last_first};
+  const uint32_t i = schedule.at(count(round), count(block), count(grid));
+  if (i >= schedule.tiles) return {-1, -1};
+  const auto tile = schedule.tile(i);
+  return {tile.head, tile.block};
 }
 
 std::string comm_failure(int64_t handle) {
@@ -70,6 +105,13 @@ STABLE_TORCH_LIBRARY(weft_simulator, m) {
   m.def("configure(int seed, bool late_completion, bool clusters) -> ()");
   m.def(
       "geometry(int columns, int most) -> (int lanes, int threads, int rows, int split, int span)");
+  m.def(
+      "attention_plan(int B, int S, int T, int H, int K, int D, int num_splits, int "
+      "multiprocessors) -> (int kernel, int row_blocks, int splits, int split_keys, int grid, int "
+      "workspace_bytes)");
+  m.def(
+      "attention_tile(int heads, int blocks, int section, bool last_first, int round, int block, "
+      "int grid) -> (int head, int block)");
 }
 
 STABLE_TORCH_LIBRARY_IMPL(weft_simulator, CPU, m) {
@@ -87,6 +129,8 @@ STABLE_TORCH_LIBRARY_IMPL(weft_simulator_unchecked, CPU, m) {
 STABLE_TORCH_LIBRARY_IMPL(weft_simulator, CompositeExplicitAutograd, m) {
   m.impl("configure", TORCH_BOX(&weft::configure));
   m.impl("geometry", TORCH_BOX(&weft::geometry));
+  m.impl("attention_plan", TORCH_BOX(&weft::attention_plan));
+  m.impl("attention_tile", TORCH_BOX(&weft::attention_tile));
 }
 
 STABLE_TORCH_LIBRARY(weft_simulator_comm, m) {

@@ -31,8 +31,9 @@ int64_t ceil_div(int64_t a, int64_t b) { return (a + b - 1) / b; }
 int64_t splits_of(int64_t blocks, int64_t key_blocks, const Limits& limits) {
   constexpr int64_t kWorthIt = 4;  // key blocks
   const int64_t slots = 2 * int64_t{limits.multiprocessors};
-  if (blocks * 5 >= slots * 4 || key_blocks <= kWorthIt) return 1;
-  const int64_t most = std::min(key_blocks, kMostSplits);
+  if (blocks == 0 || blocks * 5 >= slots * 4 || key_blocks <= kWorthIt) return 1;
+  // Beyond two waves there is little to gain.
+  const int64_t most = std::min({key_blocks, kMostSplits, ceil_div(2 * slots, blocks)});
   const auto fullness = [&](int64_t splits) {
     const int64_t total = blocks * splits;
     return static_cast<double>(total) / static_cast<double>(ceil_div(total, slots) * slots);

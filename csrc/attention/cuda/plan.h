@@ -81,7 +81,7 @@ constexpr ForwardTile forward_tile(size_t element, HeadSize size, bool plain) {
   }
 }
 
-constexpr int64_t kMostSplits = 128;
+constexpr int64_t kMostSplits = 512;
 
 struct ForwardPlan {
   ForwardKernel kernel = ForwardKernel::sm80_any;
