@@ -1,4 +1,5 @@
-// Backward of attention. Formulas: attention/params.h.
+// Backward of attention for sm_80 and whatever comes after, and for what backward_sm90.h does not take.
+// Formulas: attention/params.h.
 //
 // Three launches. backward_rows makes what belongs to a row of lse: a shift, -lse, and δ. Then two
 // kernels of one kind make the scores again, each from the side whose gradients it sums up:

@@ -14,6 +14,8 @@ namespace weft::attention::cuda {
 // A grid of fewer blocks than tiles takes them in rounds, every other one backwards: a block that
 // had the longest tile of one round has the shortest of the next. So no counter in memory is
 // needed, and who computes what does not depend on time.
+//
+// The backward of sm_90a has blocks of keys as tiles, the first first, and takes them from a counter.
 struct Schedule {
   uint32_t tiles = 0, heads = 0, blocks = 0;  // heads: B · H; blocks of queries of each
   uint32_t section = 1;                       // heads
