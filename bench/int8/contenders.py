@@ -12,11 +12,9 @@ from torch import Tensor
 import weft
 from bench.case import Bound, Inputs, Offer
 from bench.int8 import onnx
-from bench.int8.cases import PER_TENSOR, W8A16, Int8Case
+from bench.int8.cases import INT_MM, PER_TENSOR, W8A16, Int8Case
 from bench.peers import EAGER, ONNX, TORCHAO, WEFT, as_tuple, compiled, why_not
 
-INT_MM = "torch._int_mm"
-"""Quantised and scaled by torch's own operators around it."""
 DYNAMIC = {"FBGEMM, per tensor": "fbgemm", PER_TENSOR: "onednn"}
 """Peers and their engines in torch.ao: x in float32, one scale for all of it, found within."""
 WEIGHT_PACK = "torch._weight_int8pack_mm"
@@ -31,21 +29,32 @@ def offers(case: Int8Case, threads: int) -> list[Offer]:
         Offer(EAGER, case_dtype(case), build=lambda: _bind_linear),
     ]
     if case.recipe == "w8a8":
-        found.append(Offer(INT_MM, build=lambda: _bind_int_mm))
-        found += [_dynamic(peer, engine) for peer, engine in DYNAMIC.items()]
-    elif case.recipe == "w8a16":
-        found.append(Offer(WEIGHT_PACK, build=lambda: _bind_weight_pack))
-    else:
+        few = case.device == "cuda" and case.shape[0] <= 16
+        found.append(
+            Offer(INT_MM, reason="more than 16 rows on a GPU")
+            if few
+            else Offer(INT_MM, build=lambda: _bind_int_mm)
+        )
+    elif case.recipe == "w4a16":
         found.append(Offer(W8A16, build=lambda: _bind_w8a16, competes=False))
-    if missing := why_not(ONNX):
-        found.append(Offer(ONNX, reason=missing))
-    else:
-        found += onnx.offers(case, threads)
-    if reason := why_not(TORCHAO) or ("no 4 bits on this CPU" if case.bits == 4 else ""):
+    if case.device == "cpu":
+        found += _on_cpu(case, threads)
+    if reason := why_not(TORCHAO) or ("no 4 bits here" if case.bits == 4 else ""):
         found.append(Offer(TORCHAO, reason=reason))
     else:
         found.append(Offer(TORCHAO, "compiled", build=lambda: partial(_bind_torchao, case)))
     return found
+
+
+def _on_cpu(case: Int8Case, threads: int) -> list[Offer]:
+    found = []
+    if case.recipe == "w8a8":
+        found += [_dynamic(peer, engine) for peer, engine in DYNAMIC.items()]
+    elif case.recipe == "w8a16":
+        found.append(Offer(WEIGHT_PACK, build=lambda: _bind_weight_pack))
+    if missing := why_not(ONNX):
+        return [*found, Offer(ONNX, reason=missing)]
+    return [*found, *onnx.offers(case, threads)]
 
 
 def _dynamic(peer: str, engine: str) -> Offer:
@@ -108,7 +117,7 @@ def _bind_torchao(case: Int8Case, t: Inputs) -> Bound:
     w8a8 = case.recipe == "w8a8"
     name = "Int8DynamicActivationInt8WeightConfig" if w8a8 else "Int8WeightOnlyConfig"
     N, K = t["weight"].shape
-    linear = torch.nn.Linear(K, N, bias=False, dtype=case.dtype)
+    linear = torch.nn.Linear(K, N, bias=False, dtype=case.dtype, device=case.device)
     linear.weight = torch.nn.Parameter(t["weight"], requires_grad=False)
     quantization.quantize_(linear, getattr(quantization, name)())
     return _bound(compiled(linear), t["x"])

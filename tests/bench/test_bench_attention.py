@@ -15,7 +15,7 @@ from bench.attention import contenders, onnx, plain
 from bench.attention.cases import BF16_CACHE, PRODUCT, AttentionCase, quantised
 from bench.peers import COMPILED, EAGER, ONNX, WEFT
 
-from bench import attention
+from bench import attention, int8
 
 CASES = {c.name: c for c in attention.cases("cpu")}
 GPU_CASES = {c.name: replace(c, device="cpu") for c in attention.cases("cuda")}
@@ -229,6 +229,7 @@ def test_command_line(sweep: bool, tmp_path: Path, capsys, monkeypatch) -> None:
 
 def test_a_family_without_cases_there_is_passed_over(capsys, monkeypatch) -> None:
     monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(int8, "cases", lambda device: [])
     assert main(["int8", "--device", "cuda"]) == 0
     assert main(["norm", "--sweep"]) == 0
     text = capsys.readouterr().out

@@ -3,23 +3,26 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 import torch
 from bench.__main__ import main
-from bench.int8.contenders import INT_MM
+from bench.int8.cases import INT_MM
 from bench.peers import EAGER
 
 from bench import int8
 
 CASES = {c.name: c for c in int8.cases("cpu")}
+GPU_CASES = {c.name: c for c in int8.cases("cuda")}
 
 
 def test_names_are_unique() -> None:
     assert len(CASES) == len(int8.cases("cpu"))
     assert len({c.name for c in int8.sweep("cpu")}) == len(int8.sweep("cpu"))
-    assert int8.cases("cuda") == int8.sweep("cuda") == []
+    assert len(GPU_CASES) == len(int8.cases("cuda"))
+    assert all(c.device == "cuda" for c in (*int8.cases("cuda"), *int8.sweep("cuda")))
 
 
 @pytest.mark.parametrize(
@@ -34,6 +37,27 @@ def test_operations_and_traffic(name: str, weight: int) -> None:
     case = CASES[name]
     assert case.roof == "read" and case.flops == 2 * 4096 * 11008
     assert case.traffic.total == weight + 2 * (4096 + 11008)
+
+
+def test_a_gpu_reads_the_weight_for_few_rows() -> None:
+    for case in GPU_CASES.values():
+        M, K, N = case.shape
+        assert case.roof == ("copy" if M <= 64 else None)
+        assert K * N * case.bits // 8 > 60e6 or M > 64  # more than caches hold
+        int_mm = next((o for o in int8.offers(case, 1) if o.peer == INT_MM), None)
+        assert (int_mm is None) == (case.recipe != "w8a8")
+        assert int_mm is None or bool(int_mm.reason) == (M <= 16)
+    names = [name for name, case in GPU_CASES.items() if not case.goals]
+    assert not names
+
+
+@pytest.mark.parametrize("name", GPU_CASES)
+def test_gpu_cases_run(name: str) -> None:
+    """As far as they can without one."""
+    case = replace(int8.shrink(GPU_CASES[name]), device="cpu")
+    tensors = int8.inputs(case, 0)
+    bound = int8.offers(case, threads=1)[0].build()(tensors)
+    assert not int8.compare(case, bound.outputs(bound.run()), int8.truth(case, tensors))
 
 
 @pytest.mark.parametrize("name", CASES)
