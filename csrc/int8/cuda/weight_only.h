@@ -99,10 +99,15 @@ class WeightOnlyTeam {
   static constexpr int kParts = static_cast<int>(kBlock / 32), kTiles = kTokens / 8;
 
   WEFT_DEVICE WeightOnlyTeam(const WeightOnlyCall& call, int64_t m, int64_t n)
-      : call_(call), m_(m), n_(n) {
+      : call_(call), n_(n) {
     clear(total_);
     clear(sum_);
     clear_ones();
+    WEFT_UNROLL
+    for (int j = 0; j < kTiles; ++j) {
+      const int64_t row = m + 8 * j + lane() / 4;
+      x_[j] = row < call.end.M ? reinterpret_cast<const X*>(call.x.row(row)) + own_k() : nullptr;
+    }
   }
 
   // Blocks [begin, end) of K.
@@ -193,16 +198,15 @@ class WeightOnlyTeam {
 
   // x of the lane's 8 k, of row lane / 4 of tile j.
   WEFT_DEVICE Vec<uint32_t, 4> load_x(int j, int64_t k) const {
-    const int64_t m = m_ + 8 * j + lane() / 4, first = k + own_k();
+    const int64_t left = call_.K - k - own_k();
     Vec<X, 8> x = {};
-    if (m < call_.end.M && first < call_.K) {
-      const X* from = reinterpret_cast<const X*>(call_.x.row(m)) + first;
-      if (call_.vector && first + 8 <= call_.K) {
-        x = gpu::load<8>(from);
+    if (x_[j] && left > 0) {
+      if (call_.vector && left >= 8) {
+        x = gpu::load<8>(x_[j] + k);
       } else {
         WEFT_UNROLL
         for (int i = 0; i < 8; ++i)
-          if (first + i < call_.K) x[i] = gpu::load(from + i);
+          if (i < left) x[i] = gpu::load(x_[j] + k + i);
       }
     }
     Vec<uint32_t, 4> words;
@@ -268,7 +272,8 @@ class WeightOnlyTeam {
   }
 
   const WeightOnlyCall& call_;
-  const int64_t m_, n_;
+  const int64_t n_;
+  const X* x_[kTiles];             // rows lane / 4 + 8 j, from the lane's k on; null: not there
   Sums total_, sum_;               // of all groups, of this one
   FragmentC<float> ones_[kTiles];  // Σ x, in all rows
   int64_t group_ = 0, left_ = 0;   // … which has so many k left
