@@ -8,6 +8,7 @@
 #include <vector>
 
 #include "attention/cuda/plan.h"
+#include "int8/cuda/plan.h"
 #include "library_simulator_attention.h"
 #include "library_simulator_comm.h"
 #include "library_simulator_int8.h"
@@ -64,6 +65,23 @@ std::tuple<int64_t, int64_t> attention_tile(int64_t heads, int64_t blocks, int64
   return {tile.head, tile.block};
 }
 
+// Who takes products of int8 on sm_80, and the same of a weight alone, 16-bit x and one scale a row.
+std::tuple<int64_t, int64_t, int64_t, int64_t> int8_plan(int64_t M, int64_t N, int64_t K,
+                                                         int64_t multiprocessors) {
+  const auto plan = int8::cuda::plan_gemm(
+      M, N, K, {static_cast<uint32_t>(multiprocessors), 163 << 10, false, false});
+  return {plan.tiles_m, plan.tiles_n, plan.splits, plan.split_steps};
+}
+std::tuple<int64_t, int64_t, int64_t, int64_t, int64_t> weight_only_plan(int64_t M, int64_t N,
+                                                                         int64_t K,
+                                                                         int64_t multiprocessors) {
+  int8::Linear p;
+  p.M = M, p.N = N, p.K = p.group = K, p.x.dtype = DType::bf16;
+  const auto plan = int8::cuda::plan_weight_only(
+      p, {static_cast<uint32_t>(multiprocessors), 163 << 10, false, false});
+  return {plan.tokens, plan.warps_n, plan.warps_k, plan.blocks_n, plan.blocks_m};
+}
+
 std::string comm_failure(int64_t handle) {
   const auto found = comm::cuda::Communicator::find(handle);
   check(found != nullptr, "simulator: ", handle, " is no communicator");
@@ -104,6 +122,13 @@ STABLE_TORCH_LIBRARY(weft_simulator, m) {
   weft::int8::define_ops(m);
   m.def("configure(int seed, bool late_completion, bool clusters) -> ()");
   m.def(
+      "int8_plan(int M, int N, int K, int multiprocessors) -> (int tiles_m, int tiles_n, int "
+      "splits, "
+      "int steps)");
+  m.def(
+      "weight_only_plan(int M, int N, int K, int multiprocessors) -> (int tokens, int warps_n, int "
+      "warps_k, int blocks_n, int blocks_m)");
+  m.def(
       "geometry(int columns, int most) -> (int lanes, int threads, int rows, int split, int span)");
   m.def(
       "attention_plan(int B, int S, int T, int H, int K, int D, int num_splits, int "
@@ -128,6 +153,8 @@ STABLE_TORCH_LIBRARY_IMPL(weft_simulator_unchecked, CPU, m) {
 
 STABLE_TORCH_LIBRARY_IMPL(weft_simulator, CompositeExplicitAutograd, m) {
   m.impl("configure", TORCH_BOX(&weft::configure));
+  m.impl("int8_plan", TORCH_BOX(&weft::int8_plan));
+  m.impl("weight_only_plan", TORCH_BOX(&weft::weight_only_plan));
   m.impl("geometry", TORCH_BOX(&weft::geometry));
   m.impl("attention_plan", TORCH_BOX(&weft::attention_plan));
   m.impl("attention_tile", TORCH_BOX(&weft::attention_tile));
