@@ -82,6 +82,7 @@ struct CpuComm : Cpu {
 };
 
 struct CpuFused : CpuNorm {
+  static constexpr bool kKeepsProducts = false;
   using Communicator = comm::cpu::Communicator;
   using Int8 = CpuInt8;
 };

@@ -88,6 +88,7 @@ struct CudaComm : Cuda {
 };
 
 struct CudaFused : CudaNorm {
+  static constexpr bool kKeepsProducts = true;
   using Communicator = comm::cuda::Communicator;
 };
 
@@ -210,6 +211,6 @@ STABLE_TORCH_LIBRARY_IMPL(weft, CUDA, m) {
   weft::norm::implement_ops<weft::CudaNorm>(m);
   weft::attention::implement_ops<weft::CudaAttention>(m);
   weft::comm::implement_ops<weft::CudaComm>(m);
-  weft::fused::implement_norms<weft::CudaFused>(m);
+  weft::fused::implement_float_ops<weft::CudaFused>(m);
   weft::int8::implement_ops<weft::CudaInt8>(m);
 }

@@ -1,6 +1,7 @@
 // Ops of two families: collectives with a product or a norm inside. Schemas, checks and functions; a
 // backend supplies, besides what comm/ops.h asks for,
 //
+//   static constexpr bool kKeepsProducts;                  run_product wants room for them, as x
 //   using Int8 = int8::Ops<…>;                              for its Product
 //   static int64_t workspace_bytes(const norm::Forward&);  static void forward(const norm::Forward&);
 //   Communicator::run(Collective, Progress), run_product(…), run_gather(…)
@@ -255,6 +256,12 @@ class Ops {
       matrix(y.numel(), product.columns());
       c_.y = y.mutable_data_ptr();
       c_.bias = addend ? addend->const_data_ptr() : nullptr;
+      OptionalTensor products;
+      if constexpr (Backend::kKeepsProducts) {
+        const int64_t parts = kind == Kind::linear_reduce_scatter ? communicator_->world() : 1;
+        products = fresh({parts * c_.n}, dtype);
+        c_.x = products->const_data_ptr();
+      }
       communicator_->run_product(
           c_, [&](const Tile& tile, void* to, int64_t stride) { product(tile, to, stride); });
       return y;
@@ -439,19 +446,19 @@ inline void define_ops(torch::stable::detail::StableLibrary& m) {
 }
 
 template <class Backend>
-void implement_norms(torch::stable::detail::StableLibrary& m) {
+void implement_float_ops(torch::stable::detail::StableLibrary& m) {
   using Fused = Ops<Backend>;
   m.impl("all_reduce_norm", TORCH_BOX(&Fused::all_reduce_norm));
   m.impl("all_reduce_norm_int8", TORCH_BOX(&Fused::all_reduce_norm_int8));
+  m.impl("linear_all_reduce", TORCH_BOX(&Fused::linear_all_reduce));
+  m.impl("linear_reduce_scatter", TORCH_BOX(&Fused::linear_reduce_scatter));
+  m.impl("all_gather_linear", TORCH_BOX(&Fused::all_gather_linear));
 }
 
 template <class Backend>
 void implement_ops(torch::stable::detail::StableLibrary& m) {
   using Fused = Ops<Backend>;
-  implement_norms<Backend>(m);
-  m.impl("linear_all_reduce", TORCH_BOX(&Fused::linear_all_reduce));
-  m.impl("linear_reduce_scatter", TORCH_BOX(&Fused::linear_reduce_scatter));
-  m.impl("all_gather_linear", TORCH_BOX(&Fused::all_gather_linear));
+  implement_float_ops<Backend>(m);
   m.impl("int8_linear_all_reduce", TORCH_BOX(&Fused::int8_linear_all_reduce));
   m.impl("int8_linear_reduce_scatter", TORCH_BOX(&Fused::int8_linear_reduce_scatter));
   m.impl("int8_all_gather_linear", TORCH_BOX(&Fused::int8_all_gather_linear));

@@ -179,7 +179,7 @@ STABLE_TORCH_LIBRARY(weft_simulator_comm, m) {
 
 STABLE_TORCH_LIBRARY_IMPL(weft_simulator_comm, CPU, m) {
   weft::comm::implement_ops<weft::SimulatorComm>(m);
-  weft::fused::implement_norms<weft::SimulatorFused>(m);
+  weft::fused::implement_float_ops<weft::SimulatorFused>(m);
 }
 
 STABLE_TORCH_LIBRARY_IMPL(weft_simulator_comm, CompositeExplicitAutograd, m) {

@@ -95,6 +95,7 @@ class Rank final : public comm::cuda::Communicator {
       memory->input(c.x, c.dtype, in);
       memory->output(c.y, c.dtype, out);
     }
+    if (c.bias) memory->input(c.bias, c.dtype, c.columns);
     round()->checks.push_back([memory] { memory->check_written(); });
     round()->last = reinterpret_cast<gpu::Stream>(handle());
     launch(c, round()->last);
@@ -107,6 +108,19 @@ class Rank final : public comm::cuda::Communicator {
   }
 
  private:
+  // Products are computed at once, into memory that is gone before the collective begins.
+  void run_beside(const comm::Collective& c) override {
+    comm::Collective copy = c;
+    const int64_t count = c.kind == comm::Kind::reduce_scatter ? c.n * world() : c.n;
+    const auto* x = static_cast<const std::byte*>(c.x);
+    const auto kept = std::make_shared<std::vector<std::byte>>(
+        x, x + count * static_cast<int64_t>(size_of(c.dtype)));
+    copy.x = kept->data();
+    run(copy);
+    round()->checks.push_back([kept] {});
+  }
+  void join() override {}
+
   std::shared_ptr<RankMemories> memories_;
 };
 
@@ -161,6 +175,7 @@ struct SimulatorComm : simulator::Backend {
 
 // Norms behind a collective, in its stream.
 struct SimulatorFused : SimulatorNorm {
+  static constexpr bool kKeepsProducts = true;
   using Communicator = comm::cuda::Communicator;
   static void forward(const norm::Forward& p) {
     const auto memory = std::make_shared<NormMemory>(p.N, p.C);

@@ -43,6 +43,20 @@ class HostMemory {
   void* data_ = nullptr;
 };
 
+// A stream of the device's that goes before others where both could.
+class SideStream {
+ public:
+  SideStream();
+  SideStream(const SideStream&) = delete;
+  SideStream& operator=(const SideStream&) = delete;
+  ~SideStream();
+
+  Stream stream() const { return stream_; }
+
+ private:
+  Stream stream_ = nullptr;
+};
+
 int current_device();
 // By which another process finds the device.
 std::string device_name();
@@ -55,8 +69,8 @@ Link link_to(const std::string& device_name);
 // From the host, at once.
 void copy_to_device(void* to, const void* from, size_t bytes);
 void synchronise_device();
-// What comes into `after` from now on waits for all that is in `before`. Nothing, while `after` is
-// captured into a graph.
+// What comes into `after` from now on waits for all that is in `before`. Nothing, where `after` is
+// captured into a graph that `before` is no part of.
 void order_streams(Stream before, Stream after);
 
 }  // namespace weft::gpu

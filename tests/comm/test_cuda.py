@@ -116,6 +116,32 @@ def test_norm_behind_all_reduce(is_rms_norm: bool):
             assert torch.equal(y, want[0]) and torch.equal(z, want[1])
 
 
+@pytest.mark.parametrize("biased", [False, True])
+def test_linear(biased: bool):
+    world, M, K, N = 2, 1026, 64, 1000
+    xs = [torch.randn(M, K, device="cuda") for _ in range(world)]
+    weights = [torch.randn(N, K, device="cuda") for _ in range(world)]
+    bias = torch.randn(N, device="cuda") if biased else None
+    want = sum(x @ w.t() for x, w in zip(xs, weights, strict=True)) + (bias if biased else 0)
+    ops = torch.ops.weft
+    with streams(world) as ranks:
+        for name in ("linear_all_reduce", "linear_reduce_scatter", "all_gather_linear"):
+            torch.cuda.synchronize()
+            ys = []
+            for (handle, stream), x, weight in zip(ranks, xs, weights, strict=True):
+                with torch.cuda.stream(stream):
+                    ys.append(getattr(ops, name)(x, weight, bias, handle))
+            torch.cuda.synchronize()
+            for r, y in enumerate(ys):
+                if name == "all_gather_linear":
+                    assert torch.equal(y[1], torch.cat(xs))
+                    rows = torch.nn.functional.linear(torch.cat(xs), weights[r], bias)
+                    torch.testing.assert_close(y[0], rows, rtol=1e-3, atol=1e-3)
+                else:
+                    rows = want if name == "linear_all_reduce" else want.chunk(world)[r]
+                    torch.testing.assert_close(y, rows, rtol=1e-3, atol=1e-3)
+
+
 def test_a_graph_is_replayed():
     """The kernels count their events on the GPU: a graph goes on where the last call has ended."""
     with streams(2) as ranks:

@@ -213,6 +213,35 @@ def test_norm_behind_all_reduce(is_rms_norm: bool, dtype: torch.dtype):
             assert torch.equal(y, second[0][0])
 
 
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize("bias", [False, True])
+def test_linear(bias: bool, dtype: torch.dtype):
+    """Products of torch's, summed up with a bias and rounded once; in several pieces."""
+    world, M, K, N = 3, 270, 16, 1303
+    with ranks(world, slot=16 << 10, nvlink=False) as group:
+        xs = [torch.randn(M, K).to(dtype) for _ in range(world)]
+        weights = [torch.randn(N, K).to(dtype) for _ in range(world)]
+        b = torch.randn(N).to(dtype) if bias else None
+        total = torch.zeros(M, N)
+        for x, weight in zip(xs, weights, strict=True):
+            total = total + (x @ weight.t()).float()
+        want = (total + b.float() if bias else total).to(dtype)
+        reduced, scattered, gathered = group.calls(
+            [
+                lambda r: simulated.linear_all_reduce(xs[r], weights[r], b, group.handles[r]),
+                lambda r: simulated.linear_reduce_scatter(xs[r], weights[r], b, group.handles[r]),
+                lambda r: simulated.all_gather(xs[r], group.handles[r]),
+            ]
+        )
+        near = {"rtol": 1e-2, "atol": 1e-2} if dtype == torch.bfloat16 else {}
+        for r in range(world):
+            assert torch.equal(reduced[r], reduced[0])
+            torch.testing.assert_close(reduced[r], want, **near)
+            share = slice(r * M // world, (r + 1) * M // world)
+            torch.testing.assert_close(scattered[r], want[share], **near)
+            assert torch.equal(gathered[r], torch.cat(xs))
+
+
 def test_nan_stays_in_max():
     with ranks(2) as group:
         for y in group.call("all_reduce", [torch.zeros(2), torch.tensor([torch.nan, 1.0])], "max"):

@@ -69,6 +69,38 @@ void Communicator::launch(const Collective& c, gpu::Stream stream) const {
   launch_collective(c, group_, plan(c, options_.topology, options_.budget), stream);
 }
 
+void Communicator::run_product(
+    const Collective& c, FunctionRef<void(const Tile& tile, void* to, int64_t stride)> product) {
+  constexpr int64_t kPiece = 1 << 20, kMostPieces = 4, kRows = 128;  // bytes; …; a product's tile
+  const bool scatters = c.kind == Kind::linear_reduce_scatter;
+  const int64_t size = static_cast<int64_t>(size_of(c.dtype)), N = c.columns, rows = c.rows(),
+                parts = scatters ? world() : 1;
+  const int64_t pieces = std::clamp<int64_t>(rows * parts * N * size / kPiece, 1, kMostPieces);
+  const int64_t step =
+      std::max<int64_t>((rows + pieces - 1) / pieces + kRows - 1, kRows) / kRows * kRows;
+  char* const products = static_cast<char*>(const_cast<void*>(c.x));
+  for (int64_t row = 0; row < rows || row == 0; row += step) {
+    Collective piece = c;
+    const int64_t count = std::min(step, rows - row), first = row * parts;
+    piece.kind = scatters ? Kind::reduce_scatter : Kind::all_reduce;
+    piece.n = count * N;
+    piece.x = products + first * N * size;
+    piece.y = static_cast<char*>(c.y) + row * N * size;
+    for (int64_t r = 0; r < parts && piece.n > 0; ++r)
+      product({r * rows + row, count, 0, N}, products + (first + r * count) * N * size, N);
+    run_beside(piece);
+  }
+  join();
+}
+
+void Communicator::run_gather(const Collective& c, FunctionRef<void(int64_t, int64_t)> meanwhile) {
+  Collective gather = c;
+  gather.kind = Kind::all_gather;
+  run_beside(gather);
+  meanwhile(0, 1);
+  join();
+}
+
 std::string Communicator::failure() const {
   Status& s = *group_.status;
   const Trouble trouble = std::atomic_ref(s.trouble).load(std::memory_order_acquire);

@@ -40,6 +40,13 @@ class Communicator {
   // Puts the call into a stream and returns. Throws std::runtime_error where an earlier one is known
   // to have failed: op, call, rank, what is wrong.
   virtual void run(const Collective& collective) = 0;
+  // linear_all_reduce and linear_reduce_scatter: product(tile, to, stride) puts the computation of a
+  // tile into the stream. x is room for the whole product. Of some rows the product is reduced in a
+  // stream of its own while that of the next is computed.
+  void run_product(const Collective& collective,
+                   FunctionRef<void(const Tile& tile, void* to, int64_t stride)> product);
+  // all_gather_linear: what meanwhile(0, 1) puts into the stream goes beside the collective.
+  void run_gather(const Collective& collective, FunctionRef<void(int64_t, int64_t)> meanwhile);
   // The same, and then what progress(n) puts into the stream.
   void run(const Collective& collective, FunctionRef<void(int64_t n)> progress) {
     run(collective);
@@ -50,6 +57,10 @@ class Communicator {
 
  protected:
   void launch(const Collective& collective, gpu::Stream stream) const;
+  // The collective in a stream of its own, behind what is in the current one by now; which waits
+  // for all such in join().
+  virtual void run_beside(const Collective& collective) = 0;
+  virtual void join() = 0;
 
   Options options_;
   Group group_;

@@ -83,9 +83,22 @@ WEFT_DEVICE void finish(Reduction reduction, Vec<float, E>& sum, int world) {
   for (int i = 0; i < E; ++i) sum[i] = exact ? sum[i] * (1.0f / w) : sum[i] / w;
 }
 
-// ⊕ over what the ranks have published, from element i of their slots on.
+// Element i of y has column i mod columns.
 template <class T>
-WEFT_DEVICE Vec<T, kVecSize<T>> reduced(const Call& call, const Channel& channel, int64_t i) {
+WEFT_DEVICE void add_bias(const Collective& c, Vec<float, kVecSize<T>>& sum, int64_t i) {
+  constexpr int E = kVecSize<T>;
+  const T* bias = static_cast<const T*>(c.bias);
+  if (!bias) return;
+  const int64_t column = i % c.columns;
+  for (int j = 0; j < E; ++j)
+    sum[j] += convert<float>(
+        load(bias + (column + j < c.columns ? column + j : (column + j) % c.columns)));
+}
+
+// ⊕ over what the ranks have published, from element i of their slots on; in y, element `to`.
+template <class T>
+WEFT_DEVICE Vec<T, kVecSize<T>> reduced(const Call& call, const Channel& channel, int64_t i,
+                                        int64_t to) {
   constexpr int E = kVecSize<T>;
   const int world = call.group.world;
   Vec<T, E> x[kMostRanks] = {};
@@ -97,6 +110,7 @@ WEFT_DEVICE Vec<T, kVecSize<T>> reduced(const Call& call, const Channel& channel
   for (int r = 1; r < kMostRanks; ++r)
     if (r < world) combine(call.c.reduction, sum, convert<float>(x[r]));
   finish(call.c.reduction, sum, world);
+  add_bias<T>(call.c, sum, to);
   return convert<T>(sum);
 }
 
@@ -116,7 +130,7 @@ void one_shot_kernel(WEFT_GRID_CONSTANT const Call call) {
     });
     if (!channel.exchange()) return;
     for_vectors<T>(count, [&](int64_t i) {
-      put(y + at + i, reduced<T>(call, channel, i), count - i, call.vector);
+      put(y + at + i, reduced<T>(call, channel, i, at + i), count - i, call.vector);
     });
   }
   channel.end();
@@ -138,7 +152,7 @@ void two_shot_kernel(WEFT_GRID_CONSTANT const Call call) {
     });
     if (!channel.exchange()) return;
     for_vectors<T>(min(share, count - own), [&](int64_t i) {
-      store(channel.mine<T>() + i, reduced<T>(call, channel, own + i));
+      store(channel.mine<T>() + i, reduced<T>(call, channel, own + i, at + own + i));
     });
     if (!channel.exchange()) return;
     for_vectors<T>(step, [&](int64_t k) {  // from the own share on, as the others from theirs
@@ -169,6 +183,7 @@ void multicast_kernel(WEFT_GRID_CONSTANT const Call call) {
     for_vectors<T>(min(share, count - own), [&](int64_t i) {
       auto sum = convert<float>(multimem_load_add(channel.published<T>() + own + i));
       finish(call.c.reduction, sum, call.group.world);
+      add_bias<T>(call.c, sum, at + own + i);
       multimem_store(channel.everyones<T>() + own + i, convert<T>(sum));
     });
     if (!channel.exchange()) return;
@@ -261,7 +276,7 @@ void reduce_scatter_kernel(WEFT_GRID_CONSTANT const Call call) {
     });
     if (!channel.exchange()) return;
     for_vectors<T>(count, [&](int64_t i) {
-      put(y + at + i, reduced<T>(call, channel, piece * call.group.rank + i), count - i,
+      put(y + at + i, reduced<T>(call, channel, piece * call.group.rank + i, at + i), count - i,
           call.vector);
     });
   }

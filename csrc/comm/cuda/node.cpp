@@ -98,16 +98,32 @@ void Node::connect(const std::vector<std::shared_ptr<Node>>& ranks) {
   }
 }
 
-void Node::run(const Collective& c) {
+void Node::check_ready(const Collective& c) const {
   check(connected_, "weft.", name_of(c.kind), ": the communicator's GPUs are not connected");
   check(gpu::current_device() == device_, "weft.", name_of(c.kind),
         ": x is on cuda:", gpu::current_device(), ", the communicator on cuda:", device_);
+}
+
+void Node::run(const Collective& c) {
+  check_ready(c);
   const gpu::Stream stream = current_stream_();
   if (launched_ && stream != last_) gpu::order_streams(last_, stream);
   launch(c, stream);
   launched_ = true;
   last_ = stream;
 }
+
+void Node::run_beside(const Collective& c) {
+  check_ready(c);
+  const gpu::Stream stream = current_stream_();
+  if (launched_ && stream != last_) gpu::order_streams(last_, stream);
+  gpu::order_streams(stream, side_.stream());
+  launch(c, side_.stream());
+  launched_ = true;
+  last_ = stream;
+}
+
+void Node::join() { gpu::order_streams(side_.stream(), current_stream_()); }
 
 void Node::close() {
   if (!connected_) return;

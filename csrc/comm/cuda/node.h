@@ -42,6 +42,10 @@ class Node final : public Communicator {
   void close();
 
  private:
+  void check_ready(const Collective& collective) const;
+  void run_beside(const Collective& collective) override;
+  void join() override;
+
   CurrentStream current_stream_;
   int device_;
   size_t bytes_;
@@ -53,6 +57,7 @@ class Node final : public Communicator {
   bool connected_ = false, launched_ = false;
   bool alone_ = false;          // all ranks are this process's, and end together
   gpu::Stream last_ = nullptr;  // of the call before
+  gpu::SideStream side_;
 };
 
 }  // namespace weft::comm::cuda

@@ -84,6 +84,17 @@ HostMemory::HostMemory(size_t bytes) {
 }
 HostMemory::~HostMemory() { cudaFreeHost(data_); }
 
+SideStream::SideStream() {
+  int least = 0, greatest = 0;
+  cudaStream_t made = nullptr;
+  check_cuda(cudaDeviceGetStreamPriorityRange(&least, &greatest),
+             "cudaDeviceGetStreamPriorityRange");
+  check_cuda(cudaStreamCreateWithPriority(&made, cudaStreamNonBlocking, greatest),
+             "cudaStreamCreateWithPriority");
+  stream_ = made;
+}
+SideStream::~SideStream() { cudaStreamDestroy(static_cast<cudaStream_t>(stream_)); }
+
 int current_device() {
   int device = 0;
   check_cuda(cudaGetDevice(&device), "cudaGetDevice");
@@ -120,9 +131,13 @@ void synchronise_device() { check_cuda(cudaDeviceSynchronize(), "cudaDeviceSynch
 
 void order_streams(Stream before, Stream after) {
   const auto stream = static_cast<cudaStream_t>(after);
-  cudaStreamCaptureStatus capture = cudaStreamCaptureStatusNone;
-  check_cuda(cudaStreamIsCapturing(stream, &capture), "cudaStreamIsCapturing");
-  if (capture != cudaStreamCaptureStatusNone) return;
+  const auto is_capturing = [](Stream which) {
+    cudaStreamCaptureStatus status = cudaStreamCaptureStatusNone;
+    check_cuda(cudaStreamIsCapturing(static_cast<cudaStream_t>(which), &status),
+               "cudaStreamIsCapturing");
+    return status != cudaStreamCaptureStatusNone;
+  };
+  if (is_capturing(after) && !is_capturing(before)) return;
   cudaEvent_t event = nullptr;
   check_cuda(cudaEventCreateWithFlags(&event, cudaEventDisableTiming), "cudaEventCreate");
   const cudaError_t recorded = cudaEventRecord(event, static_cast<cudaStream_t>(before));
