@@ -118,7 +118,7 @@ def test_threads_do_not_matter(backend: Backend, threads, granularity: str):
 @pytest.mark.parametrize("bits", [8, 4])
 @pytest.mark.parametrize("N", [1, 63, 64, 130])
 @pytest.mark.parametrize("K", [1, 7, 8, 9, 65])
-def test_pack_and_unpack(bits: int, N: int, K: int):
+def test_pack_and_unpack(backend: Backend, bits: int, N: int, K: int):
     weight = integers(N, K, bits=bits)
     assert torch.equal(weft.unpack_int8_weight(weft.pack_int8_weight(weight, bits=bits)), weight)
     view = integers(K, 2 * N, bits=bits)[:, ::2].t()
