@@ -25,7 +25,7 @@ class Shareable {
   static Shareable allocate(size_t bytes);
   // One address for the memory of so many devices.
   static Shareable multicast(size_t bytes, int devices);
-  // What descriptor() of another process stands for; the descriptor is closed.
+  // What descriptor() of another process stands for. The caller closes it.
   static Shareable open(int descriptor, size_t bytes);
 
   // The caller closes it.

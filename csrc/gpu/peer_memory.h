@@ -69,8 +69,10 @@ Link link_to(const std::string& device_name);
 // From the host, at once.
 void copy_to_device(void* to, const void* from, size_t bytes);
 void synchronise_device();
-// What comes into `after` from now on waits for all that is in `before`. Nothing, where `after` is
-// captured into a graph that `before` is no part of.
+// Both are captured into one graph, or neither into any.
+bool in_one_graph(Stream a, Stream b);
+// What comes into `after` from now on waits for all that is in `before`. Where that is captured into a
+// graph, so is `after` from here on.
 void order_streams(Stream before, Stream after);
 
 }  // namespace weft::gpu

@@ -87,9 +87,10 @@ def test_streams(world: int):
                 ys = call(ranks, "all_reduce_int8", there, "sum", 128)
                 assert_within_int8(ys[0].cpu(), xs, 128)
                 assert all(torch.equal(y, ys[0]) for y in ys)
-                parts = [torch.stack(xs).cuda() for _ in range(world)]
-                for r, y in enumerate(call(ranks, "reduce_scatter", parts, "avg")):
-                    assert torch.equal(y.cpu(), expected([xs[r][None]] * world, "avg"))
+                parts = [torch.stack([x * (r + 1) for r in range(world)]) for x in xs]
+                there = [part.cuda() for part in parts]
+                for r, y in enumerate(call(ranks, "reduce_scatter", there, "avg")):
+                    assert torch.equal(y.cpu(), expected([p[r : r + 1] for p in parts], "avg"))
         assert not any(torch.ops.weft._comm_failure(handle) for handle, _ in ranks)
 
 

@@ -3,6 +3,7 @@
 #include <algorithm>
 #include <memory>
 #include <sstream>
+#include <utility>
 
 #include "core/error.h"
 
@@ -104,10 +105,16 @@ void Node::check_ready(const Collective& c) const {
         ": x is on cuda:", gpu::current_device(), ", the communicator on cuda:", device_);
 }
 
+// A graph's launches are the caller's to order with other calls.
+void Node::follow(gpu::Stream stream) const {
+  if (launched_ && stream != last_ && gpu::in_one_graph(last_, stream))
+    gpu::order_streams(last_, stream);
+}
+
 void Node::run(const Collective& c) {
   check_ready(c);
   const gpu::Stream stream = current_stream_();
-  if (launched_ && stream != last_) gpu::order_streams(last_, stream);
+  follow(stream);
   launch(c, stream);
   launched_ = true;
   last_ = stream;
@@ -116,7 +123,7 @@ void Node::run(const Collective& c) {
 void Node::run_beside(const Collective& c) {
   check_ready(c);
   const gpu::Stream stream = current_stream_();
-  if (launched_ && stream != last_) gpu::order_streams(last_, stream);
+  follow(stream);
   gpu::order_streams(stream, side_.stream());
   launch(c, side_.stream());
   launched_ = true;
@@ -126,14 +133,14 @@ void Node::run_beside(const Collective& c) {
 void Node::join() { gpu::order_streams(side_.stream(), current_stream_()); }
 
 void Node::close() {
+  const auto peers = std::move(peers_);  // they go in the end, whatever fails
+  const auto shareable_peers = std::move(shareable_peers_);
   if (!connected_) return;
   connected_ = false;
   gpu::synchronise_device();
   if (failure().empty() && !alone_)
     for (int r = 0; r < world(); ++r)
       if (r != rank()) gpu::copy_to_device(&group_.header(r)->told[rank()], &kClosed, 4);
-  peers_.clear();
-  shareable_peers_.clear();
 }
 
 }  // namespace weft::comm::cuda

@@ -25,7 +25,7 @@ class Node final : public Communicator {
   // closes them.
   std::vector<int64_t> descriptors() const;
   // To all ranks, by their addresses, one after the other with spaces between; with multicast by
-  // the others' descriptors, which are this process's now, one after the other. The slowest link.
+  // the others' descriptors, one after the other, which the caller closes. The slowest link.
   gpu::Link connect(const std::string& addresses, const std::vector<int64_t>& descriptors);
   // With multicast, once all have connected; it can be used once all have bound.
   void bind();
@@ -43,6 +43,8 @@ class Node final : public Communicator {
 
  private:
   void check_ready(const Collective& collective) const;
+  // Puts what the stream gets from now on behind the last call.
+  void follow(gpu::Stream stream) const;
   void run_beside(const Collective& collective) override;
   void join() override;
 

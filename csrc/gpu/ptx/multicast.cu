@@ -4,7 +4,6 @@
 
 #include <cuda.h>
 #include <cuda_runtime_api.h>
-#include <unistd.h>
 
 #include <exception>
 #include <utility>
@@ -72,10 +71,10 @@ size_t multicast_bytes(size_t bytes, int devices) {
   size_t memory = 0, object = 0;
   const CUmemAllocationProp prop = memory_of(device());
   WEFT_DRIVER(kVirtualMemory, cuMemGetAllocationGranularity, &memory, &prop,
-              CU_MEM_ALLOC_GRANULARITY_RECOMMENDED);
+              CU_MEM_ALLOC_GRANULARITY_MINIMUM);
   const CUmulticastObjectProp shared = object_of(bytes, devices);
   WEFT_DRIVER(kMulticast, cuMulticastGetGranularity, &object, &shared,
-              CU_MULTICAST_GRANULARITY_RECOMMENDED);
+              CU_MULTICAST_GRANULARITY_MINIMUM);
   const size_t unit = memory > object ? memory : object;  // powers of two
   return (bytes + unit - 1) / unit * unit;
 }
@@ -108,7 +107,6 @@ Shareable Shareable::open(int descriptor, size_t bytes) {
   CUmemGenericAllocationHandle handle = 0;
   WEFT_DRIVER(kVirtualMemory, cuMemImportFromShareableHandle, &handle,
               reinterpret_cast<void*>(static_cast<uintptr_t>(descriptor)), kDescriptor);
-  close(descriptor);
   made.handle_ = handle;
   made.bytes_ = bytes;
   return made;

@@ -18,6 +18,14 @@ void check_cuda(cudaError_t status, const char* what) {
   fail("CUDA: ", what, ": ", cudaGetErrorString(status));
 }
 
+// The capture that a stream is part of; 0: none.
+unsigned long long capture_of(cudaStream_t stream) {
+  cudaStreamCaptureStatus status = cudaStreamCaptureStatusNone;
+  unsigned long long id = 0;
+  check_cuda(cudaStreamGetCaptureInfo(stream, &status, &id), "cudaStreamGetCaptureInfo");
+  return status == cudaStreamCaptureStatusNone ? 0 : id;
+}
+
 std::string spell(const void* data, size_t bytes) {
   constexpr const char* digits = "0123456789abcdef";
   std::string text;
@@ -65,10 +73,8 @@ PeerMemory& PeerMemory::operator=(PeerMemory&& other) noexcept {
 
 PeerMemory::~PeerMemory() {
   if (!data_) return;
-  if (opened_)
-    cudaIpcCloseMemHandle(data_);
-  else
-    cudaFree(data_);
+  const cudaError_t status = opened_ ? cudaIpcCloseMemHandle(data_) : cudaFree(data_);
+  if (status != cudaSuccess) cudaGetLastError();  // not the next call's
 }
 
 std::string PeerMemory::handle() const {
@@ -82,7 +88,9 @@ HostMemory::HostMemory(size_t bytes) {
              "cudaHostAlloc");
   std::memset(data_, 0, bytes);
 }
-HostMemory::~HostMemory() { cudaFreeHost(data_); }
+HostMemory::~HostMemory() {
+  if (cudaFreeHost(data_) != cudaSuccess) cudaGetLastError();
+}
 
 SideStream::SideStream() {
   int least = 0, greatest = 0;
@@ -129,15 +137,12 @@ void copy_to_device(void* to, const void* from, size_t bytes) {
 
 void synchronise_device() { check_cuda(cudaDeviceSynchronize(), "cudaDeviceSynchronize"); }
 
+bool in_one_graph(Stream a, Stream b) {
+  return capture_of(static_cast<cudaStream_t>(a)) == capture_of(static_cast<cudaStream_t>(b));
+}
+
 void order_streams(Stream before, Stream after) {
   const auto stream = static_cast<cudaStream_t>(after);
-  const auto is_capturing = [](Stream which) {
-    cudaStreamCaptureStatus status = cudaStreamCaptureStatusNone;
-    check_cuda(cudaStreamIsCapturing(static_cast<cudaStream_t>(which), &status),
-               "cudaStreamIsCapturing");
-    return status != cudaStreamCaptureStatusNone;
-  };
-  if (is_capturing(after) && !is_capturing(before)) return;
   cudaEvent_t event = nullptr;
   check_cuda(cudaEventCreateWithFlags(&event, cudaEventDisableTiming), "cudaEventCreate");
   const cudaError_t recorded = cudaEventRecord(event, static_cast<cudaStream_t>(before));

@@ -35,8 +35,15 @@ class Node:
         self.device = device
         self._side: torch.cuda.Stream | None = None
         self._closed = False
+        self._reason = ""  # of a failure, once it is closed
         handle = communicator.handle
-        with torch.cuda.device(device):
+        asked = self._exchange(lambda: f"blocks={blocks}, multicast={multicast}")
+        for r, other in enumerate(asked):
+            if other != asked[0]:
+                raise RuntimeError(
+                    f"weft: connect_cuda: rank {r} asks for {other}, rank 0 for {asked[0]}"
+                )
+        with torch.cuda.device(device), ExitStack() as received:
             try:
                 addresses = self._exchange(
                     lambda: torch.ops.weft._comm_open(
@@ -44,7 +51,7 @@ class Node:
                         blocks, multicast,
                     )
                 )  # fmt: skip
-                theirs = self._share() if multicast else []
+                theirs = self._share(received) if multicast else []
                 fast = self._exchange(
                     lambda: str(torch.ops.weft._comm_connect(handle, " ".join(addresses), theirs))
                 )
@@ -56,8 +63,8 @@ class Node:
                 self.close()
                 raise
 
-    def run(self, run: Callable[[], Tensor], async_op: bool) -> Tensor | Work:
-        """A collective in the current stream or, asynchronously, in one of its own behind it."""
+    def run(self, x: Tensor, run: Callable[[], Tensor], async_op: bool) -> Tensor | Work:
+        """A collective of x in the current stream or, asynchronously, in a stream behind it."""
         if not async_op:
             return run()
         current = torch.cuda.current_stream(self.device)
@@ -66,14 +73,15 @@ class Node:
         self._side.wait_stream(current)
         work = Work([self.device])
         with torch.cuda.stream(self._side):
-            result = run()
-            result.record_stream(self._side)
-            work._future.set_result(result)
+            x.record_stream(self._side)  # who called may let go of it at once
+            work._future.set_result(run())
         return work
 
     @property
     def failure(self) -> str:
-        return "" if self._closed else torch.ops.weft._comm_failure(self._communicator.handle)
+        if self._closed:
+            return self._reason
+        return torch.ops.weft._comm_failure(self._communicator.handle)
 
     def close(self) -> None:
         """Waits for what the GPU has to do, and for the peers to let go of its memory."""
@@ -81,8 +89,10 @@ class Node:
             return
         self._closed = True
         handle = self._communicator.handle
-        with suppress(RuntimeError):  # of a GPU that is lost, or was never there
-            torch.ops.weft._comm_close(handle)
+        with suppress(RuntimeError), torch.cuda.device(self.device):
+            torch.ops.weft._comm_close(handle)  # of a GPU that is lost, or was never there
+        with suppress(RuntimeError):
+            self._reason = torch.ops.weft._comm_failure(handle)
         with suppress(RuntimeError):  # where a peer is gone there is nobody to wait for
             self._communicator.all_gather(torch.zeros(1, dtype=torch.uint8))
         torch.ops.weft._comm_leave(handle)
@@ -101,8 +111,9 @@ class Node:
             raise RuntimeError("; ".join(failed))
         return [word[1:] for word in words]
 
-    def _share(self) -> list[int]:
-        """The other ranks' file descriptors, in order, as this process's: through sockets."""
+    def _share(self, received: ExitStack) -> list[int]:
+        """The other ranks' file descriptors, in order, as this process's: through sockets.
+        `received` closes them."""
         own: list[int] = []
 
         def describe() -> str:
@@ -112,12 +123,12 @@ class Node:
         self._exchange(describe)
         try:
             with ExitStack() as opened:
-                return self._trade(own, opened)
+                return self._trade(own, opened, received)
         finally:
             for descriptor in own:
                 os.close(descriptor)
 
-    def _trade(self, own: list[int], opened: ExitStack) -> list[int]:
+    def _trade(self, own: list[int], opened: ExitStack, received: ExitStack) -> list[int]:
         rank, world = self._communicator.rank, self._communicator.world_size
 
         def make() -> socket.socket:
@@ -140,7 +151,9 @@ class Node:
                 if _CREDENTIALS.unpack(asks)[1] == os.getuid():
                     socket.send_fds(guest, [b"weft"], own)
             for link in links.values():
-                theirs.extend(socket.recv_fds(link, 4, 2)[1])
+                for descriptor in socket.recv_fds(link, 4, 2)[1]:
+                    received.callback(os.close, descriptor)
+                    theirs.append(descriptor)
             return ""
 
         theirs: list[int] = []

@@ -248,7 +248,7 @@ class Communicator:
             if self._node is None:
                 self.connect_cuda(x.device)
             assert self._node is not None
-            return self._node.run(run, async_op)
+            return self._node.run(x, run, async_op)
         if not (async_op or self._worker.pending):
             return run()
         if not async_op and self._worker.is_current():
@@ -286,14 +286,17 @@ class Communicator:
             blocks: thread blocks, of 512 threads, that a collective takes at most. What is left of
                 the GPU is its neighbours'. The same on all ranks.
             multicast: let the switch add messages beyond 64 KiB (Hopper with NVSwitch, more than
-                two ranks, 'sum' and exact 'avg'). It adds in an order of its own: all ranks get
-                the same bits, but not those of a sum in their order.
+                two ranks, 'sum' and, but for float16, exact 'avg'). It adds in an order of its own:
+                all ranks get the same bits, but not those of a sum in their order. The same on all
+                ranks.
         """
         if self._node is not None:
             raise RuntimeError(f"weft: the communicator is on {self._node.device} already")
         where = torch.device("cuda", device) if isinstance(device, int) else device
-        where = torch.device("cuda", torch.cuda.current_device()) if where is None else where
-        self._node = Node(self, torch.device(where), blocks, multicast)
+        where = torch.device("cuda" if where is None else where)
+        if where == torch.device("cuda"):
+            where = torch.device("cuda", torch.cuda.current_device())
+        self._node = Node(self, where, blocks, multicast)
 
     # ---- its life
 
@@ -304,7 +307,8 @@ class Communicator:
 
     @property
     def failure(self) -> str:
-        """Why it has failed; empty if it has not."""
+        """Why it has failed, on the CPU or on its GPU; empty if that is not known to have. It stays
+        after `close`. What fails on a GPU is known when its kernel has ended."""
         return self._native.failure or (self._node.failure if self._node is not None else "")
 
     @property
