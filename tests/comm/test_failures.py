@@ -112,6 +112,29 @@ def test_a_killed_rank_is_named_at_once(n: int):
             assert not has_a_name(segment)
 
 
+def killed_in_a_product(rank: int, world: int, name: str) -> str:
+    communicator = Communicator(dist.group.WORLD, timeout=60)
+    x, weight = torch.ones(60, 64), torch.ones(4000, 64)
+    call = getattr(weft, name)
+    call(x, weight, None, communicator)
+    if rank == 1:
+        signal.signal(signal.SIGALRM, signal.SIG_DFL)
+        signal.setitimer(signal.ITIMER_REAL, 0.1)
+    return failure_of(lambda: [call(x, weight, None, communicator) for _ in range(1_000_000)])
+
+
+@pytest.mark.parametrize(
+    "name", ["linear_all_reduce", "linear_reduce_scatter", "all_gather_linear"]
+)
+def test_a_rank_killed_in_a_product_is_named(name: str):
+    with processes(killed_in_a_product, 3, name) as started:
+        for rank in (0, 2):
+            message = result(started[rank][1])
+            assert f"weft.{name}: rank 1 has died" in message or (
+                "has given up, because of rank 1" in message
+            )
+
+
 def stopped(rank: int, world: int, folder: str) -> str:
     dist.barrier()  # some may start slowly
     communicator = Communicator(dist.group.WORLD, timeout=2)
