@@ -29,6 +29,6 @@ foreach(source IN LISTS simulated)
 endforeach()
 add_library(weft_simulated_ops MODULE csrc/library_simulator.cpp csrc/attention/cuda/backward_plan.cpp
             csrc/attention/cuda/backward_plan_sm90.cpp csrc/attention/cuda/plan.cpp csrc/attention/cuda/plan_sm90.cpp
-            csrc/comm/cuda/communicator.cpp csrc/comm/cuda/plan.cpp csrc/int8/cuda/plan.cpp csrc/norm/cuda/plan.cpp
-            ${simulated_cpp})
+            csrc/comm/cuda/communicator.cpp csrc/comm/cuda/plan.cpp csrc/int8/cuda/plan.cpp
+            csrc/int8/cuda/plan_sm90.cpp csrc/norm/cuda/plan.cpp ${simulated_cpp})
 target_link_libraries(weft_simulated_ops PRIVATE weft_simulator torch_stable)

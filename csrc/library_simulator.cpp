@@ -9,6 +9,7 @@
 
 #include "attention/cuda/plan.h"
 #include "int8/cuda/plan.h"
+#include "int8/cuda/plan_sm90.h"
 #include "library_simulator_attention.h"
 #include "library_simulator_comm.h"
 #include "library_simulator_int8.h"
@@ -113,6 +114,18 @@ std::tuple<int64_t, int64_t, int64_t, int64_t> comm_plan(int64_t kind, int64_t r
   return {static_cast<int64_t>(plan.algorithm), plan.blocks, plan.threads, plan.piece};
 }
 
+// With what tiles sm_90a multiplies int8, by how many blocks, of which some split K; shape -1: not.
+std::tuple<int64_t, int64_t, int64_t> int8_plan_sm90(int64_t M, int64_t N, int64_t K,
+                                                     int64_t multiprocessors) {
+  int8::cuda::ProductSm90 product;
+  product.M = M, product.N = N, product.K = K;
+  product.x_row = product.weight_row = (K + 15) / 16 * 16;
+  gpu::Limits limits = {static_cast<uint32_t>(multiprocessors), 227 << 10, true, true};
+  const auto plan = int8::cuda::plan_sm90(product, limits);
+  if (!plan) return {-1, 0, 0};
+  return {static_cast<int64_t>(plan->shape), plan->splits, plan->grid};
+}
+
 }  // namespace
 }  // namespace weft
 
@@ -120,6 +133,9 @@ STABLE_TORCH_LIBRARY(weft_simulator, m) {
   weft::norm::define_ops(m);
   weft::attention::define_ops(m);
   weft::int8::define_ops(m);
+  m.def(
+      "int8_plan_sm90(int M, int N, int K, int multiprocessors) -> (int shape, int splits, int "
+      "grid)");
   m.def("configure(int seed, bool late_completion, bool clusters) -> ()");
   m.def(
       "int8_plan(int M, int N, int K, int multiprocessors) -> (int tiles_m, int tiles_n, int "
@@ -155,6 +171,7 @@ STABLE_TORCH_LIBRARY_IMPL(weft_simulator, CompositeExplicitAutograd, m) {
   m.impl("configure", TORCH_BOX(&weft::configure));
   m.impl("int8_plan", TORCH_BOX(&weft::int8_plan));
   m.impl("weight_only_plan", TORCH_BOX(&weft::weight_only_plan));
+  m.impl("int8_plan_sm90", TORCH_BOX(&weft::int8_plan_sm90));
   m.impl("geometry", TORCH_BOX(&weft::geometry));
   m.impl("attention_plan", TORCH_BOX(&weft::attention_plan));
   m.impl("attention_tile", TORCH_BOX(&weft::attention_tile));

@@ -171,6 +171,7 @@ class Simulator(Backend):
         "test_llm_int8",
         "test_quantizers",
         "test_tiles",
+        "test_tiles_sm90",
         "test_weight_only",
     )
 

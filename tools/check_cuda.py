@@ -79,6 +79,17 @@ def _attention_backward_sm90(D: int, steps: int, starts: int, waits: int) -> Exp
     )
 
 
+def _int8_sm90(kernel: str, shape: int, columns: int, **holds: int) -> Expected:
+    """Four products a stage of one accumulator, none merged, and one wait in the loop over them."""
+    product = f"IGMMA.64x{columns}x32.S8.S8"
+    return Expected(
+        rf"int8::cuda::gemm_sm90_{kernel}_kernel<.*ShapeSm90\){shape}>",
+        {product: 4, "UTMALDG": 2, **holds},
+        {"IGMMA": 4, "WARPGROUP.DEPBAR": 2, "WARPGROUP.ARRIVE": 2},
+        architectures=("sm_90a",),
+    )
+
+
 EXPECTED = (
     Expected("norm::cuda::forward_usual_kernel", WIDE),
     Expected("norm::cuda::forward_any_kernel<.*, true>", WIDE),
@@ -116,6 +127,19 @@ EXPECTED = (
     Expected("attention::cuda::append_kernel<.*, true>", {"LDG.128": 2, "STG.128": 2}),
     Expected("attention::cuda::rotary_kernel<.*, true>", {"LDG.128": 2, "STG.128": 2}),
     Expected("attention::cuda::merge_kernel<.*, true>", {"LDG.128": 1}),
+    _int8_sm90("registers", 0, 256, UTMASTG=1, STSM=16, USETMAXREG=2),
+    _int8_sm90("shared", 1, 128),
+    _int8_sm90("shared", 2, 64),
+    _int8_sm90("shared", 3, 16),
+    *(
+        Expected(
+            rf"int8::cuda::gemm_sm90_shared_kernel<.*WeightOnlyShape<.*, {rows}u",
+            {f"HGMMA.64x{rows}x16.F32": 8, "UTMALDG": 3, "LDS.U16": 32},
+            {"HGMMA": 8, "WARPGROUP.DEPBAR": 2, "WARPGROUP.ARRIVE": 2},
+            architectures=("sm_90a",),
+        )
+        for rows in (64, 128)
+    ),
     # A stage of K, 128 bytes, of each tile: large, medium, small.
     *(
         Expected(

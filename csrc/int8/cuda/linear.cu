@@ -2,6 +2,7 @@
 #include "int8/cuda/gemm_sm80.h"
 #include "int8/cuda/launch_linear.h"
 #include "int8/cuda/launch_quantize.h"
+#include "int8/cuda/launch_sm90.h"
 #include "int8/cuda/packed.h"
 
 namespace weft::int8::cuda {
@@ -107,8 +108,12 @@ void linear(const Linear& p, const Device& device) {
                                .stream = device.stream},
                               p.x, p.M, p.K, plan.x_row, a);
   }
+  const int8_t* x = plan.rows_as_they_are ? static_cast<const int8_t*>(p.x.data) : a;
+  if (plan.sm90)
+    return gemm_sm90(product_of(p, x, DType::i8, plan.x_row), *plan.sm90, call.ending.end,
+                     device.stream);
   call.plan = plan.gemm;
-  call.x = plan.rows_as_they_are ? static_cast<const int8_t*>(p.x.data) : a;
+  call.x = x;
   call.x_row = plan.x_row;
   call.K = p.K;
   call.weight = layout.weight(p.packed);

@@ -3,6 +3,7 @@
 #include <algorithm>
 
 #include "int8/cuda/int8.h"
+#include "int8/cuda/packed.h"
 
 namespace weft::int8::cuda {
 namespace {
@@ -142,6 +143,12 @@ Quantize extremes_of(const Linear& p) {
   return q;
 }
 
+ProductSm90 product_of(const Linear& p, const void* x, DType x_dtype, int64_t x_row) {
+  const PackedLayout layout(p.N, p.K, p.bits);
+  return {p.M,   p.N,        p.K, x, x_dtype, x_row, layout.weight(p.packed), layout.row_bytes,
+          p.out, p.out_dtype};
+}
+
 LinearPlan plan(const Linear& p, const Limits& limits) {
   LinearPlan plan;
   if (p.operand == Operand::wide) return plan;
@@ -169,6 +176,12 @@ LinearPlan plan(const Linear& p, const Limits& limits) {
     plan.left_out = take(p.K);
     plan.columns = take(p.K * 4);
     plan.count = take(4);
+  }
+  if (p.operand == Operand::int8) {
+    // What lies in the workspace is aligned.
+    const void* x = plan.rows_as_they_are ? p.x.data : nullptr;
+    plan.sm90 = plan_sm90(product_of(p, x, DType::i8, plan.x_row), limits);
+    if (plan.sm90) return plan;
   }
   plan.gemm = plan_gemm(p.M, p.N, p.K, limits);
   if (plan.gemm.splits > 1) plan.parts = take(plan.gemm.splits * p.M * p.N * 4);

@@ -4,6 +4,7 @@
 #include <cstdint>
 
 #include "gpu/device.h"
+#include "int8/cuda/plan_sm90.h"
 #include "int8/params.h"
 
 namespace weft::int8::cuda {
@@ -76,10 +77,13 @@ struct LinearPlan {
   int64_t found = -1, left_out = -1, columns = -1, count = -1;  // of outliers
   int64_t parts = -1;                                           // [splits, M, N] of int32
   QuantizePlan quantize, outliers;
+  std::optional<PlanSm90> sm90;  // of the products, which its kernels then make; else …
   GemmPlan gemm;
   int64_t workspace_bytes = 0;
 };
 LinearPlan plan(const Linear& p, const Limits& limits);
+// The products, of rows of x that begin at `x`.
+ProductSm90 product_of(const Linear& p, const void* x, DType x_dtype, int64_t x_row);
 // How x is quantised within, and by which columns' extremes outliers are found.
 Quantize quantization_of(const Linear& p);
 Quantize extremes_of(const Linear& p);

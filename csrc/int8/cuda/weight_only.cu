@@ -3,6 +3,7 @@
 
 #include "int8/cuda/launch.h"
 #include "int8/cuda/launch_linear.h"
+#include "int8/cuda/launch_sm90.h"
 
 namespace weft::int8::cuda {
 namespace {
@@ -25,10 +26,21 @@ void launch_bits(const WeightOnlyCall& call, Stream stream) {
     launch_fragments<X, kBits, 32>(call, stream);
 }
 
+// What the kernels of sm_90a could take: a scale for each row of the weight, and 16-bit x in rows.
+std::optional<PlanSm90> sm90_plan(const Linear& p, const ProductSm90& product,
+                                  const gpu::Limits& limits) {
+  const bool plain = p.bits == 8 && p.group == p.K && !p.weight_zero_point && p.x.ndim == 1 &&
+                     p.x.dtype != DType::f32;
+  return plain ? plan_sm90(product, limits) : std::nullopt;
+}
+
 }  // namespace
 
 // The table of kernels, the most general last.
 void weight_only(const Linear& p, const Device& device) {
+  const ProductSm90 product = product_of(p, p.x.data, p.x.dtype, p.x.stride[0] * 2);
+  if (const auto plan = sm90_plan(p, product, device.limits))
+    return gemm_sm90(product, *plan, epilogue_of(p, nullptr), device.stream);
   const PackedLayout layout(p.N, p.K, p.bits);
   const WeightOnlyCall call = {epilogue_of(p, nullptr),
                                plan_weight_only(p, device.limits),
