@@ -47,6 +47,11 @@ def plan(
         ({"n": 1 << 15, "world": 8, "multicast": True}, "one_shot"),
         ({"n": 1 << 20, "world": 8, "multicast": True, "op": "max"}, "two_shot"),
         ({"n": 1 << 20, "world": 6, "multicast": True, "op": "avg"}, "two_shot"),
+        ({"n": 1 << 20, "world": 8, "multicast": True, "op": "avg"}, "multicast"),
+        (
+            {"n": 1 << 20, "world": 8, "multicast": True, "op": "avg", "dtype": torch.float16},
+            "two_shot",
+        ),
         ({"n": 1 << 20, "world": 8, "kind": "reduce_scatter"}, "one_shot"),
     ],
 )

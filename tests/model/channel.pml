@@ -6,7 +6,7 @@
  * call's on every rank; nobody waits for ever; nobody gives up unless somebody did not come.
  *
  *   -DMORTAL   one rank may stop at any event, as one that stalls; the others' deadlines pass then
- *   -DWAITLESS, -DSLOTS=1, -DWORDS=1   faults, which must be found
+ *   -DHEEDLESS (with MORTAL), -DWAITLESS, -DSLOTS=1, -DWORDS=1   faults, which must be found
  */
 #ifndef WORLD
 #define WORLD 2
@@ -110,6 +110,7 @@ inline read() {
 
 inline one_shot(count) {
   first = true;
+  start = event;
   piece = 0;
   do
   :: piece < count -> put(); exchange(); read(); piece++
@@ -120,6 +121,7 @@ inline one_shot(count) {
 
 inline two_shot(count) {
   first = true;
+  start = event;
   piece = 0;
   do
   :: piece < count -> put(); exchange(); read(); put(); exchange(); read(); piece++
@@ -131,6 +133,7 @@ inline two_shot(count) {
 /* Rank 0 stands for whoever reduces a share: it writes the results of all. */
 inline multicast(count) {
   first = true;
+  start = event;
   piece = 0;
   do
   :: piece < count ->
@@ -150,7 +153,7 @@ inline multicast(count) {
 }
 
 proctype Rank(byte me) {
-  byte event = 0, call = 1, piece, other;
+  byte event = 0, call = 1, start = 0, piece, other;
   bool first;
   one_shot(1);
   two_shot(2);
@@ -162,6 +165,11 @@ proctype Rank(byte me) {
 give_up:
   assert(gone);
   failed[me] = true;
+#ifdef HEEDLESS
+  /* The next call's kernel, in the stream already, goes on where the failed call began. */
+  event = start;
+  put()
+#endif
 end_gone:
 end_done:
   skip

@@ -61,6 +61,7 @@ def test_no_fault(tmp_path: Path, model: str, defines: tuple[str, ...]):
         ("sleep", ("-DRELAXED",)),
         ("channel", ("-DWAITLESS",)),
         ("channel", ("-DSLOTS=1",)),
+        ("channel", ("-DWORLD=3", "-DMORTAL", "-DHEEDLESS")),
         ("channel", ("-DWORDS=1",)),
     ],
 )

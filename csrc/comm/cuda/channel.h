@@ -29,8 +29,9 @@
 //
 // Deadlines: who waits looks at the clock, at its own GPU's `failed`, and at what the peers have told.
 // The first of a rank's threads to give up sets `failed`, reports to the host, and tells all peers;
-// then every block of the rank leaves, and so do the kernels of later calls, at once. Nobody waits
-// longer than its deadline.
+// then every block of the rank leaves. The kernels of later calls leave before they write anything:
+// their counters say where the failed call began, and a peer may still read that event's slot. Nobody
+// waits longer than its deadline.
 #pragma once
 
 #include "comm/cuda/group.h"
@@ -66,6 +67,11 @@ class Channel {
   template <class T>
   WEFT_DEVICE const T* published() const {
     return at<T>(group_.multicast, event_ - 1);
+  }
+
+  // Before the first slot is written. False: this rank has failed, all threads leave the kernel.
+  WEFT_DEVICE bool begin() const {
+    return !sync_block_or(load_relaxed<Scope::gpu>(&group_.header(group_.rank)->failed) != 0);
   }
 
   // Publishes the slot that is written and awaits everyone's. False: all threads leave the kernel.
@@ -154,6 +160,7 @@ class Channel {
     if (atomic_exchange(&group_.header(rank)->failed, 1u)) return false;
     Status* status = group_.status;
     store(&status->call, uint64_t{call_} + 1);
+    store(&status->block, block().x);
     store(&status->mine, signature_);
     store(&status->theirs, theirs);
     store(&status->rank, r);

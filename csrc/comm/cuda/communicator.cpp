@@ -106,11 +106,16 @@ std::string Communicator::failure() const {
   const Trouble trouble = std::atomic_ref(s.trouble).load(std::memory_order_acquire);
   if (trouble == Trouble::none) return {};
   const Collective mine = Collective::of(s.mine);
-  std::ostringstream text;
+  std::ostringstream text, where;
+  where << s.call << " of ";
+  if (s.block == 0)
+    where << "the communicator, on CUDA";
+  else  // counts those that have so many blocks
+    where << "block " << s.block << ", on CUDA";
   text << "weft." << name_of(mine.kind) << ": rank " << s.rank;
   if (trouble == Trouble::mismatch) {
     text << " calls " << words(Collective::of(s.theirs)) << ", rank " << rank() << " calls "
-         << words(mine) << " (call " << s.call << " of the communicator, on CUDA)";
+         << words(mine) << " (call " << where.str() << ")";
     return text.str();
   }
   if (trouble == Trouble::late) text << " did not come within " << options_.timeout << " s";
@@ -119,8 +124,7 @@ std::string Communicator::failure() const {
     text << " has given up";
     if (s.blamed != s.rank) text << ", because of rank " << s.blamed;
   }
-  text << " (call " << s.call << " of the communicator, on CUDA, seen from rank " << rank()
-       << " of " << world() << ")";
+  text << " (call " << where.str() << ", seen from rank " << rank() << " of " << world() << ")";
   return text.str();
 }
 

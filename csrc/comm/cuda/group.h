@@ -50,11 +50,12 @@ enum class Trouble : uint32_t { none, late, mismatch, gave_up, closed };
 
 // What the kernels tell the host when something is wrong; in memory of the host.
 struct Status {
-  uint64_t call;
+  uint64_t call;          // of those that have this block, as all have block 0
   uint64_t mine, theirs;  // signatures; theirs: of a mismatch
-  uint32_t rank;          // who is late, differs, …
-  uint32_t blamed;        // of gave_up
-  Trouble trouble;        // written last
+  uint32_t block;
+  uint32_t rank;    // who is late, differs, …
+  uint32_t blamed;  // of gave_up
+  Trouble trouble;  // written last
 };
 
 struct Group {

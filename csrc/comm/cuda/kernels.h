@@ -21,7 +21,7 @@
 // load across the link. Large ones are bound by the link: every thread has a vector of each peer
 // under way, 512 threads of 32 blocks 256 KiB of each. multicast: the switch rounds its sums once,
 // but adds in an order of its own: the same bits on every rank, as one rank has asked for each, but
-// not those of the other algorithms.
+// not those of the other algorithms. Its slots are used by two addresses, with fence_alias in between.
 //
 // x is read before the first exchange of its piece and y written after, so that y may be x.
 #pragma once
@@ -123,6 +123,7 @@ void one_shot_kernel(WEFT_GRID_CONSTANT const Call call) {
   T* y = static_cast<T*>(call.c.y);
   const int64_t n = call.c.n;
   Channel channel(call.group, call.signature);
+  if (!channel.begin()) return;
   for (int64_t at = block().x * call.piece; at < n || at == 0; at += blocks().x * call.piece) {
     const int64_t count = min(call.piece, n - at);
     for_vectors<T>(count, [&](int64_t i) {
@@ -145,6 +146,7 @@ void two_shot_kernel(WEFT_GRID_CONSTANT const Call call) {
   const int64_t n = call.c.n, share = call.piece, step = share * call.group.world;
   const int64_t own = share * call.group.rank;
   Channel channel(call.group, call.signature);
+  if (!channel.begin()) return;
   for (int64_t at = block().x * step; at < n || at == 0; at += blocks().x * step) {
     const int64_t count = min(step, n - at);
     for_vectors<T>(count, [&](int64_t i) {
@@ -174,19 +176,24 @@ void multicast_kernel(WEFT_GRID_CONSTANT const Call call) {
   const int64_t n = call.c.n, share = call.piece, step = share * call.group.world;
   const int64_t own = share * call.group.rank;
   Channel channel(call.group, call.signature);
+  if (!channel.begin()) return;
   for (int64_t at = block().x * step; at < n || at == 0; at += blocks().x * step) {
     const int64_t count = min(step, n - at);
     for_vectors<T>(count, [&](int64_t i) {
       store(channel.mine<T>() + i, take(x + at + i, count - i, call.vector));
     });
+    fence_alias();
     if (!channel.exchange()) return;
+    fence_alias();
     for_vectors<T>(min(share, count - own), [&](int64_t i) {
       auto sum = convert<float>(multimem_load_add(channel.published<T>() + own + i));
       finish(call.c.reduction, sum, call.group.world);
       add_bias<T>(call.c, sum, at + own + i);
       multimem_store(channel.everyones<T>() + own + i, convert<T>(sum));
     });
+    fence_alias();
     if (!channel.exchange()) return;
+    fence_alias();
     for_vectors<T>(count, [&](int64_t i) {
       put(y + at + i, load<kVecSize<T>>(channel.theirs<T>(call.group.rank) + i), count - i,
           call.vector);
@@ -204,7 +211,10 @@ void int8_kernel(WEFT_GRID_CONSTANT const Call call) {
   T* y = static_cast<T*>(call.c.y);
   const int64_t n = call.c.n, group = call.c.group;
   const int world = call.group.world;
+  int shift = 0;  // group is a power of two
+  while (int64_t{1} << shift < group) ++shift;
   Channel channel(call.group, call.signature);
+  if (!channel.begin()) return;
   const auto scales = [&](auto* slot) {
     using Scale = std::conditional_t<std::is_const_v<std::remove_pointer_t<decltype(slot)>>,
                                      const float, float>;
@@ -240,7 +250,7 @@ void int8_kernel(WEFT_GRID_CONSTANT const Call call) {
       for (int r = 0; r < kMostRanks; ++r)
         if (r < world) {
           q[r] = load<E>(channel.theirs<int8_t>(r) + i);
-          s[r] = load(scales(channel.theirs<int8_t>(r)) + i / group);
+          s[r] = load(scales(channel.theirs<int8_t>(r)) + (i >> shift));
         }
       Vec<float, E> sum;
       for (int j = 0; j < E; ++j) sum[j] = s[0] * static_cast<float>(q[0][j]);
@@ -267,6 +277,7 @@ void reduce_scatter_kernel(WEFT_GRID_CONSTANT const Call call) {
   T* y = static_cast<T*>(call.c.y);
   const int64_t n = call.c.n, piece = call.piece;
   Channel channel(call.group, call.signature);
+  if (!channel.begin()) return;
   for (int64_t at = block().x * piece; at < n || at == 0; at += blocks().x * piece) {
     const int64_t count = min(piece, n - at);
     for_vectors<T>(piece * call.group.world, [&](int64_t k) {
@@ -292,6 +303,7 @@ void all_gather_kernel(WEFT_GRID_CONSTANT const Call call) {
   const int64_t n = call.c.n, piece = call.piece;
   const uint32_t world = static_cast<uint32_t>(call.group.world);
   Channel channel(call.group, call.signature);
+  if (!channel.begin()) return;
   for (int64_t at = block().x * piece; at < n || at == 0; at += blocks().x * piece) {
     const int64_t count = min(piece, n - at);
     for_vectors<T>(count, [&](int64_t i) {

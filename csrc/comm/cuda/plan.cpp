@@ -13,11 +13,11 @@ int64_t round_up(int64_t a, int64_t b) { return ceil_div(a, b) * b; }
 
 // The table. Up to some size a second round costs more than reading (W - 1) · n bytes; two ranks read
 // as much either way. A switch adds in an order of its own and rounds once: sums, and averages whose
-// division is exact.
+// division is exact and whose sum, which it hands out in the dtype, does not overflow before.
 Algorithm algorithm(const Collective& c, const Topology& t, int64_t bytes) {
   if (c.kind != Kind::all_reduce || t.world <= 2) return Algorithm::one_shot;
-  const bool exact = (t.world & (t.world - 1)) == 0;
-  const bool adds = c.reduction == Reduction::sum || (c.reduction == Reduction::avg && exact);
+  const bool averages = (t.world & (t.world - 1)) == 0 && c.dtype != DType::f16;
+  const bool adds = c.reduction == Reduction::sum || (c.reduction == Reduction::avg && averages);
   if (t.multicast && adds && bytes > (64 << 10)) return Algorithm::multicast;
   const int64_t most = !t.nvlink ? 64 << 10 : t.world <= 4 ? 512 << 10 : 256 << 10;
   return bytes <= most ? Algorithm::one_shot : Algorithm::two_shot;

@@ -1,4 +1,5 @@
-// Multicast memory; PTX ISA: multimem.ld_reduce, multimem.st, multimem.red.
+// Multicast memory; PTX ISA: multimem.ld_reduce, multimem.st, multimem.red,
+// fence.proxy.alias.
 #pragma once
 
 #include <type_traits>
@@ -53,5 +54,7 @@ WEFT_DEVICE void multimem_add([[maybe_unused]] uint32_t* p, [[maybe_unused]] uin
     WEFT_PTX_SM90(asm volatile("multimem.red.relaxed.sys.global.add.u32 [%0], %1;" ::"l"(p),
                                "r"(v) : "memory"));
 }
+
+WEFT_DEVICE void fence_alias() { asm volatile("fence.proxy.alias;" ::: "memory"); }
 
 }  // namespace weft::gpu
