@@ -31,6 +31,14 @@ int64_t section_of(const Backward& p, int64_t D) {
   return std::clamp<int64_t>(kBytes / (p.H / p.K * p.S * ((p.D + p.Dv) * 2 + D * 4)), 1, p.B * p.K);
 }
 
+// Each sequence has whole blocks of fp32 dQ: of many short ones that is a workspace, and work, of
+// several times the rows that there are.
+bool is_mostly_padding(int64_t rows, int64_t padded, int64_t columns) {
+  constexpr int64_t kBytes = 64 << 20;
+  const int64_t row = columns * 4;
+  return (padded - rows) * row > std::max(kBytes, 2 * rows * row);
+}
+
 template <int D>
 void take(const Backward& p, BackwardPlan& plan) {
   using Shape = BackwardShape<D>;
@@ -38,6 +46,10 @@ void take(const Backward& p, BackwardPlan& plan) {
   const int64_t longest = ceil_div(p.S, kQueries), heads = p.B * p.K,
                 key_blocks = ceil_div(p.T, kKeys);
   if (heads * key_blocks > INT32_MAX || 2 * p.B * p.H * longest > INT32_MAX) return;
+  // Of packed sequences, that of b begins with block cu_q[b] / kQueries + b.
+  const int64_t rows = p.sequences.cu_q ? p.total_q : p.B * p.S,
+                blocks = p.sequences.cu_q ? p.total_q / kQueries + p.B : p.B * longest;
+  if (is_mostly_padding(rows, blocks * kQueries, p.H * D)) return;
   const auto count = [](int64_t n) { return static_cast<uint32_t>(n); };
   BackwardSm90& own = plan.sm90;
   own.D = D;
@@ -45,8 +57,7 @@ void take(const Backward& p, BackwardPlan& plan) {
                   count(section_of(p, D)), /*last_first=*/false};
   own.queries = kQueries;
   own.longest = longest;
-  // Of packed sequences, that of b begins with block cu_q[b] / kQueries + b.
-  own.blocks = p.sequences.cu_q ? p.total_q / kQueries + p.B : p.B * longest;
+  own.blocks = blocks;
 }
 
 }  // namespace

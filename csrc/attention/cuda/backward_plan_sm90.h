@@ -28,7 +28,7 @@ struct BackwardShape {
 };
 
 // Not taken: float32, head sizes beyond 128, softcap, ALiBi, bias, mask, dropout, and elements that
-// tensor copies do not reach. Adds to `plan` what the launch needs.
+// tensor copies do not reach, nor many sequences that are much shorter than a block. Adds to `plan` what the launch needs.
 void plan_sm90(const Backward& p, const Limits& limits, BackwardPlan& plan);
 
 }  // namespace weft::attention::cuda
