@@ -346,6 +346,28 @@ def test_ops_keep_their_place_behind_works():
     run(check_ops_behind_works, 2)
 
 
+def check_order_of_backward(rank: int, world: int) -> None:
+    """Behind a work that goes on, too, autograd sees collectives in the order they are called in:
+    backward is then the same on every rank."""
+    with Communicator(dist.group.WORLD) as communicator:
+        x, out = torch.ones(3, requires_grad=True), torch.empty(world)
+        for _ in range(20):
+            work = communicator.all_reduce(torch.ones(1)) if rank else None
+            if not rank:
+                work = communicator.all_reduce(torch.ones(1), async_op=True)
+            results = [x * 2, communicator.all_reduce(x), x * 3]
+            assert communicator.all_gather(torch.ones(1), out=out) is out and (out == 1).all()
+            numbers = [y.grad_fn._sequence_nr() for y in results]
+            assert numbers == sorted(numbers)
+            assert (work if rank else work.wait()).item() == world
+        results[1].sum().backward()
+        assert (x.grad == world).all()
+
+
+def test_autograd_sees_the_order_of_calls():
+    run(check_order_of_backward, 2)
+
+
 def check_versions(rank: int, world: int) -> None:
     with Communicator(dist.group.WORLD) as communicator:
         for options in ({}, {"async_op": True}, {"compression": "int8"}):

@@ -38,7 +38,7 @@ def check_layers(rank: int, world: int) -> None:
         column = weft.nn.ColumnParallelLinear(6, 8, group=group)
         row = weft.nn.RowParallelLinear(8, 6, group=group)
         assert column.weight.shape == (8 // world, 6) and row.weight.shape == (6, 8 // world)
-        x = torch.randn(2 * world, 3, 6)
+        x = torch.randn(2 * world, 2 * world, 6)
         want = down(up(x).relu())
         assert torch.allclose(row(column(x).relu()), want)
 
@@ -51,8 +51,6 @@ def check_layers(rank: int, world: int) -> None:
 
         for dim in (0, 1):
             rows = slice(rank * x.shape[dim] // world, (rank + 1) * x.shape[dim] // world)
-            if x.shape[dim] % world:
-                continue
             options = {"sequence_parallel": True, "sequence_dim": dim, "group": group}
             first = weft.nn.ColumnParallelLinear(6, 8, **options)
             second = weft.nn.RowParallelLinear(8, 6, **options)
@@ -66,6 +64,12 @@ def check_layers(rank: int, world: int) -> None:
         skips.load_state_dict(down.state_dict())
         y, bias = skips(column(x).relu())
         assert torch.allclose(y + bias, want) and bias is skips.bias
+        shares = weft.nn.RowParallelLinear(
+            8, 6, skip_bias_add=True, sequence_parallel=True, group=group
+        )
+        y, bias = shares(column(x).relu())
+        (y + bias).sum().backward()
+        assert torch.equal(shares.bias.grad, torch.full((6,), float(x[..., 0].numel())))
         leaves = weft.nn.RowParallelLinear(8, 6, bias=False, reduce_results=False, group=group)
         leaves.load_state_dict({"weight": down.weight})
         y, z = weft.all_reduce_rms_norm(leaves(column(x).relu()).detach(), None, x, 1e-6, group)
@@ -95,12 +99,63 @@ def check_layers(rank: int, world: int) -> None:
             )
         with pytest.raises(ValueError, match="would add the bias once for each rank"):
             weft.nn.RowParallelLinear(8, 6, reduce_results=False, group=group)
+        refused = nn.Linear(8, 6)
+        of = weft.nn.RowParallelLinear.of
+        with pytest.raises(ValueError, match="would add the bias once for each rank"):
+            of(refused, group, reduce_results=False)
+        with pytest.raises(TypeError, match="unknown option 'reduce_result', expected one of"):
+            of(refused, group, reduce_result=False)
+        with pytest.raises(ValueError, match="expected a dimension 1 that the 2 ranks divide"):
+            of(nn.Linear(7, 6), group)
+        assert type(refused) is nn.Linear and of(refused, group) is refused
         with pytest.raises(TypeError, match="group is None"):
             weft.nn.RowParallelLinear(8, 6)
 
 
 def test_layers():
     run(check_layers, 2)
+
+
+def check_autocast(rank: int, world: int) -> None:
+    with Communicator(dist.group.WORLD) as group:
+        for rows in (False, True):
+            options = {"sequence_parallel": rows, "group": group}
+            column = weft.nn.ColumnParallelLinear(32, 64, **options)
+            row = weft.nn.RowParallelLinear(64, 32, **options)
+            x = torch.randn(4, 32, requires_grad=True)
+            with torch.autocast("cpu", torch.bfloat16):
+                hidden = column(x)
+                y = row(hidden)
+            assert hidden.dtype == y.dtype == torch.bfloat16
+            y.float().sum().backward()
+            for t in (x, *column.parameters(), *row.parameters()):
+                assert t.grad is not None and t.grad.dtype == torch.float32
+            with torch.no_grad():
+                column.quantize_(), row.quantize_()
+                with torch.autocast("cpu", torch.bfloat16):
+                    coded = row(column(x))
+            assert coded.dtype == torch.bfloat16
+            assert (coded - y).abs().max() < 0.1
+
+
+def test_autocast():
+    run(check_autocast, 2)
+
+
+@torch.no_grad()
+def check_encoder_layer(rank: int, world: int) -> None:
+    with Communicator(dist.group.WORLD) as group:
+        torch.manual_seed(0)
+        layer = nn.TransformerEncoderLayer(16, 2, 32, batch_first=True).eval()
+        x = torch.randn(2, 5, 16)
+        want = layer(x)  # torch's fast path
+        weft.nn.ColumnParallelLinear.of(layer.linear1, group)
+        weft.nn.RowParallelLinear.of(layer.linear2, group)
+        assert torch.allclose(layer(x), want, atol=1e-5)
+
+
+def test_an_encoder_layer_calls_its_linear_layers():
+    run(check_encoder_layer, 2)
 
 
 @torch.no_grad()
@@ -123,6 +178,13 @@ def check_int8_layers(rank: int, world: int) -> None:
             assert torch.equal(twin(hidden), row(hidden))
             again = copy.deepcopy(column)
             assert torch.equal(again(x), column(x))
+            if not rows:
+                total = x.clone().requires_grad_()
+                with torch.enable_grad():
+                    column(total).sum().backward()
+                parts = whole_state_dict(column)
+                weight = parts["weight"] * parts["weight_scale"].reshape(-1, 1)
+                assert torch.allclose(total.grad, weight.sum(0).expand(4, -1), atol=1e-4)
             state = whole_state_dict(column)
             assert state["weight"].shape == (128, 96)
             again.load_state_dict(state)

@@ -249,21 +249,20 @@ class Communicator:
                 self.connect_cuda(x.device)
             assert self._node is not None
             return self._node.run(x, run, async_op)
-        if not (async_op or self._worker.pending):
-            return run()
-        if not async_op and self._worker.is_current():
-            raise RuntimeError(
-                "weft: a collective in a callback of a work would wait for those behind it, "
-                "and they for the callback: ask for it with async_op=True"
-            )
+        if not async_op:
+            if self._worker.pending and self._worker.is_current():
+                raise RuntimeError(
+                    "weft: a collective in a callback of a work would wait for those behind it, "
+                    "and they for the callback: ask for it with async_op=True"
+                )
+            return run()  # in the caller's thread, whose order of calls autograd goes by
         grad = torch.is_grad_enabled()  # is of a thread; autograd follows what it is told
 
         def on_worker() -> Any:
             with torch.set_grad_enabled(grad):
                 return run()
 
-        work = self._worker.submit(on_worker)
-        return work if async_op else work.wait()  # where it keeps its place behind the others
+        return self._worker.submit(on_worker)
 
     # ---- GPUs
 

@@ -12,10 +12,19 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
+from ..ops._int8_autocast import autocast_dtype
 from ..ops.int8 import quantize_int8
 from .communicator import Communicator, communicator_of
 
 Group = Communicator | dist.ProcessGroup
+
+
+def _autocast(
+    x: Tensor, weight: Tensor, bias: Tensor | None
+) -> tuple[Tensor, Tensor, Tensor | None]:
+    """Under autocast in its dtype, as arguments of torch's linear are."""
+    x, weight = x.to(autocast_dtype(x)), weight.to(autocast_dtype(weight))
+    return x, weight, None if bias is None else bias.to(autocast_dtype(bias))
 
 
 def linear_all_reduce(
@@ -40,6 +49,7 @@ def linear_all_reduce(
     Returns:
         [..., N].
     """
+    x, weight, bias = _autocast(x, weight, bias)
     communicator, x = communicator_of(group), x.contiguous()
     return communicator._run(
         x, lambda: torch.ops.weft.linear_all_reduce(x, weight, bias, communicator.handle)
@@ -61,6 +71,7 @@ def linear_reduce_scatter(
     Returns:
         [M / W, ..., N].
     """
+    x, weight, bias = _autocast(x, weight, bias)
     communicator, x = communicator_of(group), x.contiguous()
     return communicator._run(
         x, lambda: torch.ops.weft.linear_reduce_scatter(x, weight, bias, communicator.handle)
@@ -93,6 +104,7 @@ def all_gather_linear(x, weight, bias=None, group=None, *, return_gathered=False
     Returns:
         [W · M, ..., N], the rank's columns of the whole result; and [W · M, ..., K].
     """
+    x, weight, bias = _autocast(x, weight, bias)
     communicator, x = communicator_of(group), x.contiguous()
     y, gathered = communicator._run(
         x, lambda: torch.ops.weft.all_gather_linear(x, weight, bias, communicator.handle)
@@ -114,6 +126,7 @@ def copy_linear(
     Returns:
         [..., N], the rank's columns of the whole result.
     """
+    x, weight, bias = _autocast(x, weight, bias)
     return _CopyLinear.apply(x, weight, bias, communicator_of(group))
 
 
@@ -200,8 +213,11 @@ def _int8(name, x, packed, weight_scale, bias, group, x_scale, out_dtype) -> Ten
             f"weft.{name}: it has no gradient; detach its arguments, or call it under "
             "torch.no_grad()"
         )
+    x = x.to(autocast_dtype(x))
     if out_dtype is None:
         out_dtype = torch.float32 if x.dtype == torch.int8 else x.dtype
+    if bias is not None and autocast_dtype(bias) != bias.dtype:
+        bias = bias.to(out_dtype)
     if x.dtype == torch.int8 and x_scale is None:
         raise ValueError(f"weft.{name}: x is int8, so x_scale is needed")
     if x.dtype != torch.int8 and x_scale is None:

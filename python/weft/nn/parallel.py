@@ -40,10 +40,15 @@ Group = Communicator | dist.ProcessGroup
 Layer = TypeVar("Layer", bound="_Parallel")
 
 
+def _nothing(layer: nn.Module, inputs: tuple[Any, ...]) -> None:
+    """A hook's."""
+
+
 class _Parallel(nn.Linear):
     """The rank's part of a linear layer."""
 
     shards: Mapping[str, int] = {}  # of which parameter which dimension is shared out
+    options: tuple[str, ...] = ("skip_bias_add", "sequence_parallel", "sequence_dim")
     communicator: Communicator
     sequence_parallel = False
     sequence_dim = 0
@@ -64,35 +69,64 @@ class _Parallel(nn.Linear):
         whole = nn.Linear(input_size, output_size, bias, device, dtype)
         if init_method is not None:
             init_method(whole.weight)
-        self._take(whole, communicator_of(group), options)
+        communicator = communicator_of(group)
+        self._take(whole, communicator, self._parts(whole, communicator, options), options)
 
     @classmethod
     def of(cls: type[Layer], linear: nn.Linear, group: Group | None, **options: Any) -> Layer:
         """Makes `linear`, which is whole and the same on every rank, the rank's part of itself, in
         place: its hooks and everybody who holds it stay. `options` are the arguments by name."""
-        linear.__class__ = cls
+        communicator = communicator_of(group)
+        parts = cls._parts(linear, communicator, options)
+        linear.__class__ = cls  # nothing is refused from here on
         assert isinstance(linear, cls)
-        linear._take(linear, communicator_of(group), options)
+        linear._take(linear, communicator, parts, options)
         return linear
 
-    def _take(self, whole: nn.Linear, communicator: Communicator, options: dict[str, Any]) -> None:
+    @classmethod
+    def _parts(
+        cls, whole: nn.Linear, communicator: Communicator, options: dict[str, Any]
+    ) -> dict[str, nn.Parameter | None]:
+        """The rank's parameters, where the options are ones that it takes."""
+        unknown = sorted(options.keys() - set(cls.options))
+        if unknown:
+            raise TypeError(
+                f"weft.nn.{cls.__name__}: unknown option {unknown[0]!r}, expected one of "
+                f"{', '.join(cls.options)}"
+            )
+        cls._check({name: getattr(cls, name) for name in cls.options} | options, whole.bias)
+        parts: dict[str, nn.Parameter | None] = {"weight": None, "bias": None}
+        for name in parts:
+            parameter = getattr(whole, name)
+            if parameter is None:
+                continue
+            mine = parameter.detach()
+            if name in cls.shards:
+                mine = regions.part(mine, communicator, cls.shards[name]).clone()
+            parts[name] = nn.Parameter(mine, parameter.requires_grad)
+        return parts
+
+    @classmethod
+    def _check(cls, options: dict[str, Any], bias: Tensor | None) -> None:
+        """ValueError where options contradict each other."""
+
+    def _take(
+        self,
+        whole: nn.Linear,
+        communicator: Communicator,
+        parts: dict[str, nn.Parameter | None],
+        options: dict[str, Any],
+    ) -> None:
         self.communicator = communicator
         self.input_size, self.output_size = whole.in_features, whole.out_features
         for name, value in options.items():
             setattr(self, name, value)
-        self._check()
-        for name, parameter in (("weight", whole.weight), ("bias", whole.bias)):
-            if parameter is None:
-                self.register_parameter(name, None)
-                continue
-            mine = parameter.detach()
-            if name in self.shards:
-                mine = regions.part(mine, communicator, self.shards[name]).clone()
-            self.register_parameter(name, nn.Parameter(mine, parameter.requires_grad))
+        for name, parameter in parts.items():
+            self.register_parameter(name, parameter)
         self.out_features, self.in_features = self.weight.shape
-
-    def _check(self) -> None:
-        """ValueError where options contradict each other."""
+        # torch's encoder layers pass their linear layers by, in inference, and read their weights,
+        # unless a layer has a hook.
+        self.register_forward_pre_hook(_nothing)
 
     def quantize_(self) -> nn.Module:
         """The same layer with an int8 weight, a scale for each row that the rank has, in place: for
@@ -130,10 +164,12 @@ class _Parallel(nn.Linear):
 
 class _Column(_Parallel):
     shards = {"weight": 0, "bias": 0, "weight_scale": 0}
+    options = (*_Parallel.options, "gather_output")
     gather_output = False
 
-    def _check(self) -> None:
-        if self.gather_output and self.sequence_parallel:
+    @classmethod
+    def _check(cls, options: dict[str, Any], bias: Tensor | None) -> None:
+        if options["gather_output"] and options["sequence_parallel"]:
             raise ValueError(
                 "weft.nn.ColumnParallelLinear: gather_output with sequence_parallel, expected one "
                 "of them"
@@ -157,19 +193,29 @@ class _Column(_Parallel):
 
 class _Row(_Parallel):
     shards = {"weight": 1}
+    options = (*_Parallel.options, "input_is_parallel", "reduce_results")
     input_is_parallel = True
     reduce_results = True
 
-    def _check(self) -> None:
-        if self.sequence_parallel and not self.input_is_parallel:
+    @classmethod
+    def _check(cls, options: dict[str, Any], bias: Tensor | None) -> None:
+        if options["sequence_parallel"] and not options["input_is_parallel"]:
             raise ValueError("weft.nn.RowParallelLinear: sequence_parallel needs input_is_parallel")
+        if not options["reduce_results"] and bias is not None and not options["skip_bias_add"]:
+            raise ValueError(
+                "weft.nn.RowParallelLinear: reduce_results=False would add the bias once for each "
+                "rank; expected bias=False or skip_bias_add=True"
+            )
 
     def forward(self, input: Tensor) -> Any:  # y, or y and bias
         x = input if self.input_is_parallel else regions.scatter(input, self.communicator, -1)
         if not self.reduce_results:
             return self._result(self._multiply(x))
         if self.sequence_parallel:
-            return self._result(self._first(self._scatter(self._first(x))))
+            y = self._first(self._scatter(self._first(x)))
+            if not self.skip_bias_add or self.bias is None:
+                return self._result(y)
+            return y, regions.copy(self.bias, self.communicator)  # added to the rank's rows alone
         return self._result(self._reduce(x))
 
     def _multiply(self, x: Tensor) -> Tensor:
@@ -268,11 +314,6 @@ class RowParallelLinear(_Row):
         device: torch.device | str | int | None = None,
         dtype: torch.dtype | None = None,
     ) -> None:
-        if not reduce_results and bias and not skip_bias_add:
-            raise ValueError(
-                "weft.nn.RowParallelLinear: reduce_results=False would add the bias once for each "
-                "rank; expected bias=False or skip_bias_add=True"
-            )
         options = {
             "input_is_parallel": input_is_parallel,
             "skip_bias_add": skip_bias_add,
@@ -314,6 +355,8 @@ class Int8ColumnParallelLinear(_Int8, _Column, Int8Linear):  # type: ignore[misc
         )
 
     def _multiply(self, x: Tensor) -> Tensor:
+        if x.requires_grad and torch.is_grad_enabled():
+            x = regions.copy(x, self.communicator)
         return int8_linear(x, self._weight, self.weight_scale, self._bias)
 
 
@@ -338,7 +381,7 @@ class Int8RowParallelLinear(_Int8, _Row, Int8Linear):  # type: ignore[misc]
 def whole_state_dict(module: nn.Module) -> dict[str, Tensor]:
     """The state dict of `module` as if no layer were shared out: on every rank, which all call."""
     state = dict(module.state_dict())
-    for name, layer in module.named_modules():
+    for name, layer in module.named_modules(remove_duplicate=False):
         if not isinstance(layer, _Parallel):
             continue
         if isinstance(layer, Int8RowParallelLinear):
