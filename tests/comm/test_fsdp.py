@@ -37,6 +37,18 @@ def test_fully_shard():
         assert a == pytest.approx(b, rel=1e-12)
 
 
+def check_another_group(rank: int, world: int) -> None:
+    model = fully_shard(torch.nn.Linear(2, 2), mesh=init_device_mesh("cpu", (world,)))
+    alone = [dist.new_group([r]) for r in range(world)][rank]
+    fsdp_collectives(model, Communicator(alone))
+    with pytest.raises(ValueError, match=r"expected those of the mesh, \[0, 1\]"):
+        model(torch.ones(1, 2))
+
+
+def test_a_communicator_of_another_group():
+    run(check_another_group, 2)
+
+
 def check_out(rank: int, world: int) -> None:
     with Communicator(dist.group.WORLD) as communicator:
         for dtype in (torch.float32, torch.bfloat16, torch.int64, torch.bool):

@@ -324,5 +324,28 @@ def check_styles(rank: int, world: int) -> None:
         parallelize_module(nn.LayerNorm(3), mesh, RowwiseParallel())
 
 
+def check_rows_of_a_norm(rank: int, world: int) -> None:
+    mesh = init_device_mesh("cpu", (world,))
+    norm = nn.LayerNorm(4)
+    norm.bias.requires_grad_(False)
+    parallelize_module(norm, mesh, SequenceParallel())
+    x = torch.randn(3, 4, generator=torch.Generator().manual_seed(rank))
+    loaded = copy.deepcopy(norm)
+    loaded.load_state_dict({"weight": torch.ones(4), "bias": torch.zeros(4)}, assign=True)
+    for layer in (norm, copy.deepcopy(norm), loaded):
+        for _ in range(2):  # hooked once
+            layer.weight.grad = None
+            layer(x).sum().backward()
+        plain = nn.LayerNorm(4)
+        plain(x).sum().backward()
+        want = plain.weight.grad.clone()
+        dist.all_reduce(want)
+        assert torch.allclose(layer.weight.grad, want, atol=1e-6)
+
+
+def test_sequence_parallel_outlives_its_parameters():
+    run(check_rows_of_a_norm, 2)
+
+
 def test_styles():
     run(check_styles, 2)

@@ -10,7 +10,7 @@ from torch.nn import functional as F
 
 import weft
 from weft import _C
-from weft.distributed import Communicator, communicator_of, copy_linear
+from weft.distributed import Communicator, communicator_of, copy_linear, regions
 
 from .ranks import run
 from .test_collectives import DTYPES, expected
@@ -116,6 +116,10 @@ def check_int8(rank: int, world: int, two_shot: bool) -> None:
         assert torch.equal(everyones, part.repeat(world, 1))
         with pytest.raises(ValueError, match="x is int8, so x_scale is needed"):
             weft.int8_linear_all_reduce(x, packed, scale, None, communicator)
+        with pytest.raises(ValueError, match=r"x_scale has shape \[3\], expected one element"):
+            weft.int8_linear_all_reduce(
+                x.float(), packed, scale, None, communicator, x_scale=torch.ones(3)
+            )
         with pytest.raises(NotImplementedError, match="int8_linear_all_reduce: it has no gradient"):
             weft.int8_linear_all_reduce(xs[0].requires_grad_(), packed, scale, None, communicator)
 
@@ -190,6 +194,22 @@ def check_gradients(rank: int, world: int) -> None:
         mine = leaf(x[own_rows])
         weft.all_gather_linear(mine, frozen, None, communicator).backward(dy[:, outputs])
         assert torch.allclose(mine.grad, dx[own_rows])
+
+
+def check_empty_gradients(rank: int, world: int) -> None:
+    with Communicator(dist.group.WORLD) as communicator:
+        for N, K in ((0, 3), (4, 0)):
+            for op in (weft.linear_all_reduce, weft.linear_reduce_scatter, copy_linear):
+                x, w = torch.ones(world, 2, K), torch.ones(N, K)
+                leaves = [t.requires_grad_() for t in (x, w, torch.ones(N))]
+                op(*leaves, communicator).sum().backward()
+                assert [t.grad.shape for t in leaves] == [t.shape for t in leaves]
+        empty = torch.ones(2, 0, requires_grad=True)
+        assert regions.gather(empty, communicator, 0).shape == (2 * world, 0)
+
+
+def test_gradients_of_nothing():
+    run(check_empty_gradients, 2)
 
 
 def test_gradients():

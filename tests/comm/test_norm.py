@@ -57,7 +57,7 @@ def check_int8(rank: int, world: int) -> None:
             generator = torch.Generator().manual_seed(rank)
             x = torch.randn(shape, generator=generator).bfloat16()
             residual = torch.randn(shape, generator=torch.Generator().manual_seed(99)).bfloat16()
-            weight = torch.rand(shape[-1]) if rank < 0 else torch.linspace(0.5, 2, shape[-1])
+            weight = torch.linspace(0.5, 2, shape[-1])
             sums = communicator.all_reduce(x)
             for options in (
                 {},

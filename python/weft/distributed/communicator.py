@@ -86,6 +86,7 @@ class Communicator:
         self.timeout = timeout
         self.rank = dist.get_rank(group)
         self.world_size = dist.get_world_size(group)
+        self.ranks = dist.get_process_group_ranks(group)
         self._native = connect(group, timeout, table)
         self._worker = Worker("weft communicator", self._native)
         self._node: Node | None = None

@@ -33,6 +33,15 @@ class _Collective:
     def __init__(self, communicator: Communicator) -> None:
         self.communicator = communicator
 
+    def check(self, group: dist.ProcessGroup) -> None:
+        """The communicator stands for the mesh's group: their ranks are the same, in one order."""
+        theirs, ours = dist.get_process_group_ranks(group), self.communicator.ranks
+        if theirs != ours:
+            raise ValueError(
+                f"weft.distributed.fsdp_collectives: the communicator is of ranks {ours}, expected "
+                f"those of the mesh, {theirs}"
+            )
+
     def allocate(self, size: Sequence[int], *, dtype: torch.dtype, device: torch.device) -> Tensor:
         return torch.empty(*size, dtype=dtype, device=device)
 
@@ -45,6 +54,7 @@ class _AllGather(_Collective):
         group: dist.ProcessGroup,
         async_op: bool = False,
     ) -> None:  # done at once: FSDP waits for works of torch's own class alone
+        self.check(group)
         self.communicator.all_gather(input_tensor, out=output_tensor)
 
 
@@ -57,4 +67,5 @@ class _ReduceScatter(_Collective):
         op: object,
         async_op: bool = False,
     ) -> None:
+        self.check(group)
         self.communicator.reduce_scatter(input_tensor, op, out=output_tensor)

@@ -99,7 +99,8 @@ def all_gather_linear(x, weight, bias=None, group=None, *, return_gathered=False
         weight: [N, K], the rank's rows of the whole weight.
         bias: [N], the rank's part of it.
         group: as of :func:`weft.linear_all_reduce`.
-        return_gathered: return the whole input, too.
+        return_gathered: return the whole input, too. Its gradient is a sum over the ranks: each
+            contributes what it alone makes of it.
 
     Returns:
         [W · M, ..., N], the rank's columns of the whole result; and [W · M, ..., K].
@@ -140,9 +141,10 @@ class _CopyLinear(torch.autograd.Function):
     @staticmethod
     def backward(ctx, dy):
         x, weight = ctx.saved_tensors
-        needs, flat = ctx.needs_input_grad, dy.reshape(-1, dy.shape[-1])
+        needs, rows = ctx.needs_input_grad, dy.shape[:-1].numel()
+        flat = dy.reshape(rows, dy.shape[-1])
         dx = linear_all_reduce(dy, weight.t(), None, ctx.communicator) if needs[0] else None
-        dweight = flat.t() @ x.reshape(-1, x.shape[-1]) if needs[1] else None
+        dweight = flat.t() @ x.reshape(rows, x.shape[-1]) if needs[1] else None
         return dx, dweight, flat.sum(0) if needs[2] else None, None
 
 
@@ -167,7 +169,7 @@ def int8_linear_all_reduce(
         packed, weight_scale: of an int8 weight [N, K], with float32 [N].
         bias: [N], of the result's dtype.
         group: as of :func:`weft.linear_all_reduce`.
-        x_scale: float32, one, or one a row. Default: found for each row.
+        x_scale: float32, one; of an int8 x one, or one a row. Default: found for each row.
         out_dtype: default x's, or float32 for an int8 x.
 
     Returns:
@@ -223,6 +225,11 @@ def _int8(name, x, packed, weight_scale, bias, group, x_scale, out_dtype) -> Ten
     if x.dtype != torch.int8 and x_scale is None:
         x, x_scale, _ = quantize_int8(x)
     elif x.dtype != torch.int8:
+        if x_scale.numel() != 1:
+            raise ValueError(
+                f"weft.{name}: x_scale has shape {list(x_scale.shape)}, expected one element for "
+                f"an x of {x.dtype}"
+            )
         x, x_scale, _ = quantize_int8(x, x_scale.reshape(()), granularity="tensor")
     if name == "int8_all_gather_linear" and x_scale.numel() == 1:
         x_scale = x_scale.reshape(1).expand(x.shape[:-1].numel())

@@ -54,7 +54,7 @@ def all_parts(x: Tensor, communicator: Communicator, dim: int) -> Tensor:
     """Every rank's x along ``dim``."""
     dim %= x.dim()
     everyones = communicator.all_gather(x[None])  # [W, …]
-    return everyones.movedim(0, dim).reshape(*x.shape[:dim], -1, *x.shape[dim + 1 :])
+    return everyones.movedim(0, dim).flatten(dim, dim + 1)
 
 
 class _Copy(torch.autograd.Function):

@@ -12,12 +12,14 @@ from __future__ import annotations
 
 import torch.distributed as dist
 from torch import nn
+from torch.compiler import is_compiling
 from torch.distributed.device_mesh import DeviceMesh
 from torch.distributed.tensor import Placement, Replicate, Shard
 from torch.distributed.tensor.parallel import ParallelStyle
+from torch.utils.weak import WeakTensorKeyDictionary
 
 from ..nn.parallel import ColumnParallelLinear, RowParallelLinear
-from .communicator import communicator_of
+from .communicator import Communicator, communicator_of
 
 
 class _Style(ParallelStyle):
@@ -129,7 +131,26 @@ class SequenceParallel(ParallelStyle):
     and the gradients of its parameters are summed over the ranks."""
 
     def _apply(self, module: nn.Module, device_mesh: DeviceMesh) -> nn.Module:
-        communicator = communicator_of(device_mesh.get_group())
-        for parameter in module.parameters():
-            parameter.register_hook(communicator.all_reduce)
+        hook = _SumsGradients(communicator_of(device_mesh.get_group()))
+        hook(module, None)
+        module.register_forward_pre_hook(hook)
         return module
+
+
+class _SumsGradients:
+    """Before each forward, hooks what parameters the module then has: loading, moving and copying
+    may have put others in their place."""
+
+    def __init__(self, communicator: Communicator) -> None:
+        self.communicator = communicator
+        self.hooked = WeakTensorKeyDictionary()
+
+    def __call__(self, module: nn.Module, inputs: object) -> None:
+        if is_compiling():
+            return
+        for parameter in module.parameters():
+            if parameter.requires_grad and parameter not in self.hooked:
+                self.hooked[parameter] = parameter.register_hook(self.communicator.all_reduce)
+
+    def __deepcopy__(self, memo: object) -> _SumsGradients:
+        return _SumsGradients(self.communicator)

@@ -157,7 +157,7 @@ def _linear_setup(ctx, inputs, output) -> None:
 
 
 def _flat(x: Tensor) -> Tensor:
-    return x.reshape(-1, x.shape[-1])
+    return x.reshape(x.shape[:-1].numel(), x.shape[-1])
 
 
 def _weight_grads(ctx, x: Tensor, dy: Tensor) -> tuple[Tensor | None, Tensor | None]:
@@ -168,13 +168,17 @@ def _weight_grads(ctx, x: Tensor, dy: Tensor) -> tuple[Tensor | None, Tensor | N
     )
 
 
-def _linear_all_reduce_backward(ctx, dy: Tensor):
+def _linear_all_reduce_backward(ctx, dy: Tensor | None):
+    if dy is None:
+        return None, None, None, None
     x, weight = ctx.saved_tensors
     dx = dy @ weight if ctx.needs_input_grad[0] else None
     return dx, *_weight_grads(ctx, x, dy), None
 
 
-def _linear_reduce_scatter_backward(ctx, dy: Tensor):
+def _linear_reduce_scatter_backward(ctx, dy: Tensor | None):
+    if dy is None:
+        return None, None, None, None
     x, weight = ctx.saved_tensors
     # The gradient's rows come while those of its own are multiplied; the weight's needs them all.
     dx, dy = torch.ops.weft.all_gather_linear(dy.contiguous(), weight.t(), None, ctx.communicator)
