@@ -161,7 +161,9 @@ struct CudaInt8 : Cuda {
   }
   // What is in the GPU's memory is not looked into: a packed weight is told by its length, and zero
   // points beyond -128 … 127 make wrong sums.
-  static void check_packed(const char*, const Tensor&, int64_t, int64_t, int) {}
+  static void check_packed(const char* op, const Tensor& packed, int64_t, int64_t, int) {
+    int8::check_begins_at_16_bytes(op, packed);
+  }
   static void check_zero_points(const char*, const char*, const int32_t*, int64_t) {}
   static void pack(const int8::Pack& p) { int8::cuda::pack(p, device()); }
   static void unpack(const int8::Unpack& p) { int8::cuda::unpack(p, device()); }

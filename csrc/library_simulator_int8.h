@@ -86,8 +86,10 @@ struct SimulatorInt8 : simulator::Backend {
   static int64_t packed_bytes(int64_t N, int64_t K, int bits) {
     return int8::cuda::packed_bytes(N, K, bits);
   }
-  // Lengths tell all that a GPU's host can know.
-  static void check_packed(const char*, const Tensor&, int64_t, int64_t, int) {}
+  // Lengths and addresses tell all that a GPU's host can know.
+  static void check_packed(const char* op, const Tensor& packed, int64_t, int64_t, int) {
+    int8::check_begins_at_16_bytes(op, packed);
+  }
   static void check_zero_points(const char*, const char*, const int32_t*, int64_t) {}
 
   static void pack(const int8::Pack& p) {

@@ -31,6 +31,12 @@ namespace weft::int8 {
 constexpr int64_t kMostGroup = 1 << 16;    // whose sums fit int32
 constexpr int64_t kMostColumns = 1 << 24;  // of a weight, whose own sums do
 
+// For backends whose kernels read packed weights by 16 bytes.
+inline void check_begins_at_16_bytes(const char* op, const Tensor& packed) {
+  check(reinterpret_cast<uintptr_t>(packed.const_data_ptr()) % 16 == 0, "weft.", op,
+        ": packed is a view that begins between multiples of 16 bytes, expected a copy of its own");
+}
+
 template <class Backend>
 class Ops {
  public:

@@ -160,6 +160,8 @@ def test_values_only_python_sees():
         weft.dequantize_int8(Q, torch.ones(4))
     with pytest.raises(ValueError, match=r"^weft\.unpack_int8_weight: packed is no packed weight"):
         weft.unpack_int8_weight(torch.zeros(8, dtype=torch.uint8))
+    with pytest.raises(ValueError, match=r"^weft\.unpack_int8_weight: packed is no packed weight"):
+        weft.unpack_int8_weight(torch.zeros_like(READY))
 
 
 @pytest.mark.parametrize("argument", ["weight_scale", "shift"])

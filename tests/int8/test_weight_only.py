@@ -77,12 +77,17 @@ def test_endings(backend: Backend, dtype: torch.dtype):
 
 
 @pytest.mark.parametrize("dtype", FLOATS, ids=name)
-def test_rows_without_numbers(backend: Backend, dtype: torch.dtype):
-    weight, scale, x = integers(70, 33), scales(70), draw(5, 33, dtype=dtype)
-    clean = weft.weight_only_linear(x, packed(weight), scale)
-    x[1, 3], x[2, 4], x[3] = torch.nan, torch.inf, 0
-    y = weft.weight_only_linear(x, packed(weight), scale)
-    assert y[1:3].isnan().all() and not y[3].any() and torch.equal(y[::4], clean[::4])
+@pytest.mark.parametrize("M, K", [(5, 33), (5, 48), (40, 48)])
+@pytest.mark.parametrize("activation", ["none", "relu"])
+def test_rows_without_numbers(
+    backend: Backend, dtype: torch.dtype, M: int, K: int, activation: str
+):
+    weight, scale, x = packed(integers(70, K)), scales(70), draw(M, K, dtype=dtype)
+    clean = weft.weight_only_linear(x, weight, scale, activation=activation)
+    x[1, 3], x[2, 4], x[3], x[4, 5] = torch.nan, torch.inf, 0, -torch.inf
+    y = weft.weight_only_linear(x, weight, scale, activation=activation)
+    assert y[[1, 2, 4]].isnan().all() and not y[3].any()
+    assert torch.equal(y[0], clean[0]) and torch.equal(y[5:], clean[5:])
 
 
 def test_tiny_and_huge_rows(backend: Backend):

@@ -94,7 +94,8 @@ class SharedFinish : Multiply {
     const Epilogue& e = call_.end;
     Vec<float, kColumns> v;
     if constexpr (std::is_same_v<Sum, float>) {
-      for (int i = 0; i < kColumns; ++i) v[i] = fma(sums[i], columns[i].scale, columns[i].bias);
+      for (int i = 0; i < kColumns; ++i)  // 0 · infinity: such a row is NaN, as everywhere
+        v[i] = fma(sums[i] + 0 * sums[i], columns[i].scale, columns[i].bias);
     } else if (e.out_dtype == DType::i32) {
       for (int i = 0; i < kColumns; ++i) v[i] = as_bits(without_zero(sums[i], row, columns[i]));
       return v;

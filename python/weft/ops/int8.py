@@ -19,6 +19,8 @@ from . import _int8_autocast, _int8_autograd, _int8_fake  # noqa: F401  they reg
 from ._grad import has_tangent, needs_grad
 from ._int8_autocast import autocast_dtype
 
+_MAGIC = 0x74666577  # "weft", which every packed weight begins with
+
 _quantize = torch.ops.weft.int8_quantize.default
 _dequantize = torch.ops.weft.int8_dequantize.default
 _pack = torch.ops.weft.int8_pack.default
@@ -152,10 +154,11 @@ def _check_nibbles(weight: Tensor) -> None:
 def unpack_int8_weight(packed: Tensor) -> Tensor:
     """The int8 weight [N, K] that was packed."""
     header = packed[:64].clone().view(torch.int64)
-    if packed.dtype != torch.uint8 or header.numel() != 8:
-        raise ValueError("weft.unpack_int8_weight: packed is no packed weight")
-    n, k, bits = header[1:4].tolist()
-    return _unpack(packed, n, k, bits)
+    if packed.dtype == torch.uint8 and header.numel() == 8:
+        first, n, k, bits = header[:4].tolist()
+        if first & 0xFFFFFFFF == _MAGIC:
+            return _unpack(packed, n, k, bits)
+    raise ValueError("weft.unpack_int8_weight: packed is no packed weight")
 
 
 def int8_linear(
