@@ -142,9 +142,10 @@ class Ops {
           "weft.", call.op, ": x is ", name_of(dtype_of(x)), " ", sizes_of(x), " and x_scale ",
           name_of(dtype_of(x_scale)), " ", sizes_of(x_scale),
           ", expected int8 and a contiguous float32 for each row");
-    Tensor scales = call.all_gather(x_scale), rows = call.gathered();
-    return call.gather(rows, Int8Product(call.op, rows, scales, packed, weight_scale, bias, dtype),
-                       dtype_of(dtype));
+    Tensor scales = call.room_for_all(x_scale), rows = call.gathered();
+    Int8Product product(call.op, rows, scales, packed, weight_scale, bias, dtype);
+    call.all_gather(x_scale, scales);  // behind all checks: what is refused reaches no peer
+    return call.gather(rows, std::move(product), dtype_of(dtype));
   }
 
   static std::tuple<Tensor, Tensor> all_reduce_norm(Tensor x, OptionalTensor residual,
@@ -274,8 +275,10 @@ class Ops {
       return fresh(sizes, dtype_of(x_));
     }
 
-    Tensor all_gather(const Tensor& t) const {
-      Tensor all = empty({communicator_->world() * t.numel()}, dtype_of(t), t);
+    Tensor room_for_all(const Tensor& t) const {
+      return empty({communicator_->world() * t.numel()}, dtype_of(t), t);
+    }
+    void all_gather(const Tensor& t, Tensor& all) const {
       Collective c;
       c.kind = Kind::all_gather;
       c.dtype = dtype_of(t);
@@ -283,12 +286,11 @@ class Ops {
       c.x = t.const_data_ptr();
       c.y = all.mutable_data_ptr();
       communicator_->run(c);
-      return all;
     }
 
     // y = all · Wᵀ: the own rows while the others' come, a few columns at a time.
     template <class Product>
-    Tensor gather(const Tensor& all, Product product, DType dtype) {
+    Tensor gather(const Tensor& all, Product&& product, DType dtype) {
       const int64_t N = product.columns(), M = rows(), first = communicator_->rank() * M;
       Sizes sizes = sizes_of(all);
       sizes[sizes.size() - 1] = N;

@@ -4,6 +4,7 @@
 // too.
 //
 //   protocol <world> <calls> [mutant]
+//   protocol slow    a call that works for longer than it waits
 //
 // Calls go by turns as communicator.cpp and as products.cpp have them: one piece ahead, and two.
 //
@@ -85,9 +86,48 @@ void work(Shared& shared, int rank, int world, uint64_t calls, const std::string
   (void)again;
 }
 
+// Rank 0 waits, works for longer than its patience, and waits again: for a peer that is late by a
+// moment only, and not to blame for the work.
+int work_longer_than_the_deadline() {
+  using namespace std::chrono_literals;
+  const Everyone everyone;
+  Shared shared(2);
+  const auto turns = [&](int rank) {
+    return Turns(shared.flags.get(), rank, 2, Patience{1, 1, 1s}, everyone);
+  };
+  std::thread peer([&] {
+    Turns late = turns(1);
+    late.begin(0);
+    for (int k = 0; k < 2; ++k) {
+      while (shared.flags[1].sleepers == 0) std::this_thread::yield();
+      std::this_thread::sleep_for(20ms);  // some slices
+      late.next();
+      late.publish();
+      while (shared.flags[1].sleepers != 0) std::this_thread::yield();
+    }
+  });
+  Turns mine = turns(0);
+  mine.begin(0);
+  int late = 0;
+  for (int k = 0; k < 2; ++k) {
+    const uint32_t event = mine.next();
+    mine.publish();
+    try {
+      mine.wait(event);
+    } catch (const Broken&) {
+      ++late;
+    }
+    if (k == 0) std::this_thread::sleep_for(1100ms);
+    mine.worked();
+  }
+  peer.join();
+  return late;
+}
+
 }  // namespace
 
 int main(int argc, char** argv) {
+  if (argc > 1 && std::string(argv[1]) == "slow") return work_longer_than_the_deadline();
   const int world = argc > 1 ? std::atoi(argv[1]) : 2;
   const uint64_t calls = argc > 2 ? std::strtoull(argv[2], nullptr, 10) : 1000;
   const std::string mutant = argc > 3 ? argv[3] : "";

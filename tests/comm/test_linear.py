@@ -274,6 +274,11 @@ def check_refusals(rank: int, world: int) -> None:
             op(*args)
     with pytest.raises(TypeError, match="group is None, expected a Communicator"):
         weft.linear_all_reduce(x, w)
+    if rank == 0:  # alone
+        q, ones, packed = x.to(torch.int8), torch.ones(5), weft.pack_int8_weight(w.to(torch.int8))
+        with pytest.raises(RuntimeError, match=r"bias has shape \[3\]"):
+            coded = (q, ones, packed, torch.ones(4), torch.ones(3), handle, torch.float32)
+            ops.int8_all_gather_linear(*coded)
     # Nothing of that reached the peers.
     assert (communicator.all_reduce(torch.ones(1)) == world).all()
     group = dist.group.WORLD

@@ -43,6 +43,11 @@ def test_no_race_between_threads(harness: Path, world: int, calls: int):
     assert "0 wrong" in run.stdout and "WARNING" not in run.stderr
 
 
+def test_own_work_is_no_waiting(harness: Path):
+    run = outcome(harness, "slow")
+    assert run.returncode == 0 and "WARNING" not in run.stderr
+
+
 @pytest.mark.parametrize("mutant", ["early", "late"])
 def test_the_sanitizer_finds_faults(harness: Path, mutant: str):
     run = outcome(harness, 3, 1500, mutant)

@@ -87,6 +87,7 @@ void Communicator::far_rounds(const Collective& c, int64_t pieces, Put&& put, Me
       if (k < pieces) timed(Phase::put, k, [&] { put(k, segment_->slot(rank(), event)); });
       turns_.publish();
       if (k < pieces) meanwhile(k);
+      turns_.worked();
     }
     const int64_t due = k - kAhead;
     if (due < 0) continue;
@@ -153,6 +154,7 @@ void Communicator::product_two_shot(const Collective& c, Product product) {
     if (k < tiles) {
       const Tile tile = grid.at(k);
       timed(Phase::put, k, [&] { product(tile, segment_->slot(rank(), event), tile.columns); });
+      turns_.worked();
     }
     turns_.publish();
     return event;

@@ -142,6 +142,10 @@ class Turns {
     if (mine.sleepers.load(std::memory_order_seq_cst)) wake_all(mine.published);
   }
 
+  // Work of the call's own lies behind, in which the peers were not waited for: the deadline starts
+  // anew at the next long wait.
+  void worked() { deadline_ = {}; }
+
   // Until every peer has published `event`. Throws Broken.
   void wait(uint32_t event) { wait_until(event + 1); }
 
@@ -241,7 +245,7 @@ class Turns {
   uint32_t event_ = kFirst;  // as this rank's counter
   uint32_t seen_ = kFirst;   // every peer's counter is at least this
   uint64_t call_ = 0;
-  std::chrono::steady_clock::time_point deadline_{};  // of this call, from its first long wait on
+  std::chrono::steady_clock::time_point deadline_{};  // from the first long wait on
 };
 
 }  // namespace weft::comm::cpu
