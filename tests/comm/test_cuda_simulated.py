@@ -69,6 +69,8 @@ def ranks(world: int, **options: object) -> Iterator[Ranks]:
     try:
         yield made
     finally:
+        simulated.begin()  # a round that a refusal has left open
+        simulated.run(False)
         simulated.destroy(made.handles)
 
 
