@@ -7,7 +7,7 @@
 // lie side by side. It goes over the keys in chunks of kChunk, over a chunk's keys and then its
 // values in blocks of some 32 KiB, and within a block over the heads: so memory is read in its own
 // order, and while one block is worked on, the lines of the next are prefetched one after the
-// other, a few beside each step. A chunk that a mask hides is not read. Scores: a tile of R rows by
+// other, two beside each step of a product. A chunk that a mask hides is not read. Scores: a tile of R rows by
 // L / R keys (L lanes) multiplies along D, which leaves L vectors of partial sums; they are added
 // up lane by lane in a tree that ends in one vector of L scores. Then the softmax of forward.h, and
 // the values: p spread over the lanes, times a row of v (two rows, interleaved, where bf16 has its
@@ -24,7 +24,7 @@
 namespace weft::attention::cpu::WEFT_CPU_LEVEL {
 namespace {
 
-constexpr int64_t kChunk = 64;
+constexpr int64_t kChunk = 128;
 constexpr int64_t kBlockBytes = 32768;  // of keys or values, between two starts of prefetching
 constexpr int64_t kLeastBlock = 16;     // keys: as many as a tile has lanes
 constexpr int64_t kMostRows = 16;
@@ -111,6 +111,8 @@ class Decoder {
     q_scale_ = pieces.take<A>(kWords ? heads * padded_ : 0);
     p_scale_ = pieces.take<A>(kWords ? heads * padded_ : 0);
     keep_ = pieces.take<A>(p.dropout.p > 0 ? kChunk : 0);
+    key_scales_ = pieces.take<float>(kScaled ? heads * kChunk : 0);
+    value_scales_ = pieces.take<float>(kScaled ? heads * kChunk : 0);
     bytes_ = pieces.used();
   }
   int64_t bytes() const { return bytes_; }
@@ -232,7 +234,7 @@ class Decoder {
         rows.data[n] = tensor.at(batch, row + i, task_->k);
         if constexpr (kScaled) {
           rows.scale[n] = &scale.at(batch, row + i, task_->k);
-          __builtin_prefetch(rows.scale[n]);
+          __builtin_prefetch(rows.scale[n], 0, 2);
         }
       }
     });
@@ -276,6 +278,10 @@ class Decoder {
       tiles([&](auto rows, int64_t r) { scores<decltype(rows)::value>(chunk, from, to, r); });
       prefetch_.finish();
     }
+    if constexpr (kScaled) {
+      gather(chunk.keys, chunk.count, p_.k_scale.head, key_scales_);
+      gather(chunk.values, chunk.count, p_.v_scale.head, value_scales_);
+    }
     for (int64_t head = 0; head < heads_; ++head) weigh(chunk, head);
     for (int64_t from = 0; from < chunk.count; from += block_) {
       const int64_t to = from + block_ < chunk.count ? from + block_ : chunk.count;
@@ -292,17 +298,20 @@ class Decoder {
     return {rows, from, to, heads_, elements * kSize, head_stride * kSize};
   }
 
+  // The scales of a chunk, head by head; those of a key lie side by side.
+  void gather(const Rows& rows, int64_t count, int64_t stride, float* to) const {
+    for (int64_t t = 0; t < count; ++t)
+      for (int64_t head = 0; head < heads_; ++head)
+        to[head * kChunk + t] = rows.scale[t][head * stride];
+  }
+
   // Scores of one head become p, and alpha what its o is to be scaled with.
   void weigh(const Chunk& chunk, int64_t head) {
     const Weigh softmax(p_, extent_, task_->b, keep_);
     const Range whole = {0, round_up(chunk.count, Weigh::kWide)},
                 keys = {chunk.first, chunk.first + chunk.count};
-    float key_scales[kChunk], value_scales[kChunk];
-    if constexpr (kScaled)
-      for (int64_t t = 0; t < chunk.count; ++t) {
-        key_scales[t] = chunk.keys.scale[t][head * p_.k_scale.head];
-        value_scales[t] = chunk.values.scale[t][head * p_.v_scale.head];
-      }
+    const float* key_scales = key_scales_ + head * kChunk;
+    const float* value_scales = value_scales_ + head * kChunk;
     for (int64_t r = 0; r < rows_; ++r) {
       const int64_t at = head * padded_ + r;
       A* s = s_ + at * kChunk;
@@ -335,10 +344,9 @@ class Decoder {
   template <int R>
   void scores(const Chunk& chunk, int64_t from, int64_t to, int64_t r) {
     constexpr int keys = kLane / R;
-    prefetch_.divide(heads_ * share(to - from, keys));
+    prefetch_.divide(heads_ * share(to - from, keys) * (p_.D / P::kWide));
     for (int64_t t = from; t < to; t += keys)
       for (int64_t head = 0; head < heads_; ++head) {
-        prefetch_.step();
         const T* row[keys];
         for (int j = 0; j < keys; ++j)
           row[j] = reinterpret_cast<const T*>(chunk.keys.data[t + j < to ? t + j : to - 1]) +
@@ -350,10 +358,11 @@ class Decoder {
   static int64_t share(int64_t n, int64_t of) { return (n + of - 1) / of; }
 
   template <int R>
-  void score_tile(const In* q, const T* const* row, A* s) const {
+  void score_tile(const In* q, const T* const* row, A* s) {
     constexpr int keys = kLane / R;
     Vec<S> sum[kLane] = {};
     for (int64_t d = 0; d < p_.D; d += P::kWide) {
+      prefetch_.step();
       Vec<S> x[R];
 #pragma GCC unroll 8
       for (int i = 0; i < R; ++i) x[i] = load_vec<S>(q + i * p_.D + d);
@@ -438,6 +447,7 @@ class Decoder {
   int64_t group_, padded_, heads_ = 0, rows_ = 0, block_ = 0, bytes_ = 0;
   In *q_, *p_rows_;
   A *o_, *s_, *max_, *sum_, *alpha_, *q_scale_, *p_scale_, *keep_;
+  float *key_scales_, *value_scales_;
   Prefetch prefetch_;
 };
 

@@ -44,7 +44,10 @@ constexpr int64_t kThreadTasks = 4;  // for each thread, or blocks become smalle
 constexpr int64_t kSplitTasks = 64;  // tasks that splits are made for
 constexpr int64_t kSplitKeys = 512;  // what a split has at least
 constexpr int64_t kMostSplits = 128;
-constexpr int64_t kTaskBytes = 2048;  // of one key, that one task of decoding reads: half a page
+// What one task of decoding reads of one key: heads that lie side by side, whole pages where they fill
+// them, for the longer the pieces the nearer it comes to reading alone.
+constexpr int64_t kTaskBytes = 16384;
+constexpr int64_t kTaskRows = 256;  // of all its heads: their scores stay in L2
 
 int64_t ceil_div(int64_t a, int64_t b) { return (a + b - 1) / b; }
 
@@ -97,8 +100,10 @@ struct Plan {
   // Key heads whose elements of one key are near each other: those that decoding takes together.
   static int64_t side_by_side(const Forward& p) {
     if (p.k.head > p.k.row || p.v.head > p.v.row) return 1;
-    const int64_t bytes = p.D * static_cast<int64_t>(size_of(p.k.dtype));
-    return std::clamp<int64_t>(kTaskBytes / bytes, 1, std::max<int64_t>(p.K, 1));
+    const int64_t bytes = p.D * static_cast<int64_t>(size_of(p.k.dtype)),
+                  rows = std::max<int64_t>(p.S * (p.H / p.K), 1);
+    return std::clamp<int64_t>(std::min(kTaskBytes / bytes, kTaskRows / rows), 1,
+                               std::max<int64_t>(p.K, 1));
   }
 
   static int64_t element(const Forward& p) {
