@@ -26,6 +26,7 @@
 #include <forward_list>
 #include <optional>
 #include <tuple>
+#include <vector>
 
 #include "attention/params.h"
 #include "torch/dropout.h"
@@ -654,6 +655,13 @@ class Ops {
           p.workspace = small;
           return kernel(p);
         }
+        // One of decoding would come from the system, and go back to it, in every call.
+        static thread_local std::vector<char> kept;
+        if (bytes <= kKeptWorkspace) {
+          if (kept.empty()) kept.resize(kKeptWorkspace + 64);
+          p.workspace = kept.data() + (64 - reinterpret_cast<uintptr_t>(kept.data()) % 64);
+          return kernel(p);
+        }
       }
       OptionalTensor workspace;
       if (bytes) {
@@ -665,6 +673,7 @@ class Ops {
 
    private:
     static constexpr int64_t kSmallWorkspace = 16 << 10;
+    static constexpr int64_t kKeptWorkspace = 1 << 20;
 
     // ---- index tensors on the host
 
