@@ -10,6 +10,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+from torch._dynamo.testing import CompileCounter
 from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.testing import assert_close
 from torch.utils.checkpoint import checkpoint
@@ -104,7 +105,7 @@ def test_compile(f: Callable[..., Tensor], fresh_dynamo: None) -> None:
 
 
 def test_compile_does_not_recompile_for_batch_and_lengths(fresh_dynamo: None) -> None:
-    counter = torch._dynamo.testing.CompileCounter()
+    counter = CompileCounter()
     compiled = torch.compile(attend, fullgraph=True, dynamic=True, backend=counter)
     for B, S, T in ((3, 5, 7), (9, 6, 33), (6, 17, 65)):  # no two alike at first
         compiled(draw((B, S, 4, 8)), draw((B, T, 2, 8)), draw((B, T, 2, 8)))

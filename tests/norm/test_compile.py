@@ -9,6 +9,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+from torch._dynamo.testing import CompileCounter
 from torch.testing import assert_close
 
 import weft
@@ -48,7 +49,7 @@ def test_compile(f, dynamic, fresh_dynamo):
 
 
 def test_compile_does_not_recompile_for_the_batch(fresh_dynamo):
-    counter = torch._dynamo.testing.CompileCounter()
+    counter = CompileCounter()
     compiled = torch.compile(layer_norm, fullgraph=True, dynamic=True, backend=counter)
     w, b = channels(), channels()
     for n in (2, 5, 9, 17):

@@ -43,6 +43,8 @@ def plain_attention(
     ):
         return None
     scale = q.shape[-1] ** -0.5 if softmax_scale is None else softmax_scale
+    if torch.is_inference_mode_enabled():  # below autograd already
+        return _run_plain(q, k, v, scale, window_left, window_right, top_left, heads_first)
     with torch._C._AutoDispatchBelowAutograd():
         return _run_plain(q, k, v, scale, window_left, window_right, top_left, heads_first)
 

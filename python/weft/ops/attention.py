@@ -264,9 +264,10 @@ def scaled_dot_product_attention(
             scale,
             enable_gqa,
         )
-    if query.dim() != 4 or key.dim() != 4 or value.dim() != 4:
+    alike = query.shape == key.shape == value.shape
+    if query.dim() != 4 or not (alike or key.dim() == value.dim() == 4):
         return _of_other_dims(query, key, value, attn_mask, dropout_p, is_causal, scale, enable_gqa)
-    if not enable_gqa or query.shape[0] != key.shape[0]:
+    if not alike and (not enable_gqa or query.shape[0] != key.shape[0]):
         query, key, value = _broadcast(query, key, value, enable_gqa)
     if attn_mask is None and not dropout_p:
         right = 0 if is_causal else -1
