@@ -22,6 +22,7 @@ struct Cpu {
   static bool has(const Tensor& t) { return t.is_cpu(); }
   static bool has(const Tensor& t, const Tensor&) { return t.is_cpu(); }
   static bool takes(DType dtype) { return is_float(dtype); }
+  static constexpr bool kHostMemory = true;
   struct Guard {
     explicit Guard(const Tensor&) {}
   };

@@ -31,6 +31,7 @@ struct Cuda {
     return t.is_cuda() && t.get_device_index() == x.get_device_index();
   }
   static bool takes(DType dtype) { return is_float(dtype) && dtype != DType::f64; }
+  static constexpr bool kHostMemory = false;
   struct Guard {
     torch::stable::accelerator::DeviceGuard guard;
     explicit Guard(const Tensor& x) : guard(x.get_device_index()) {}

@@ -230,10 +230,7 @@ class Ops {
       return rows;
     }
     Tensor fresh(const Sizes& sizes, DType dtype) const {
-      Tensor t = empty(sizes, dtype, x_);
-      const int64_t bytes = t.numel() * static_cast<int64_t>(size_of(dtype));
-      if (bytes >= kHugeOutput) Backend::prepare(t.mutable_data_ptr(), bytes);
-      return t;
+      return weft::fresh<Backend>(sizes, dtype, x_);
     }
 
     // ---- products

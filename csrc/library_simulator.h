@@ -27,6 +27,7 @@ struct Backend {
   static bool has(const Tensor& t) { return t.is_cpu(); }
   static bool has(const Tensor& t, const Tensor&) { return t.is_cpu(); }
   static bool takes(DType dtype) { return is_float(dtype) && dtype != DType::f64; }
+  static constexpr bool kHostMemory = true;
   struct Guard {
     explicit Guard(const Tensor&) {}
   };

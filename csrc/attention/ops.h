@@ -1,15 +1,8 @@
 // The attention family's ops: torch tensors in, checks, allocation, params out. Written once; a
 // backend supplies
 //
-//   static constexpr const char* name;                  "cpu"
-//   static constexpr const char* dtypes;                "float32 or bfloat16", for messages
+//   what torch/call.h asks for, with workspace_bytes(const Forward& | const Backward&)
 //   static constexpr bool reads_indices;                the host sees what index tensors hold
-//   static bool has(const Tensor&);                     is it on a device of this backend's?
-//   static bool has(const Tensor& t, const Tensor& x);  is t on the device of x, which has passed?
-//   static bool takes(DType);                           a floating dtype that there are kernels for
-//   using Guard;                                        Guard(x) makes x's device the current one
-//   static void prepare(void* data, int64_t bytes);     a fresh output, before its first touch
-//   static int64_t workspace_bytes(const Forward& | const Backward&);
 //   static void forward(const Forward&), backward(const Backward&);
 //   static void append(const Append&), rotary(const Rotary&), merge(const Merge&);
 //
@@ -24,13 +17,11 @@
 #include <cmath>
 #include <cstdlib>
 #include <forward_list>
-#include <optional>
 #include <tuple>
-#include <vector>
 
 #include "attention/params.h"
+#include "torch/call.h"
 #include "torch/dropout.h"
-#include "torch/tensor.h"
 
 namespace weft::attention {
 
@@ -71,8 +62,8 @@ class Ops {
     if (out_scale)
       p.out_scale = call.floats(out_scale, "out_scale", sizes_of(*out_scale), "one element", 1);
 
-    Tensor out = call.output(call.out_sizes(p), out_scale ? DType::i8 : p.q.dtype);
-    Tensor lse = call.output(call.lse_sizes(p), acc_of(p.q.dtype));
+    Tensor out = call.fresh(call.out_sizes(p), out_scale ? DType::i8 : p.q.dtype);
+    Tensor lse = call.fresh(call.lse_sizes(p), acc_of(p.q.dtype));
     if (call.has_gaps(p.sequences.cu_q, p.sequences.used_q, p.B, p.total_q)) {
       torch::stable::zero_(out);
       torch::stable::fill_(lse, -INFINITY);
@@ -97,8 +88,8 @@ class Ops {
     // In memory always [B, S, H, Dv].
     const int64_t row = p.H * p.Dv;
     Tensor out = heads_first
-                     ? call.output({p.B, p.H, p.S, p.Dv}, {p.S * row, p.Dv, row, 1}, p.q.dtype)
-                     : call.output({p.B, p.S, p.H, p.Dv}, p.q.dtype);
+                     ? call.fresh({p.B, p.H, p.S, p.Dv}, {p.S * row, p.Dv, row, 1}, p.q.dtype)
+                     : call.fresh({p.B, p.S, p.H, p.Dv}, p.q.dtype);
     p.out = {out.mutable_data_ptr(), p.q.dtype, p.S * row, row, p.Dv};
     if (p.B > 0) call.run(p, Backend::forward);
     return out;
@@ -132,11 +123,11 @@ class Ops {
     check(sinks || !sinks_grad, "weft.attention_backward: the gradient of sinks needs sinks");
 
     const Sequences& s = p.sequences;
-    Tensor dq = call.output(sizes_of(q), p.q.dtype);
-    Tensor dk = call.output(sizes_of(k), p.k.dtype);
-    Tensor dv = call.output(sizes_of(v), p.v.dtype);
-    Tensor dbias = bias_grad ? call.output({p.B, p.H, p.S, p.T}, p.bias.dtype) : absent(q);
-    Tensor dsinks = sinks_grad ? call.output({p.H}, DType::f32) : absent(q);
+    Tensor dq = call.fresh(sizes_of(q), p.q.dtype);
+    Tensor dk = call.fresh(sizes_of(k), p.k.dtype);
+    Tensor dv = call.fresh(sizes_of(v), p.v.dtype);
+    Tensor dbias = bias_grad ? call.fresh({p.B, p.H, p.S, p.T}, p.bias.dtype) : absent(q);
+    Tensor dsinks = sinks_grad ? call.fresh({p.H}, DType::f32) : absent(q);
     if (call.has_gaps(s.cu_q, s.used_q, p.B, p.total_q)) torch::stable::zero_(dq);
     if (call.has_gaps(s.cu_k, s.used_k, p.B, p.total_k)) {
       torch::stable::zero_(dk);
@@ -177,7 +168,7 @@ class Ops {
                        OptionalTensor cu_seqlens, bool interleaved, bool conjugate) {
     Call call("rotary", x, "x");
     Rotary p = call.rotary(x, cos, sin, offsets, offset, cu_seqlens, interleaved, conjugate);
-    Tensor out = call.output(sizes_of(x), p.x.dtype);
+    Tensor out = call.fresh(sizes_of(x), p.x.dtype);
     if (call.has_gaps(p.cu_seqlens, nullptr, p.B, p.total)) torch::stable::copy_(out, x);
     p.out = call.heads(out, "out");
     Backend::rotary(p);
@@ -226,8 +217,8 @@ class Ops {
     p.lse_head = lse_strides[n - 3];
     p.lse_row = lse_strides[n - 2];
 
-    Tensor out = call.output(Sizes(sizes.begin() + 1, sizes.end()), dtype);
-    Tensor lse = call.output(rows, acc_of(dtype));
+    Tensor out = call.fresh(Sizes(sizes.begin() + 1, sizes.end()), dtype);
+    Tensor lse = call.fresh(rows, acc_of(dtype));
     p.out = call.heads(out, "out");
     p.lse_out = lse.mutable_data_ptr();
     Backend::merge(p);
@@ -253,44 +244,13 @@ class Ops {
     const OptionalTensor &cu_seqlens, &seqused, &cache_batch_idx, &block_table;
   };
 
-  // One call: what it is called with, and the tensors that must live until it has run.
-  class Call {
-   public:
-    const char* op;
+  class Call : public weft::Call<Backend> {
+    using Base = weft::Call<Backend>;
 
-    Call(const char* op_name, const Tensor& first, const char* name)
-        : op(op_name), first_(first), first_name_(name) {
-      check(Backend::has(first), "weft.", op, ": ", name, " is not on a ", Backend::name,
-            " device");
-      guard_.emplace(first);
-    }
+   public:
+    using Base::Base, Base::check_shape, Base::float_dtype, Base::op, Base::run;
 
     // ---- one tensor
-
-    void check_device(const Tensor& t, const char* name) const {
-      check(Backend::has(t, first_), "weft.", op, ": ", name, " is not on the device of ",
-            first_name_);
-    }
-
-    DType float_dtype(const Tensor& t, const char* name) const {
-      check_device(t, name);
-      const DType type = dtype_of(t);
-      check(Backend::takes(type), "weft.", op, ": ", name, " has dtype ", name_of(type),
-            ", expected ", Backend::dtypes);
-      return type;
-    }
-
-    void check_dtype(const Tensor& t, const char* name, DType expected, const char* whose) const {
-      check_device(t, name);
-      check(dtype_of(t) == expected, "weft.", op, ": ", name, " has dtype ", name_of(dtype_of(t)),
-            ", expected ", name_of(expected), " (that of ", whose, ")");
-    }
-
-    void check_shape(const Tensor& t, const char* name, const Sizes& expected,
-                     const char* what) const {
-      check(sizes_of(t) == expected, "weft.", op, ": ", name, " has shape ", sizes_of(t),
-            ", expected ", expected, " (", what, ")");
-    }
 
     void check_tensor(const Tensor& t, const char* name, DType dtype, const Sizes& shape,
                       const char* what) const {
@@ -298,6 +258,12 @@ class Ops {
       check(dtype_of(t) == dtype && sizes_of(t) == shape, "weft.", op, ": ", name, " is ",
             name_of(dtype_of(t)), " ", sizes_of(t), ", expected ", name_of(dtype), " ", shape, " (",
             what, ")");
+    }
+
+    void check_dtype(const Tensor& t, const char* name, DType expected, const char* whose) const {
+      check_device(t, name);
+      check(dtype_of(t) == expected, "weft.", op, ": ", name, " has dtype ", name_of(dtype_of(t)),
+            ", expected ", name_of(expected), " (that of ", whose, ")");
     }
 
     void check_head_size(int64_t size, const char* name) const {
@@ -625,16 +591,9 @@ class Ops {
 
     // ---- outputs
 
-    Tensor output(const Sizes& sizes, DType dtype) const {
-      return prepared(empty(sizes, dtype, first_), dtype);
-    }
-    Tensor output(const Sizes& sizes, const Sizes& strides, DType dtype) const {
-      return prepared(empty_strided(sizes, strides.data(), dtype, first_), dtype);
-    }
-    Tensor prepared(Tensor t, DType dtype) const {
-      const int64_t bytes = t.numel() * static_cast<int64_t>(size_of(dtype));
-      if (bytes >= kHugeOutput) Backend::prepare(t.mutable_data_ptr(), bytes);
-      return t;
+    using Base::fresh;
+    Tensor fresh(const Sizes& sizes, const Sizes& strides, DType dtype) const {
+      return prepared<Backend>(empty_strided(sizes, strides.data(), dtype, first_), dtype);
     }
 
     // Whether there may be rows that no sequence reaches.
@@ -646,34 +605,8 @@ class Ops {
         return cu != nullptr;
     }
 
-    template <class Params>
-    void run(Params& p, void (*kernel)(const Params&)) const {
-      const int64_t bytes = Backend::workspace_bytes(p);
-      if constexpr (Backend::reads_indices) {  // the host's memory: a small one costs less here
-        alignas(64) char small[kSmallWorkspace];
-        if (bytes <= kSmallWorkspace) {
-          p.workspace = small;
-          return kernel(p);
-        }
-        // One of decoding would come from the system, and go back to it, in every call.
-        static thread_local std::vector<char> kept;
-        if (bytes <= kKeptWorkspace) {
-          if (kept.empty()) kept.resize(kKeptWorkspace + 64);
-          p.workspace = kept.data() + (64 - reinterpret_cast<uintptr_t>(kept.data()) % 64);
-          return kernel(p);
-        }
-      }
-      OptionalTensor workspace;
-      if (bytes) {
-        workspace = empty({bytes}, DType::u8, first_);
-        p.workspace = workspace->mutable_data_ptr();
-      }
-      kernel(p);
-    }
-
    private:
-    static constexpr int64_t kSmallWorkspace = 16 << 10;
-    static constexpr int64_t kKeptWorkspace = 1 << 20;
+    using Base::check_device, Base::check_no_repeats, Base::contiguous, Base::first_;
 
     // ---- index tensors on the host
 
@@ -735,11 +668,6 @@ class Ops {
     void check_contiguous(const Tensor& t, const char* name) const {
       check(t.is_contiguous(), "weft.", op, ": ", name, " is not contiguous");
     }
-    void check_no_repeats(const Tensor& t, const char* name, const char* consequence) const {
-      for (int64_t d = 0; d < t.dim(); ++d)
-        check(t.stride(d) != 0 || t.size(d) <= 1, "weft.", op, ": ", name,
-              " repeats elements in memory, ", consequence);
-    }
 
     int64_t batch_of(const Tensor& cu, const char* name) const {
       check(cu.dim() == 1 && cu.numel() >= 1, "weft.", op, ": ", name, " has shape ", sizes_of(cu),
@@ -776,12 +704,6 @@ class Ops {
       const bool by_batch = t.dim() == 2;
       return {const_cast<float*>(static_cast<const float*>(t.const_data_ptr())),
               by_batch ? strides[0] : 0, 0, strides[by_batch ? 1 : 0]};
-    }
-
-    const Tensor& contiguous(const Tensor& t) {
-      if (t.is_contiguous()) return t;
-      keep_.push_front(torch::stable::contiguous(t));
-      return keep_.front();
     }
 
     // ---- index tensors, value by value
@@ -836,10 +758,6 @@ class Ops {
       }
     }
 
-    const Tensor& first_;
-    const char* first_name_;
-    std::optional<typename Backend::Guard> guard_;
-    std::forward_list<Tensor> keep_;
     struct Copy {
       const int32_t* of;
       int64_t count;

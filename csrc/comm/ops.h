@@ -11,7 +11,7 @@
 #include <string>
 
 #include "comm/params.h"
-#include "torch/tensor.h"
+#include "torch/call.h"
 
 namespace weft::comm {
 
@@ -100,12 +100,7 @@ class Ops {
       check(x_.dim() > 0, "weft.", name_of(c_.kind), ": x has no dimensions, expected rows");
       return sizes_of(x_);
     }
-    Tensor fresh(const Sizes& sizes) const {
-      Tensor y = empty(sizes, c_.dtype, x_);
-      const int64_t bytes = y.numel() * static_cast<int64_t>(size_of(c_.dtype));
-      if (bytes >= kHugeOutput) Backend::prepare(y.mutable_data_ptr(), bytes);
-      return y;
-    }
+    Tensor fresh(const Sizes& sizes) const { return weft::fresh<Backend>(sizes, c_.dtype, x_); }
     void run(int64_t n, Tensor& y) {
       c_.n = n;
       c_.x = x_.const_data_ptr();

@@ -16,21 +16,9 @@
 
 namespace weft::cpu {
 
-#define WEFT_DECLARE_LOOPS(level)      \
-  namespace level {                    \
-  extern const ProbeLoops probe_loops; \
-  }
-WEFT_FOR_EACH_CPU_LEVEL(WEFT_DECLARE_LOOPS)
-#undef WEFT_DECLARE_LOOPS
+WEFT_CPU_TABLE(ProbeLoops, probe_loops)
 
 namespace {
-
-const ProbeLoops& current_loops() {
-#define WEFT_LOOPS_OF(level) &level::probe_loops,
-  static constexpr const ProbeLoops* loops[] = {WEFT_FOR_EACH_CPU_LEVEL(WEFT_LOOPS_OF)};
-#undef WEFT_LOOPS_OF
-  return *loops[static_cast<int>(isa_current())];
-}
 
 // Memory straight from the system, which no allocator has touched.
 class FreshMemory {
@@ -121,7 +109,7 @@ double touch_bytes_per_s(int threads, bool huge_pages) {
   const Times times = rounds([&] {
     const FreshMemory memory(kBytes, huge_pages);
     return seconds_split(threads, kBytes, [&](size_t begin, size_t bytes) {
-      current_loops().fill(memory.data() + begin, bytes);
+      probe_loops().fill(memory.data() + begin, bytes);
     });
   });
   return kBytes / times.median();
@@ -157,7 +145,7 @@ void check_blocks(const char* probe, std::initializer_list<const void*> addresse
 
 MemoryBandwidth measure_memory_bandwidth(int threads) {
   check_threads(threads);
-  const ProbeLoops& loops = current_loops();
+  const ProbeLoops& loops = probe_loops();
   MemoryBandwidth bandwidth;
   bandwidth.touch_small_pages = touch_bytes_per_s(threads, /*huge_pages=*/false);
   bandwidth.touch_huge_pages = touch_bytes_per_s(threads, /*huge_pages=*/true);
@@ -191,8 +179,8 @@ void stream_copy(void* to, const void* from, size_t bytes, int threads) {
   check_threads(threads);
   check_blocks("stream_copy", {to, from}, bytes);
   seconds_split(threads, bytes, [&](size_t begin, size_t count) {
-    current_loops().copy(static_cast<char*>(to) + begin, static_cast<const char*>(from) + begin,
-                         count);
+    probe_loops().copy(static_cast<char*>(to) + begin, static_cast<const char*>(from) + begin,
+                       count);
   });
 }
 
@@ -200,13 +188,13 @@ void stream_read(const void* from, size_t bytes, int threads) {
   check_threads(threads);
   check_blocks("stream_read", {from}, bytes);
   seconds_split(threads, bytes, [&](size_t begin, size_t count) {
-    current_loops().read(static_cast<const char*>(from) + begin, count);
+    probe_loops().read(static_cast<const char*>(from) + begin, count);
   });
 }
 
 void run_operations(std::string_view kind, double operations, int threads) {
   check_threads(threads);
-  const ProbeLoops& loops = current_loops();
+  const ProbeLoops& loops = probe_loops();
   const bool known = kind == "fp32" || kind == "bf16" || kind == "int8";
   const ProbeLoops::Arithmetic& loop = kind == "bf16"   ? loops.bf16
                                        : kind == "int8" ? loops.int8
@@ -218,7 +206,7 @@ void run_operations(std::string_view kind, double operations, int threads) {
 
 Peaks measure_peaks(int threads) {
   check_threads(threads);
-  const ProbeLoops& loops = current_loops();
+  const ProbeLoops& loops = probe_loops();
   return {operations_per_s(threads, loops.fp32), operations_per_s(threads, loops.bf16),
           operations_per_s(threads, loops.int8)};
 }

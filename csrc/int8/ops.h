@@ -1,14 +1,7 @@
 // The INT8 family's ops: torch tensors in, checks, allocation, params out. Written once; a backend
 // supplies
 //
-//   static constexpr const char* name;                  "cpu"
-//   static constexpr const char* dtypes;                "float32 or bfloat16", for messages
-//   static bool has(const Tensor&);                     is it on a device of this backend's?
-//   static bool has(const Tensor& t, const Tensor& x);  is t on the device of x, which has passed?
-//   static bool takes(DType);                           a floating dtype that there are kernels for
-//   using Guard;                                        Guard(x) makes x's device the current one
-//   static void prepare(void* data, int64_t bytes);     a fresh output, before its first touch
-//   static int64_t workspace_bytes(const Quantize& | const Linear&);
+//   what torch/call.h asks for, with workspace_bytes(const Quantize& | const Linear&)
 //   static void quantize(const Quantize&), dequantize(const Dequantize&), linear(const Linear&);
 //   static int64_t packed_bytes(int64_t N, int64_t K, int bits);
 //   static void check_packed(const char* op, const Tensor&, int64_t N, int64_t K, int bits);
@@ -18,13 +11,11 @@
 // All that is refused is refused here, so that a direct call of torch.ops.weft.* is memory-safe.
 #pragma once
 
-#include <forward_list>
-#include <optional>
 #include <string>
 #include <tuple>
 
 #include "int8/params.h"
-#include "torch/tensor.h"
+#include "torch/call.h"
 
 namespace weft::int8 {
 
@@ -68,8 +59,8 @@ class Ops {
     p.scales = product(grid, grid.size());
     check(scale || !zero_point, "weft.int8_quantize: zero_point belongs to a scale, expected both");
 
-    Tensor scales = scale ? absent(x) : call.output(grid, DType::f32);
-    Tensor points = scale || symmetric ? absent(x) : call.output(grid, DType::i32);
+    Tensor scales = scale ? absent(x) : call.fresh(grid, DType::f32);
+    Tensor points = scale || symmetric ? absent(x) : call.fresh(grid, DType::i32);
     if (scale) {
       p.scale = const_cast<float*>(static_cast<const float*>(
           call.vector(*scale, "scale", DType::f32, grid, "as the granularity has them")));
@@ -81,7 +72,7 @@ class Ops {
       p.scale = static_cast<float*>(scales.mutable_data_ptr());
       if (!symmetric) p.zero_point = static_cast<int32_t*>(points.mutable_data_ptr());
     }
-    Tensor q = call.output(sizes, DType::i8);
+    Tensor q = call.fresh(sizes, DType::i8);
     p.q = static_cast<int8_t*>(q.mutable_data_ptr());
     call.run(p, Backend::quantize);
     return {q, scales, points};
@@ -105,7 +96,7 @@ class Ops {
     if (zero_point)
       p.zero_point = static_cast<const int32_t*>(
           call.vector(*zero_point, "zero_point", DType::i32, grid, "that of scale"));
-    Tensor x = call.output(sizes, p.dtype);
+    Tensor x = call.fresh(sizes, p.dtype);
     p.x = x.mutable_data_ptr();
     if (values.numel() > 0) Backend::dequantize(p);
     return x;
@@ -129,7 +120,7 @@ class Ops {
               weight.stride(0),
               weight.stride(1),
               nullptr};
-    Tensor packed = call.output({Backend::packed_bytes(p.N, p.K, p.bits)}, DType::u8);
+    Tensor packed = call.fresh({Backend::packed_bytes(p.N, p.K, p.bits)}, DType::u8);
     p.packed = packed.mutable_data_ptr();
     Backend::pack(p);
     return packed;
@@ -141,7 +132,7 @@ class Ops {
     check(n >= 1 && k >= 1, "weft.int8_unpack: n and k are ", n, " and ", k,
           ", expected at least 1");
     call.check_packed(packed, n, k, static_cast<int>(bits));
-    Tensor weight = call.output({n, k}, DType::i8);
+    Tensor weight = call.fresh({n, k}, DType::i8);
     Backend::unpack({n, k, static_cast<int>(bits), packed.const_data_ptr(),
                      static_cast<int8_t*>(weight.mutable_data_ptr())});
     return weight;
@@ -201,7 +192,7 @@ class Ops {
       p.out_dtype = call.out_dtype(out_dtype);
       check(!out_scale, "weft.int8_linear: out_scale is given, expected an out_dtype of int8");
     }
-    return call.linear(p, x);
+    return call.linear(p);
   }
 
   // ---- weight_only_linear
@@ -216,14 +207,13 @@ class Ops {
     p.operand = Operand::wide;
     if (weight_zero_point) {
       call.check_dtype(*weight_zero_point, "weight_zero_point", DType::f32);
-      check(sizes_of(*weight_zero_point) == sizes_of(weight_scale),
-            "weft.weight_only_linear: weight_zero_point has shape ", sizes_of(*weight_zero_point),
-            ", expected ", sizes_of(weight_scale), " (that of weight_scale)");
+      call.check_shape(*weight_zero_point, "weight_zero_point", sizes_of(weight_scale),
+                       "that of weight_scale");
       p.weight_zero_point = call.group_values(*weight_zero_point);
     }
     call.ending(p, bias, residual, activation);
     p.out_dtype = p.x.dtype;
-    return call.linear(p, x);
+    return call.linear(p);
   }
 
   // ---- llm_int8_linear
@@ -244,7 +234,7 @@ class Ops {
     p.threshold = static_cast<float>(threshold);
     call.ending(p, bias, residual, activation);
     p.out_dtype = p.x.dtype;
-    return call.linear(p, x);
+    return call.linear(p);
   }
 
  private:
@@ -254,38 +244,14 @@ class Ops {
     return all;
   }
 
-  // One call: what it is called with, and the tensors that must live until it has run.
-  class Call {
-   public:
-    const char* op;
+  class Call : public weft::Call<Backend> {
+    using Base = weft::Call<Backend>;
 
-    Call(const char* op_name, const Tensor& first, const char* name)
-        : op(op_name), first_(first), first_name_(name) {
-      check(Backend::has(first), "weft.", op, ": ", name, " is not on a ", Backend::name,
-            " device");
-      guard_.emplace(first);
-    }
+   public:
+    using Base::Base, Base::op;
+    using Base::check_dtype, Base::check_shape, Base::float_dtype, Base::fresh, Base::run;
 
     // ---- one tensor
-
-    void check_device(const Tensor& t, const char* name) const {
-      check(Backend::has(t, first_), "weft.", op, ": ", name, " is not on the device of ",
-            first_name_);
-    }
-
-    void check_dtype(const Tensor& t, const char* name, DType expected) const {
-      check_device(t, name);
-      check(dtype_of(t) == expected, "weft.", op, ": ", name, " has dtype ", name_of(dtype_of(t)),
-            ", expected ", name_of(expected));
-    }
-
-    DType float_dtype(const Tensor& t, const char* name) const {
-      check_device(t, name);
-      const DType type = dtype_of(t);
-      check(Backend::takes(type), "weft.", op, ": ", name, " has dtype ", name_of(type),
-            ", expected ", Backend::dtypes);
-      return type;
-    }
 
     Sizes with_channels(const Tensor& t, const char* name) const {
       const Sizes sizes = sizes_of(t);
@@ -310,8 +276,7 @@ class Ops {
     const void* vector(const Tensor& t, const char* name, DType dtype, const Sizes& shape,
                        const char* what) {
       check_dtype(t, name, dtype);
-      check(sizes_of(t) == shape, "weft.", op, ": ", name, " has shape ", sizes_of(t),
-            ", expected ", shape, " (", what, ")");
+      check_shape(t, name, shape, what);
       return contiguous(t).const_data_ptr();
     }
     // So many of this dtype, in any shape.
@@ -439,54 +404,25 @@ class Ops {
       }
       if (!residual) return;
       p.residual = floats_by_row(*residual, "residual");
-      check(sizes_of(*residual) == out_sizes(p), "weft.", op, ": residual has shape ",
-            sizes_of(*residual), ", expected ", out_sizes(p), " (that of the result)");
+      check_shape(*residual, "residual", out_sizes(p), "that of the result");
     }
 
-    Tensor linear(Linear& p, const Tensor&) {
+    Tensor linear(Linear& p) {
       p.columns = p.out_row = p.N;
-      Tensor out = output(out_sizes(p), p.out_dtype);
+      Tensor out = fresh(out_sizes(p), p.out_dtype);
       p.out = out.mutable_data_ptr();
       if (p.M > 0) run(p, Backend::linear);
       return out;
     }
 
-    // ---- outputs
-
-    Tensor output(const Sizes& sizes, DType dtype) const {
-      Tensor t = empty(sizes, dtype, first_);
-      const int64_t bytes = t.numel() * static_cast<int64_t>(size_of(dtype));
-      if (bytes >= kHugeOutput) Backend::prepare(t.mutable_data_ptr(), bytes);
-      return t;
-    }
-
-    template <class Params>
-    void run(Params& p, void (*kernel)(const Params&)) const {
-      OptionalTensor workspace;
-      if (const int64_t bytes = Backend::workspace_bytes(p)) {
-        workspace = empty({bytes}, DType::u8, first_);
-        p.workspace = workspace->mutable_data_ptr();
-      }
-      kernel(p);
-    }
-
    private:
+    using Base::contiguous, Base::first_;
+
     Sizes out_sizes(const Linear& p) const {
       Sizes sizes = sizes_of(first_);
       sizes[sizes.size() - 1] = p.N;
       return sizes;
     }
-
-    const Tensor& contiguous(const Tensor& t) {
-      if (t.is_contiguous()) return t;
-      keep_.push_front(torch::stable::contiguous(t));
-      return keep_.front();
-    }
-
-    const Tensor& first_;
-    const char* first_name_;
-    std::optional<typename Backend::Guard> guard_;
-    std::forward_list<Tensor> keep_;
   };
 
  public:

@@ -1,14 +1,7 @@
 // The norm family's ops: torch tensors in, checks, allocation, params out. Written once; a backend
 // supplies
 //
-//   static constexpr const char* name;                  "cpu"
-//   static bool has(const Tensor&);                     is it on a device of this backend's?
-//   static bool has(const Tensor& t, const Tensor& x);  is t on the device of x, which has passed?
-//   static bool takes(DType);                           a floating dtype that there are kernels for
-//   static constexpr const char* dtypes;                "float32 or float64", for messages
-//   using Guard;                                        Guard(x) makes x's device the current one
-//   static void prepare(void* data, int64_t bytes);     a fresh output, before its first touch
-//   static int64_t workspace_bytes(const Forward& | const Backward&);
+//   what torch/call.h asks for, with workspace_bytes(const Forward& | const Backward&)
 //   static void forward(const Forward&), backward(const Backward&);
 //   static void dropout_mask(const Dropout&, int64_t count, int stream, bool* mask);
 //
@@ -21,8 +14,8 @@
 #include <utility>
 
 #include "norm/params.h"
+#include "torch/call.h"
 #include "torch/dropout.h"
-#include "torch/tensor.h"
 
 namespace weft::norm {
 
@@ -298,27 +291,23 @@ class Ops {
   }
 
  private:
-  // One call: its geometry, and the tensors that must live until it has run.
-  class Call {
+  // One call, with its geometry.
+  class Call : public weft::Call<Backend> {
+    using Base = weft::Call<Backend>;
+
    public:
-    const char* op;
-    const char* first_name;  // what this op calls the tensor that sets the geometry
+    using Base::fresh, Base::op;
     Sizes sizes, channel_sizes;
     int64_t ndim, N = 1, C = 1, heads = 1;
     DType x_dtype;
 
+    // x sets the geometry, under whatever name the op has for it.
     Call(const char* op_name, const Tensor& x, int64_t normalized_ndim, const char* name = "x")
-        : op(op_name),
-          first_name(name),
+        : Base(op_name, x, name),
           sizes(sizes_of(x)),
           ndim(normalized_ndim),
-          x_dtype(dtype_of(x)),
-          x_(x) {
+          x_dtype(float_dtype(x, name)) {
       const int64_t dims = sizes.size();
-      check(Backend::has(x), "weft.", op, ": ", name, " is not on a ", Backend::name, " device");
-      check(Backend::takes(x_dtype), "weft.", op, ": ", name, " has dtype ", name_of(x_dtype),
-            ", expected ", Backend::dtypes);
-      guard_.emplace(x);
       check(ndim >= 1 && ndim <= dims, "weft.", op, ": normalized_ndim is ", ndim,
             ", expected 1 to ", dims, " (the dimensions of ", name, ")");
       channel_sizes = Sizes(sizes.end() - ndim, sizes.end());
@@ -332,7 +321,7 @@ class Ops {
       p.rms = rms;
       p.eps = eps;
       p.zero_centered = zero_centered;
-      p.x = input(x_, first_name);
+      p.x = input(first_, first_name_);
       return p;
     }
 
@@ -383,7 +372,7 @@ class Ops {
       p.int8.smooth = channels(smooth, "smooth", 1);
       p.int8.symmetric = symmetric;
       if (scale) {
-        check(dtype_of(*scale) == DType::f32 && scale->numel() == 1 && Backend::has(*scale, x_),
+        check(dtype_of(*scale) == DType::f32 && scale->numel() == 1 && Backend::has(*scale, first_),
               "weft.", op, ": scale is ", name_of(dtype_of(*scale)), " ", sizes_of(*scale),
               ", expected one float32 on the device of x");
         check(zero_point >= -128 && zero_point <= 127, "weft.", op, ": zero_point is ", zero_point,
@@ -411,9 +400,7 @@ class Ops {
       check(dtype ? type == *dtype : Backend::takes(type), "weft.", op, ": ", name, " has dtype ",
             name_of(type), ", expected ", dtype ? name_of(*dtype) : Backend::dtypes);
       Rows rows;
-      if (view(*t, rows)) return rows;
-      keep_.push_front(torch::stable::contiguous(*t));
-      view(keep_.front(), rows);
+      if (!view(*t, rows)) view(contiguous(*t), rows);
       return rows;
     }
 
@@ -421,51 +408,35 @@ class Ops {
     // dimension before it.
     Channels channels(const OptionalTensor& t, const char* name, int64_t most_heads = INT64_MAX) {
       if (!t) return {};
-      const DType type = dtype_of(*t);
-      check(Backend::has(*t, x_), "weft.", op, ": ", name, " is not on the device of ", first_name);
-      check(Backend::takes(type), "weft.", op, ": ", name, " has dtype ", name_of(type),
-            ", expected ", Backend::dtypes);
+      const DType type = float_dtype(*t, name);
       const Sizes shape = sizes_of(*t);
       const bool per_head = most_heads > 1 && ndim == 1 && sizes.size() >= 2 &&
                             shape == Sizes(sizes.end() - 2, sizes.end());
       const int64_t own = per_head ? shape[0] : 1;
       check(per_head || shape == channel_sizes, "weft.", op, ": ", name, " has shape ", shape,
             ", expected ", channel_sizes, " (the last ", ndim == 1 ? "dimension" : "dimensions",
-            " of ", first_name, ")");
+            " of ", first_name_, ")");
       if (most_heads > 1) {
         check(!headed_ || own == heads, "weft.", op, ": ", name, " has shape ", shape,
               ", expected that of the other weights");
         headed_ = true;
         heads = own;
       }
-      Tensor whole = *t;
-      if (!whole.is_contiguous()) {
-        keep_.push_front(torch::stable::contiguous(whole));
-        whole = keep_.front();
-      }
-      return {const_cast<void*>(whole.const_data_ptr()), type, own};
+      return {const_cast<void*>(contiguous(*t).const_data_ptr()), type, own};
     }
 
     PerRow per_row(const OptionalTensor& t, const char* name) {
       if (!t) return {};
-      const DType type = dtype_of(*t);
-      check(Backend::has(*t, x_), "weft.", op, ": ", name, " is not on the device of ", first_name);
-      check(Backend::takes(type), "weft.", op, ": ", name, " has dtype ", name_of(type),
-            ", expected ", Backend::dtypes);
+      const DType type = float_dtype(*t, name);
       check(sizes_of(*t) == per_row_sizes(false), "weft.", op, ": ", name, " has shape ",
             sizes_of(*t), ", expected ", per_row_sizes(false), " (the leading dimensions of ",
-            first_name, ")");
-      Tensor whole = *t;
-      if (!whole.is_contiguous()) {
-        keep_.push_front(torch::stable::contiguous(whole));
-        whole = keep_.front();
-      }
-      return {const_cast<void*>(whole.const_data_ptr()), type};
+            first_name_, ")");
+      return {const_cast<void*>(contiguous(*t).const_data_ptr()), type};
     }
 
     // mean and rstd as forward returned them.
     PerRow statistics(const Tensor& t, const char* name, DType dtype) {
-      check(Backend::has(t, x_) && dtype_of(t) == acc_of(dtype) && t.numel() == N &&
+      check(Backend::has(t, first_) && dtype_of(t) == acc_of(dtype) && t.numel() == N &&
                 t.is_contiguous(),
             "weft.", op, ": ", name, " is ", name_of(dtype_of(t)), " ", sizes_of(t),
             ", expected contiguous ", name_of(acc_of(dtype)), " ", per_row_sizes(false));
@@ -483,10 +454,7 @@ class Ops {
       const DType type = check_rows(t, name);
       check(dtype ? type == *dtype : Backend::takes(type), "weft.", op, ": ", name, " has dtype ",
             name_of(type), ", expected ", dtype ? name_of(*dtype) : Backend::dtypes);
-      const auto strides = t.strides();
-      for (int d = 0; d < sizes.size(); ++d)
-        check(strides[d] != 0 || sizes[d] <= 1, "weft.", op, ": ", name,
-              " repeats elements in memory, so it cannot be written");
+      check_no_repeats(t, name, "so it cannot be written");
       Rows rows;
       if (view(t, rows)) {
         check(rows.ndim > 1 || rows.size[0] <= 1 || rows.stride[0] >= C, "weft.", op, ": ", name,
@@ -508,7 +476,7 @@ class Ops {
         const char* name;
       };
       const Place inputs[] = {
-          {p.x, first_name}, {p.residual, "residual"}, {p.residual2, "residual2"}, {p.x1, "x1"}};
+          {p.x, first_name_}, {p.residual, "residual"}, {p.residual2, "residual2"}, {p.x1, "x1"}};
       const Place outputs[] = {{p.y, y}, {p.int8.q, y}, {p.residual_out, residual_out}};
       for (const Place& out : outputs)
         for (const Place& in : inputs)
@@ -519,13 +487,8 @@ class Ops {
               residual_out, " overlap in memory, expected tensors of their own");
     }
 
-    Tensor new_rows(DType dtype) {
-      Tensor t = empty(sizes, dtype, x_);
-      const int64_t bytes = N * C * static_cast<int64_t>(size_of(dtype));
-      if (bytes >= kHugeOutput) Backend::prepare(t.mutable_data_ptr(), bytes);
-      return t;
-    }
-    Tensor new_per_row(DType dtype) { return empty(per_row_sizes(false), dtype, x_); }
+    Tensor new_rows(DType dtype) { return fresh(sizes, dtype); }
+    Tensor new_per_row(DType dtype) { return fresh(per_row_sizes(false), dtype); }
 
     Sizes per_row_sizes(bool keepdim) const {
       Sizes shape(sizes.begin(), sizes.end() - ndim);
@@ -533,6 +496,7 @@ class Ops {
       return shape;
     }
 
+    using Base::float_dtype;
     DType float_dtype(std::optional<ScalarType> wanted, DType otherwise, const char* name) const {
       if (!wanted) return otherwise;
       const DType type = dtype_of(*wanted);
@@ -544,22 +508,31 @@ class Ops {
       return float_dtype(wanted, residual ? dtype_of(*residual) : x_dtype, "residual_dtype");
     }
 
-    void run(Forward p) {
+    void run(Forward& p) {
       if (p.residual_out) p.z_dtype = p.residual_out.dtype;
       run(p, Backend::forward);
     }
-    void run(const Backward& p) { run(p, Backend::backward); }
+    void run(Backward& p) { run(p, Backend::backward); }
 
    private:
+    using Base::check_device, Base::check_no_repeats, Base::contiguous;
+    using Base::first_, Base::first_name_;
+
+    template <class Params>
+    void run(Params& p, void (*kernel)(const Params&)) {
+      Base::run(p, kernel);
+      for (auto& [to, from] : copies_) torch::stable::copy_(to, from);
+    }
+
     DType check_rows(const Tensor& t, const char* name) const {
-      check(Backend::has(t, x_), "weft.", op, ": ", name, " is not on the device of ", first_name);
+      check_device(t, name);
       check(sizes_of(t) == sizes, "weft.", op, ": ", name, " has shape ", sizes_of(t),
-            ", expected ", sizes, " (that of ", first_name, ")");
+            ", expected ", sizes, " (that of ", first_name_, ")");
       return dtype_of(t);
     }
 
     void* per_row_output(const Tensor& t, const char* name, DType dtype) const {
-      check(Backend::has(t, x_) && dtype_of(t) == dtype && t.numel() == N && t.is_contiguous(),
+      check(Backend::has(t, first_) && dtype_of(t) == dtype && t.numel() == N && t.is_contiguous(),
             "weft.", op, ": ", name, " is ", name_of(dtype_of(t)), " ", sizes_of(t),
             ", expected contiguous ", name_of(dtype), " ", per_row_sizes(true));
       return t.mutable_data_ptr();
@@ -596,21 +569,7 @@ class Ops {
       return offset < bytes(a, C) || offset + bytes(b, C) > pitch;
     }
 
-    template <class Params>
-    void run(Params p, void (*kernel)(const Params&)) {
-      OptionalTensor workspace;
-      if (const int64_t bytes = Backend::workspace_bytes(p)) {
-        workspace = empty({bytes}, DType::u8, x_);
-        p.workspace = workspace->mutable_data_ptr();
-      }
-      kernel(p);
-      for (auto& [to, from] : copies_) torch::stable::copy_(to, from);
-    }
-
-    const Tensor& x_;
-    std::optional<typename Backend::Guard> guard_;
     bool headed_ = false;
-    std::forward_list<Tensor> keep_;
     std::forward_list<std::pair<Tensor, Tensor>> copies_;
   };
 };

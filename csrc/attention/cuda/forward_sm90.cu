@@ -12,18 +12,16 @@ void launch_shape(const ForwardCall& call, const Device& device) {
   using M = Tiles<T, Shape>;
   const M smem;
   const Sequences& s = p.sequences;
-  const int64_t q_rows = s.cu_q ? p.total_q : p.S, q_batch = s.cu_q ? 1 : p.B;
-  const int64_t k_rows = s.cu_k ? p.total_k : p.T;
-  const int64_t k_batch = s.cu_k ? 1 : s.cache_row ? p.caches : p.B;
-  const ForwardSm90 own{p, call.plan.schedule, call.scoring, k_rows, s.cu_q || s.used_q};
+  const Extents e(p);
+  const ForwardSm90 own{p, call.plan.schedule, call.scoring, e.k_rows, s.cu_q || s.used_q};
   launch<forward_sm90_kernel<T, Shape>>({.grid = {call.plan.grid},
                                          .block = Shape::kThreads,
                                          .shared_bytes = smem.layout.bytes(),
                                          .stream = device.stream},
-                                        map_of(p.q, p.D, q_rows, p.H, q_batch, M::Q::kRows),
-                                        map_of(p.k, p.D, k_rows, p.K, k_batch, M::K::kRows),
-                                        map_of(p.v, p.Dv, k_rows, p.K, k_batch, M::V::kRows),
-                                        map_of(p.out, p.Dv, q_rows, p.H, q_batch, M::O::kRows),
+                                        map_of(p.q, p.D, e.q_rows, p.H, e.q_batch, M::Q::kRows),
+                                        map_of(p.k, p.D, e.k_rows, p.K, e.k_batch, M::K::kRows),
+                                        map_of(p.v, p.Dv, e.k_rows, p.K, e.k_batch, M::V::kRows),
+                                        map_of(p.out, p.Dv, e.q_rows, p.H, e.q_batch, M::O::kRows),
                                         own);
 }
 

@@ -19,18 +19,14 @@ namespace {
 int64_t ceil_div(int64_t a, int64_t b) { return (a + b - 1) / b; }
 
 bool has_reached_tensors(const Forward& p) {
-  const Sequences& s = p.sequences;
-  const int64_t q_rows = s.cu_q ? p.total_q : p.S, q_batch = s.cu_q ? 1 : p.B,
-                k_rows = s.cu_k ? p.total_k : p.T,
-                k_batch = s.cu_k        ? 1
-                          : s.cache_row ? p.caches
-                                        : p.B;
+  const Extents e(p);
   constexpr int64_t kMostRows = 1 << 30;
-  return std::max({q_rows, k_rows, p.S, p.T}) <= kMostRows &&
-         std::min({q_rows, k_rows, p.S, p.T, k_batch}) > 0 &&
-         is_reached(p.q, p.D, q_rows, p.H, q_batch) && is_reached(p.k, p.D, k_rows, p.K, k_batch) &&
-         is_reached(p.v, p.Dv, k_rows, p.K, k_batch) &&
-         is_reached(p.out, p.Dv, q_rows, p.H, q_batch);
+  return std::max({e.q_rows, e.k_rows, p.S, p.T}) <= kMostRows &&
+         std::min({e.q_rows, e.k_rows, p.S, p.T, e.k_batch}) > 0 &&
+         is_reached(p.q, p.D, e.q_rows, p.H, e.q_batch) &&
+         is_reached(p.k, p.D, e.k_rows, p.K, e.k_batch) &&
+         is_reached(p.v, p.Dv, e.k_rows, p.K, e.k_batch) &&
+         is_reached(p.out, p.Dv, e.q_rows, p.H, e.q_batch);
 }
 
 bool has_type(const Forward& p) {

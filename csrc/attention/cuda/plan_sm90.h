@@ -52,6 +52,19 @@ struct Shape<64, 64, true> : ShapeOf<64, 64, true, 2, 64, 4> {};
 template <>
 struct Shape<128, 128, true> : ShapeOf<128, 128, true, 2, 64, 4> {};
 
+// The rows and the batch entries of the queries' tensors and of the keys', packed or not; pages aside.
+struct Extents {
+  int64_t q_rows, q_batch, k_rows, k_batch;
+
+  explicit Extents(const Problem& p)
+      : q_rows(p.sequences.cu_q ? p.total_q : p.S),
+        q_batch(p.sequences.cu_q ? 1 : p.B),
+        k_rows(p.sequences.cu_k ? p.total_k : p.T),
+        k_batch(p.sequences.cu_k        ? 1
+                : p.sequences.cache_row ? p.caches
+                                        : p.B) {}
+};
+
 // Can tensor copies reach a row of elements, and 16-byte accesses its parts? Steps of 0 they do not
 // take, nor need to where there is one element.
 bool is_reached(const Heads& t, int64_t elements, int64_t rows, int64_t heads, int64_t batch);

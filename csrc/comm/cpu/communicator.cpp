@@ -29,25 +29,12 @@
 #include "comm/cpu/kernels.h"
 #include "comm/words.h"
 #include "core/error.h"
-#include "cpu/isa.h"
 #include "cpu/levels.h"
 #include "cpu/threads.h"
 
 namespace weft::comm::cpu {
 
-#define WEFT_DECLARE(level)     \
-  namespace level {             \
-  extern const Kernels kernels; \
-  }
-WEFT_FOR_EACH_CPU_LEVEL(WEFT_DECLARE)
-#undef WEFT_DECLARE
-
-const Kernels& kernels() {
-#define WEFT_TABLE(level) &level::kernels,
-  static const Kernels* const table[] = {WEFT_FOR_EACH_CPU_LEVEL(WEFT_TABLE)};
-#undef WEFT_TABLE
-  return *table[static_cast<int>(::weft::cpu::isa_current())];
-}
+WEFT_CPU_TABLE(Kernels, kernels)
 
 namespace {
 

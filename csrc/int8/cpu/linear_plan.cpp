@@ -7,7 +7,6 @@
 #include <atomic>
 #include <cstring>
 
-#include "cpu/isa.h"
 #include "cpu/levels.h"
 #include "cpu/threads.h"
 #include "int8/cpu/int8.h"
@@ -15,21 +14,9 @@
 
 namespace weft::int8::cpu {
 
-#define WEFT_DECLARE(level)                  \
-  namespace level {                          \
-  extern const LinearKernels linear_kernels; \
-  }
-WEFT_FOR_EACH_CPU_LEVEL(WEFT_DECLARE)
-#undef WEFT_DECLARE
+WEFT_CPU_TABLE(LinearKernels, linear_kernels)
 
 namespace {
-
-const LinearKernels& kernels() {
-#define WEFT_TABLE(level) &level::linear_kernels,
-  static const LinearKernels* const table[] = {WEFT_FOR_EACH_CPU_LEVEL(WEFT_TABLE)};
-#undef WEFT_TABLE
-  return *table[static_cast<int>(::weft::cpu::isa_current())];
-}
 
 using ::weft::cpu::max_threads;
 using ::weft::cpu::parallel_for;
@@ -92,7 +79,7 @@ void find_outliers(const Linear& p, Plan& plan) {
                                             std::min<int64_t>(max_threads(), ceil_div(p.K, 64)));
   parallel_for(tasks, [&](int64_t task) {
     const auto edge = [&](int64_t t) { return std::min(ceil_div(p.K, 64) * t / tasks * 64, p.K); };
-    kernels().find_outliers(p, edge(task), edge(task + 1), plan.flags);
+    linear_kernels().find_outliers(p, edge(task), edge(task + 1), plan.flags);
   });
   Operands& o = plan.operands;
   for (int64_t k = 0; k < p.K; ++k)
@@ -102,7 +89,7 @@ void find_outliers(const Linear& p, Plan& plan) {
 
 void widen_bias(const Linear& p, Plan& plan) {
   std::memset(plan.bias, 0, static_cast<size_t>(ceil_div(p.N, kPackedPanel) * kPackedPanel * 4));
-  kernels().widen(p.bias, p.bias_dtype, p.N, plan.bias);
+  linear_kernels().widen(p.bias, p.bias_dtype, p.N, plan.bias);
   plan.operands.bias = plan.bias;
 }
 
@@ -115,7 +102,7 @@ void linear(const Linear& p) {
   Operands& o = plan.operands;
   if (p.bias) widen_bias(p, plan);
   if (p.operand == Operand::outliers) find_outliers(p, plan);
-  const LinearKernels& k = kernels();
+  const LinearKernels& k = linear_kernels();
   const int64_t panels = ceil_div(p.columns, kPackedPanel), first_panel = p.column / kPackedPanel,
                 threads = max_threads();
   for (int64_t first = 0; first < p.M; first += plan.rows) {

@@ -2,7 +2,6 @@
 #include <algorithm>
 #include <cstring>
 
-#include "cpu/isa.h"
 #include "cpu/levels.h"
 #include "cpu/threads.h"
 #include "int8/cpu/int8.h"
@@ -10,21 +9,9 @@
 
 namespace weft::int8::cpu {
 
-#define WEFT_DECLARE(level)                      \
-  namespace level {                              \
-  extern const QuantizeKernels quantize_kernels; \
-  }
-WEFT_FOR_EACH_CPU_LEVEL(WEFT_DECLARE)
-#undef WEFT_DECLARE
+WEFT_CPU_TABLE(QuantizeKernels, quantize_kernels)
 
 namespace {
-
-const QuantizeKernels& kernels() {
-#define WEFT_TABLE(level) &level::quantize_kernels,
-  static const QuantizeKernels* const table[] = {WEFT_FOR_EACH_CPU_LEVEL(WEFT_TABLE)};
-#undef WEFT_TABLE
-  return *table[static_cast<int>(::weft::cpu::isa_current())];
-}
 
 constexpr int64_t kGrain = 32768;  // elements that are worth another thread
 
@@ -62,7 +49,7 @@ void quantize(const Quantize& p) {
     std::memset(static_cast<void*>(extremes), 0,
                 static_cast<size_t>(plan.tasks * plan.extremes_bytes));
     split([&](int64_t task, int64_t begin, int64_t end, float* t) {
-      kernels().extremes(p, begin, end, t, extremes + task * p.scales);
+      quantize_kernels().extremes(p, begin, end, t, extremes + task * p.scales);
     });
     for (int64_t i = 0; i < p.scales; ++i) {
       for (int64_t task = 1; task < plan.tasks; ++task)
@@ -74,7 +61,7 @@ void quantize(const Quantize& p) {
     rounding.dynamic = false;
   }
   split([&](int64_t, int64_t begin, int64_t end, float* t) {
-    kernels().rows(rounding, begin, end, t);
+    quantize_kernels().rows(rounding, begin, end, t);
   });
 }
 
@@ -83,7 +70,7 @@ void dequantize(const Dequantize& p) {
       std::clamp<int64_t>(p.N * p.C / kGrain, 1,
                           std::max<int64_t>(std::min<int64_t>(::weft::cpu::max_threads(), p.N), 1));
   ::weft::cpu::parallel_for(tasks, [&](int64_t task) {
-    kernels().dequantize(p, p.N * task / tasks, p.N * (task + 1) / tasks);
+    quantize_kernels().dequantize(p, p.N * task / tasks, p.N * (task + 1) / tasks);
   });
 }
 

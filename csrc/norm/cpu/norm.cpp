@@ -4,28 +4,15 @@
 #include <algorithm>
 #include <cstring>
 
-#include "cpu/isa.h"
 #include "cpu/levels.h"
 #include "cpu/threads.h"
 #include "norm/cpu/kernels.h"
 
 namespace weft::norm::cpu {
 
-#define WEFT_DECLARE(level)     \
-  namespace level {             \
-  extern const Kernels kernels; \
-  }
-WEFT_FOR_EACH_CPU_LEVEL(WEFT_DECLARE)
-#undef WEFT_DECLARE
+WEFT_CPU_TABLE(Kernels, kernels)
 
 namespace {
-
-const Kernels& kernels() {
-#define WEFT_TABLE(level) &level::kernels,
-  static const Kernels* const table[] = {WEFT_FOR_EACH_CPU_LEVEL(WEFT_TABLE)};
-#undef WEFT_TABLE
-  return *table[static_cast<int>(::weft::cpu::isa_current())];
-}
 
 using ::weft::cpu::parallel_for;
 
