@@ -19,6 +19,7 @@ from .cases import (
     Problem,
     Shape,
     by_weft,
+    check,
     check_backward,
     draw,
     gradients,
@@ -40,6 +41,15 @@ TRAINED = [option for option in OPTIONS if "split" not in option]
 def test_head_sizes(backend: Backend, dtype: torch.dtype, D: int) -> None:
     shape = Shape(B=1, S=7, T=21, H=2, K=1, D=D, Dv=D)
     check_backward(problem(("causal",), dtype, shape, backend.device))
+
+
+def test_every_head_size() -> None:
+    """Forward and backward, with values of another size."""
+    for D in range(1, 513):
+        dtype = FLOATS[1 + D % 3]
+        call = problem(("causal",), dtype, Shape(B=1, S=5, T=9, H=2, K=1, D=D, Dv=513 - D))
+        check(call)
+        check_backward(call)
 
 
 @usual_dtype

@@ -130,7 +130,10 @@ GOOD: list[tuple[str, Change]] = [
 @pytest.mark.parametrize("op, change", GOOD, ids=[f"{op}-{i}" for i, (op, _) in enumerate(GOOD)])
 def test_taken(make: Make, op: str, change: Change) -> None:
     """That they are taken shows that the refusals below are for the one thing that differs."""
-    raw(op, **(good_arguments(op, make) | change(make)))
+    arguments = good_arguments(op, make) | change(make)
+    results = raw(op, **arguments)
+    tensors = [*arguments.values(), *(results if isinstance(results, tuple) else [results])]
+    assert not any(t.isnan().any() for t in tensors if isinstance(t, Tensor))
 
 
 FORWARD: list[tuple[Change, str]] = [

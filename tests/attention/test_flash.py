@@ -190,10 +190,10 @@ def table_of(rows: int, R: int) -> tuple[Tensor, Tensor]:
 
 @usual_dtype
 @pytest.mark.parametrize("interleaved", [False, True])
-@pytest.mark.parametrize("causal", [False, True])
+@pytest.mark.parametrize("sight", [{}, {"causal": True}, {"window_size": (6, 1)}], ids=str)
 @pytest.mark.parametrize("paged", [False, True])
 def test_cache(
-    backend: Backend, dtype: torch.dtype, interleaved: bool, causal: bool, paged: bool
+    backend: Backend, dtype: torch.dtype, interleaved: bool, sight: dict[str, Any], paged: bool
 ) -> None:
     """Append, rotate and attend in one call, as one would step by step."""
     B, S, used = 3, 2, [5, 0, 11]
@@ -209,14 +209,14 @@ def test_cache(
     expected = [(c[pages.long()].flatten(1, 2) if paged else c).clone() for c in caches]
 
     out, lse = flash_attn.flash_attn_with_kvcache(
-        q, *caches, k, v, *table, lengths, block_table=pages if paged else None, causal=causal,
-        rotary_interleaved=interleaved, return_softmax_lse=True,
+        q, *caches, k, v, *table, lengths, block_table=pages if paged else None,
+        rotary_interleaved=interleaved, return_softmax_lse=True, **sight,
     )  # fmt: skip
 
     wide = [to_float64(t) for t in table]
     turn = reference.attention.apply_rotary_emb
     new_k = turn(to_float64(k), *wide, interleaved, lengths.cpu())
-    first = torch.zeros(S, dtype=torch.long) if not causal else torch.arange(S)
+    first = torch.arange(S) if sight else torch.zeros(S, dtype=torch.long)
     turned_q = torch.cat(
         [
             turn(to_float64(q[:, i : i + 1]), *wide, interleaved, lengths.cpu() + first[i])
@@ -233,8 +233,8 @@ def test_cache(
         turned_q,
         *map(to_float64, expected),
         seqused_k=lengths.cpu() + S,
-        causal=causal,
         return_lse=True,
+        **sight,
     )
     close(out, true_out)
     close(lse.to(dtype), true_lse)

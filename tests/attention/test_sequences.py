@@ -62,7 +62,7 @@ def test_packed(
 
 
 def test_packed_equals_dense(backend: Backend) -> None:
-    """A sequence has the same bits packed as alone, and its neighbours do not matter."""
+    """A sequence gives the same packed as alone: its neighbours do not matter."""
     queries, keys = [9, 33, 1], [40, 33, 64]
     call = packed(queries, keys, torch.bfloat16, ("causal",), backend.device)
     out = weft.attention(**call)

@@ -57,10 +57,15 @@ def test_same_seed_same_order():
 
 def test_unchecked_races():
     """Without check_races a race passes, and what it read may be right."""
-    x, y = torch.randn(256), torch.empty(256)
-    with simulator(races=False):
-        flag = torch.zeros(1, dtype=torch.int32)
+
+    def race() -> None:
+        x, y, flag = torch.randn(256), torch.empty(256), torch.zeros(1, dtype=torch.int32)
         run("early_reuse", [x], [y, y.clone()], [flag], [1], partly=True)
+
+    with simulator(races=False):
+        race()
+    with simulator(), pytest.raises(RuntimeError, match="race"):
+        race()
 
 
 def test_memory_that_is_input_and_output():
