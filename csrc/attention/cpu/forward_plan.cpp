@@ -3,8 +3,7 @@
 //
 // A task is a block of rows of one key head over all keys or one split of them. How many splits there
 // are comes from the shape alone, so that no result depends on the number of threads; the size of a
-// block may, since rows do not see each other. Threads take tasks as they become free, the longest
-// first.
+// block may, since rows do not see each other. Threads take tasks as they become free.
 #include <algorithm>
 #include <atomic>
 
@@ -141,12 +140,12 @@ void forward(const Forward& p) {
     });
   }
 
-  // Task t of one split: later rows, which see more keys where causal, first; empty where the sequence
-  // is shorter.
+  // Task t of one split: the blocks of a head follow one another, while its packed keys are in a cache
+  // that all threads share; of them later rows, which see more keys where causal, first. Empty where
+  // the sequence is shorter.
   const int64_t head_tasks = ceil_div(p.K, plan.task_heads);
   const auto task_of = [&](int64_t t, int64_t split) {
-    const int64_t head_task = t % (p.B * head_tasks),
-                  block = plan.blocks - 1 - t / (p.B * head_tasks);
+    const int64_t head_task = t / plan.blocks, block = plan.blocks - 1 - t % plan.blocks;
     ForwardTask task = {};
     task.b = head_task / head_tasks;
     task.k = head_task % head_tasks * plan.task_heads;
