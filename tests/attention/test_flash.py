@@ -331,6 +331,11 @@ def test_rotary_in_place(interleaved: bool) -> None:
     apply_rotary_emb_qkv_(grouped, cos, sin, cos_k, sin_k, interleaved, 3, num_heads_q=4)
     assert_close(grouped, torch.cat(expected.unbind(2), 2))
 
+    apart = draw((2, 5, 4, 48))[..., ::2]  # elements
+    expected = turn(apart.contiguous(), cos, sin, interleaved)
+    assert turn(apart, cos, sin, interleaved, inplace=True) is apart
+    assert_close(apart, expected)
+
     kv = draw((2, 5, 2, 4, 24))
     offsets = torch.tensor([4, 0])
     expected = torch.stack(

@@ -250,11 +250,26 @@ def test_merge_gradients() -> None:
 def test_versions_are_counted() -> None:
     """Autograd notices that what it saved was written over."""
     q, k, v = inputs()
-    cache = k.detach().clone(), v.detach().clone()
-    out = weft.attention(q, *cache)
-    weft.kv_cache_append_(*cache, *(t[:, :1].detach() for t in (k, v)))
-    with pytest.raises(RuntimeError, match="modified by an inplace operation"):
-        out.sum().backward()
+    caches = k.detach().clone(), v.detach().clone()
+    scales = torch.zeros(2, 7, 2), torch.zeros(2, 7, 2)
+    new = [t[:, :1].detach() for t in (k, v)]
+
+    def append(*caches: Tensor) -> None:
+        weft.kv_cache_append_(*caches, *new)
+
+    def append_int8(*scales: Tensor) -> None:
+        int8 = (torch.zeros(2, 7, 2, 8, dtype=torch.int8) for _ in range(2))
+        weft.kv_cache_append_(*int8, *new, k_scale=scales[0], v_scale=scales[1])
+
+    def turn(x: Tensor, _: Tensor) -> None:
+        weft.apply_rotary_emb(x, *reference_table(16), inplace=True)
+
+    for write, tensors in ((append, caches), (append_int8, scales), (turn, caches)):
+        for saved in tensors[: 1 if write is turn else 2]:
+            loss = (saved * torch.ones_like(saved).requires_grad_()).sum()
+            write(*tensors)
+            with pytest.raises(RuntimeError, match="modified by an inplace operation"):
+                loss.backward()
 
 
 # ------------------------------------------------------------------------------- autocast and vmap
