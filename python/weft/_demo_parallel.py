@@ -129,6 +129,7 @@ def main(where: str, number: str) -> None:
             )  # fmt: skip
             (folder / "result").write_bytes(pickle.dumps(result))
         dist.barrier()
+    dist.destroy_process_group()  # gloo's threads would meet an interpreter that has gone
 
 
 def show(console: Any, found: Parallel) -> None:

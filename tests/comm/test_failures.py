@@ -5,6 +5,8 @@ from __future__ import annotations
 import os
 import re
 import signal
+import subprocess
+import sys
 import threading
 import time
 from pathlib import Path
@@ -351,10 +353,9 @@ def breaks_off(rank: int, world: int) -> None:
         return [report] * world
 
     _bootstrap._exchange = exchange
-    try:
+    with pytest.raises(KeyboardInterrupt) as broken:  # which keeps all that was on its way
         Communicator(dist.group.WORLD)
-    except KeyboardInterrupt:  # which keeps all that was on its way
-        assert names[1] and not has_a_name(names[1])
+    assert broken.tb and names[1] and not has_a_name(names[1])
 
 
 def test_nothing_is_left_of_an_introduction_that_broke_off():
@@ -407,3 +408,33 @@ def late_for_a_long_timeout(rank: int, world: int) -> float:
 
 def test_a_timeout_of_centuries():
     assert run(late_for_a_long_timeout, 2) == [2.0, 2.0]
+
+
+# A program that ends without a word: neither wait() nor close().
+ENDS = """
+import sys, time, torch, torch.distributed as dist
+from weft.distributed import Communicator
+rank = int(sys.argv[1])
+store = dist.FileStore(sys.argv[2], 2)
+dist.init_process_group("gloo", store=store, rank=rank, world_size=2)
+communicator = Communicator(dist.group.WORLD, timeout=60)
+dist.destroy_process_group()
+if rank == 1:
+    time.sleep(1)
+work = communicator.all_reduce(torch.ones(1), async_op=True)
+if rank == 1:
+    assert work.wait().item() == 2
+"""
+
+
+def test_a_program_that_ends_finishes_what_it_has_started(tmp_path: Path):
+    environment = {**os.environ, "GLOO_SOCKET_IFNAME": "lo"}
+    started = [
+        subprocess.Popen(
+            [sys.executable, "-c", ENDS, str(rank), str(tmp_path / "store")],
+            env=environment, stderr=subprocess.PIPE, text=True,
+        )
+        for rank in range(2)
+    ]  # fmt: skip
+    errors = [process.communicate(timeout=PATIENCE)[1] for process in started]
+    assert [process.returncode for process in started] == [0, 0], errors

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import atexit
 import os
 import threading
 from collections.abc import Callable
@@ -34,7 +35,8 @@ class Work:
 
 
 class Worker:
-    """The thread. It starts with the first collective, and `stop` ends it after the last."""
+    """The thread. It starts with the first collective, and `stop` ends it after the last; so does
+    the end of the program, which waits for each of them no longer than its deadline."""
 
     def __init__(self, name: str, native: _C.Communicator) -> None:
         self._name, self._native = name, native
@@ -59,6 +61,7 @@ class Worker:
             if self._thread is None:
                 self._thread = threading.Thread(target=self._loop, name=self._name, daemon=True)
                 self._thread.start()
+                _running.add(self)
             self._count(1)
             self._queue.put((run, work))
         return work
@@ -79,6 +82,7 @@ class Worker:
             self._queue.put(None)
         if self._thread is not None:
             self._thread.join()
+        _running.discard(self)
 
     def _loop(self) -> None:
         while (item := self._queue.get()) is not None:
@@ -101,3 +105,12 @@ class Worker:
     def _count(self, more: int) -> None:
         self.pending += more
         self._native.queue(self.pending)
+
+
+_running: set[Worker] = set()
+
+
+@atexit.register  # a thread in a collective, out of reach of an interpreter that ends, would abort
+def _stop_all() -> None:
+    for worker in list(_running):
+        worker.stop()
