@@ -2,9 +2,9 @@
 
     exposed = linear_all_reduce - linear        hidden = 1 - exposed / unoverlapped
 
-`unoverlapped` is what an all-reduce takes behind the same layer: the best peer's, and weft's own.
-All are sampled in turn, in the same processes (`ranks.py`); a difference is taken round by round,
-and the medians are of those.
+`unoverlapped` is what an all-reduce takes behind the same layer: that of the best peer, of gloo
+and, for float32 and where it is here, MPI; and weft's own. All are sampled in turn, in the same
+processes (`ranks.py`); a difference is taken round by round, and the medians are of those.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ import torch.distributed as dist
 from bench.comm import ranks
 from bench.units import duration
 
-LINEAR, FUSED, WEFT, GLOO = "linear", "fused", "weft", "gloo"
+LINEAR, FUSED, WEFT, GLOO, MPI = "linear", "fused", ranks.WEFT, ranks.GLOO, ranks.MPI
 GOAL = 0.9
 
 # M×N×K of a rank's product, as of one of two ranks: an MLP's last layer in prefill, a small
@@ -57,7 +57,10 @@ class Row:
             duration(self.times[LINEAR]),
             duration(self.times[FUSED]),
             f"{self.exposed * 1e6:.0f} µs",
-            *(f"{self.behind[name] * 1e6:.0f} µs" for name in (WEFT, GLOO)),
+            *(
+                f"{self.behind[name] * 1e6:.0f} µs" if name in self.behind else "–"
+                for name in (WEFT, GLOO, MPI)
+            ),
             f"{self.hidden(self.behind[WEFT]):.0%}",
             f"{share:.0%} {'✓' if share >= GOAL else '✗'}",
         ]
@@ -65,7 +68,8 @@ class Row:
 
 HEADINGS = [
     "ranks", "M×N×K of a rank", "dtype", "linear", "linear_all_reduce", "exposed",
-    "all_reduce behind", "gloo behind", "of weft's hidden", f"of gloo's hidden (goal {GOAL:.0%})",
+    "all_reduce behind", "gloo behind", "MPI behind", "of weft's hidden",
+    f"of the best peer's hidden (goal {GOAL:.0%})",
 ]  # fmt: skip
 
 
@@ -73,7 +77,8 @@ def measure(
     world: int, cases: Sequence[tuple[tuple[int, int, int], str]], rounds: int
 ) -> list[Row]:
     """A row for each case, of shape and dtype."""
-    return ranks.launch(world, "bench.comm.overlap", (world, list(cases), rounds))
+    job = (world, list(cases), rounds)
+    return ranks.launch(world, "bench.comm.overlap", job, not ranks.why_no_mpi())
 
 
 def rank_main(job: tuple, rank: int) -> list[Row]:
@@ -103,7 +108,7 @@ def _row(row: Row, communicator, rounds: int) -> Row:
 
     row.times = {name: statistics.median(seconds) for name, seconds in times.items()}
     row.exposed = beyond(FUSED)
-    row.behind = {name: beyond(name) for name in (WEFT, GLOO)}
+    row.behind = {name: beyond(name) for name in (WEFT, GLOO, MPI) if name in times}
     return row
 
 
@@ -124,12 +129,15 @@ def _contenders(row: Row, communicator) -> tuple[torch.Tensor, dict[str, Callabl
         x, weight = (t.to(getattr(torch, row.dtype)) for t in (x, weight))
         parameters = (weight,)
         linear, fused = torch.nn.functional.linear, weft.linear_all_reduce
-    return x, {
+    calls: dict[str, Callable] = {
         LINEAR: lambda x: linear(x, *parameters),
         FUSED: lambda x: fused(x, *parameters, None, communicator),
         WEFT: lambda x: communicator.all_reduce_(linear(x, *parameters)),
         GLOO: lambda x: dist.all_reduce(linear(x, *parameters)),
     }
+    if x.dtype == torch.float32 and ranks.loaded_mpi() is not None:
+        calls[MPI] = lambda x: ranks.through_mpi(linear(x, *parameters))
+    return x, calls
 
 
 def plot(rows: Sequence[Row], path: Path) -> None:
@@ -137,15 +145,16 @@ def plot(rows: Sequence[Row], path: Path) -> None:
     from bench.plots import PEER_COLOURS, WEFT_COLOUR, _save, plt
 
     figure, axes = plt.subplots(figsize=(9, 1.5 + 0.5 * len(rows)))
-    names = {FUSED: WEFT_COLOUR, WEFT: PEER_COLOURS[2], GLOO: PEER_COLOURS[1]}
-    for i, (name, colour) in enumerate(names.items()):
-        adds = [row.exposed if name == FUSED else row.behind[name] for row in rows]
+    labels = {FUSED: "linear_all_reduce", WEFT: "weft's all_reduce behind"}
+    labels |= {name: f"{name} behind" for name in (GLOO, MPI)}
+    colours = (WEFT_COLOUR, PEER_COLOURS[2], PEER_COLOURS[1], PEER_COLOURS[0])
+    for i, (name, colour) in enumerate(zip(labels, colours, strict=True)):
+        adds = [row.exposed if name == FUSED else row.behind.get(name, 0.0) for row in rows]
         shares = [100 * add / row.times[LINEAR] for add, row in zip(adds, rows, strict=True)]
-        label = {FUSED: "linear_all_reduce", WEFT: "weft's all_reduce behind", GLOO: "gloo behind"}
-        places = [y + (i - 1) * 0.27 for y in range(len(rows))]
-        axes.barh(places, shares, 0.27, color=colour, label=label[name])
-    labels = ["×".join(map(str, row.shape)) + f" {row.dtype}" for row in rows]
-    axes.set_yticks(range(len(rows)), labels, fontsize=7)
+        places = [y + (i - 1.5) * 0.2 for y in range(len(rows))]
+        axes.barh(places, shares, 0.2, color=colour, label=labels[name])
+    cases = ["×".join(map(str, row.shape)) + f" {row.dtype}" for row in rows]
+    axes.set_yticks(range(len(rows)), cases, fontsize=7)
     axes.invert_yaxis()
     axes.set_xlabel("time beyond the linear layer, % of it")
     axes.legend(fontsize=8)

@@ -106,7 +106,7 @@ def _mpirun(world: int) -> list[str]:
 # ---- in each of the processes
 
 
-def _contenders(tables: dict[str, list] | None, mpi, device: torch.device) -> dict[str, Callable]:
+def _contenders(tables: dict[str, list] | None, device: torch.device) -> dict[str, Callable]:
     """Each takes a tensor and reduces it in place."""
     from weft.distributed import Communicator
 
@@ -124,14 +124,21 @@ def _contenders(tables: dict[str, list] | None, mpi, device: torch.device) -> di
         return {name: c.all_reduce_ for name, c in communicators.items()}
     found: dict[str, Callable] = {WEFT: Communicator(dist.group.WORLD).all_reduce_}
     found[GLOO] = dist.all_reduce
-    if mpi is not None:
-        world_group = mpi.COMM_WORLD
-
-        def through_mpi(x: torch.Tensor) -> None:
-            world_group.Allreduce(mpi.IN_PLACE, x.numpy())
-
+    if loaded_mpi() is not None:
         found[MPI] = through_mpi
     return found
+
+
+def loaded_mpi():
+    """mpi4py's MPI where `mpirun` has started this process; None elsewhere."""
+    return sys.modules.get("mpi4py.MPI")
+
+
+def through_mpi(x: torch.Tensor) -> torch.Tensor:
+    """MPI's sum, in place. It knows no bfloat16."""
+    mpi = loaded_mpi()
+    mpi.COMM_WORLD.Allreduce(mpi.IN_PLACE, x.numpy())
+    return x
 
 
 def sample(call: Callable, x: torch.Tensor, calls: int) -> float:
@@ -182,7 +189,7 @@ def rank_main(job: tuple, rank: int) -> list[Row]:
     device = torch.device(kind, rank) if kind == "cuda" else torch.device(kind)
     if kind == "cuda":
         torch.cuda.set_device(device)
-    contenders = _contenders(tables, sys.modules.get("mpi4py.MPI"), device)
+    contenders = _contenders(tables, device)
     return [_row(Row(world, *case), contenders, rounds, rank, device) for case in cases]
 
 
@@ -198,6 +205,7 @@ def main(where: str, number: str = "") -> None:
     if rank == 0:
         (folder / "rows").write_bytes(pickle.dumps(rows))
     dist.barrier()
+    dist.destroy_process_group()  # gloo's threads would meet an interpreter that has gone
 
 
 def _mpi_rank() -> int:
