@@ -112,8 +112,8 @@ class Ops {
     Call call("all_gather_linear", x, handle);
     call.check_floats();
     Tensor rows = call.gathered();
-    Tensor y = call.gather(rows, FloatProduct(call.op, rows, weight, bias), dtype_of(x));
-    return {y, rows};
+    const FloatProduct own(call.op, x, weight, bias), all(call.op, rows, weight, bias);
+    return {call.gather(rows, own, all, dtype_of(x)), rows};
   }
 
   static Tensor int8_linear_all_reduce(Tensor x, Tensor x_scale, Tensor packed, Tensor weight_scale,
@@ -143,9 +143,10 @@ class Ops {
           name_of(dtype_of(x_scale)), " ", sizes_of(x_scale),
           ", expected int8 and a contiguous float32 for each row");
     Tensor scales = call.room_for_all(x_scale), rows = call.gathered();
-    Int8Product product(call.op, rows, scales, packed, weight_scale, bias, dtype);
+    Int8Product own(call.op, x, x_scale, packed, weight_scale, bias, dtype);
+    Int8Product all(call.op, rows, scales, packed, weight_scale, bias, dtype);
     call.all_gather(x_scale, scales);  // behind all checks: what is refused reaches no peer
-    return call.gather(rows, std::move(product), dtype_of(dtype));
+    return call.gather(rows, own, all, dtype_of(dtype));
   }
 
   static std::tuple<Tensor, Tensor> all_reduce_norm(Tensor x, OptionalTensor residual,
@@ -285,33 +286,33 @@ class Ops {
       communicator_->run(c);
     }
 
-    // y = all · Wᵀ: the own rows while the others' come, a few columns at a time.
+    // y = all rows · Wᵀ, a few columns at a time: the own rows out of x, while the gather is at work.
     template <class Product>
-    Tensor gather(const Tensor& all, Product&& product, DType dtype) {
-      const int64_t N = product.columns(), M = rows(), first = communicator_->rank() * M;
-      Sizes sizes = sizes_of(all);
+    Tensor gather(const Tensor& all_rows, Product& own, Product& all, DType dtype) {
+      const int64_t N = own.columns(), M = rows(), first = communicator_->rank() * M;
+      Sizes sizes = sizes_of(all_rows);
       sizes[sizes.size() - 1] = N;
       Tensor y = fresh(sizes, dtype);
-      const auto multiply = [&](int64_t row, int64_t count, int64_t column, int64_t width) {
-        if (count == 0 || width == 0) return;
+      const auto multiply = [&](Product& product, const Tile& tile, int64_t row) {
+        if (tile.rows == 0 || tile.columns == 0) return;
         char* const to = static_cast<char*>(y.mutable_data_ptr());
-        product(Tile{row, count, column, width},
-                to + (row * N + column) * static_cast<int64_t>(size_of(dtype)), N);
+        product(tile, to + (row * N + tile.column) * static_cast<int64_t>(size_of(dtype)), N);
       };
       c_.kind = Kind::all_gather_linear;
       matrix(x_.numel(), columns());
       c_.x = x_.const_data_ptr();
-      c_.y = all.mutable_data_ptr();
+      c_.y = all_rows.mutable_data_ptr();
       int64_t done = 0;  // columns of the own rows
       communicator_->run_gather(c_, [&](int64_t step, int64_t steps) {
         const int64_t due = N * (step + 1) / steps / kColumns * kColumns;
         const int64_t end = step + 1 == steps ? N : due;
-        multiply(first, M, done, end - done);
+        multiply(own, {0, M, done, end - done}, first);
         done = end;
       });
-      multiply(first, M, done, N - done);
-      multiply(0, first, 0, N);
-      multiply(first + M, M * communicator_->world() - first - M, 0, N);
+      const int64_t behind = first + M;
+      multiply(own, {0, M, done, N - done}, first);
+      multiply(all, {0, first, 0, N}, 0);
+      multiply(all, {behind, M * communicator_->world() - behind, 0, N}, behind);
       return y;
     }
 
