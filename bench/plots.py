@@ -14,7 +14,9 @@ from bench.report import contenders, label
 from bench.result import WEFT, Result, Row
 
 WEFT_COLOUR = "#c0392b"
-PEER_COLOURS = ("#34495e", "#7f8c8d", "#2980b9", "#16a085", "#8e44ad")
+PEER_COLOURS = (
+    "#34495e", "#7f8c8d", "#2980b9", "#16a085", "#8e44ad", "#d68910", "#a04000",
+)  # fmt: skip
 DPI = 110
 
 
@@ -114,12 +116,8 @@ def roofline(result: Result) -> Figure:
 
 
 def lines(result: Result) -> Figure:
-    """Work per second over the length (the last but one of a shape's sizes), a panel for each
-    operation."""
-
-    def rate(row: Row, seconds: float) -> float:
-        return (row.flops if row.computes else row.bytes) / seconds / 1e9
-
+    """Work per second over the size that grows, a panel for each operation. Operations where any
+    row of the panel is bound by them, else bytes."""
     panels: dict[str, list[Row]] = {}
     for row in result.rows:
         panels.setdefault(row.op, []).append(row)
@@ -127,26 +125,41 @@ def lines(result: Result) -> Figure:
     colours = dict(zip(names, (WEFT_COLOUR, *PEER_COLOURS), strict=False))
     figure, grid = plt.subplots(1, len(panels), figsize=(4.5 * len(panels), 3.6), squeeze=False)
     for axes, (op, rows) in zip(grid[0], panels.items(), strict=True):
+        grows = _growing([row.shape for row in rows])
+        computes = any(row.computes for row in rows)
+
+        def rate(row: Row, seconds: float, computes: bool = computes) -> float:
+            return (row.flops if computes else row.bytes) / seconds / 1e9
+
         for name in names:
             here = [row for row in rows if name in row.times]
             if here:
                 axes.plot(
-                    [row.shape[-2] for row in here],
+                    [row.shape[grows] for row in here],
                     [rate(row, row.times[name].spread.median) for row in here],
                     marker="o", markersize=3, label=name, color=colours.get(name, "#bdc3c7"),
                 )  # fmt: skip
-        limited = [(row.shape[-2], rate(row, row.limit)) for row in rows if row.limit]
+        limited = [row for row in rows if row.limit]
         if limited:
             axes.plot(
-                *zip(*limited, strict=True),
-                color="black", linewidth=0.8, linestyle=":", label=f"the limit ({rows[0].roof})",
+                [row.shape[grows] for row in limited],
+                [rate(row, row.limit) for row in limited if row.limit],
+                color="black", linewidth=0.8, linestyle=":",
+                label=f"the limit ({limited[-1].roof})",
             )  # fmt: skip
         axes.set_xscale("log", base=2)
         axes.set_ylim(bottom=0)
         axes.set_title(f"{op} {rows[0].dtype}", fontsize=9)
-        axes.set_xlabel("length")
-        axes.set_ylabel("GFLOP/s" if rows[0].computes else "GB/s")
-        axes.legend(fontsize=7)
+        sizes = ("n" if i == grows else str(size) for i, size in enumerate(rows[0].shape))
+        axes.set_xlabel(f"n, of {'×'.join(sizes)}")
+        axes.set_ylabel("GFLOP/s" if computes else "GB/s")
+        axes.legend(fontsize=7, loc="upper left", bbox_to_anchor=(0, -0.27), ncols=2)
     figure.suptitle(f"{result.family} on {device_of(result)}", fontsize=9)
     figure.tight_layout()
     return figure
+
+
+def _growing(shapes: list[tuple[int, ...]]) -> int:
+    """Which of the sizes differs; the last but one where none does."""
+    differing = [i for i, sizes in enumerate(zip(*shapes, strict=True)) if len(set(sizes)) > 1]
+    return differing[0] if differing else len(shapes[0]) - 2

@@ -200,14 +200,20 @@ def test_plots(tmp_path: Path) -> None:
     assert all(p.stat().st_size < 200_000 for p in paths)
 
 
-def test_a_line_for_each_contender_over_the_lengths() -> None:
-    rows = [row(case=replace(CASE, shape=(n, 10)), weft=n * 1e-6, eager=n * 2e-6) for n in (1, 2)]
+@pytest.mark.parametrize("grows", [0, 1])
+def test_a_line_for_each_contender_over_the_size_that_grows(grows: int) -> None:
+    shapes = [(n, 10) if grows == 0 else (10, n) for n in (1, 2)]
+    rows = [
+        row(case=replace(CASE, shape=shape), weft=n * 1e-6, eager=n * 2e-6)
+        for n, shape in enumerate(shapes, 1)
+    ]
     (axes,) = lines(result(*rows)).axes
+    assert axes.get_xlabel() == ("n, of n×10", "n, of 10×n")[grows]
     found = {line.get_label(): line for line in axes.get_lines()}
     assert list(found) == ["weft", "eager", "the limit (copy)"]
     assert list(found["weft"].get_xdata()) == [1, 2]
     assert list(found["eager"].get_ydata()) == pytest.approx(
-        [r.bytes / r.shape[0] / 2e3 for r in rows]
+        [r.bytes / n / 2e3 for n, r in enumerate(rows, 1)]
     )
 
 
