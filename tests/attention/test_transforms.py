@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import math
 from collections.abc import Callable, Iterator
 from typing import Any
 
@@ -245,6 +246,22 @@ def test_merge_gradients() -> None:
         for merge in (weft.merge_attn_states, reference.attention.merge_attn_states)
     )
     assert_close(ours, expected)
+
+
+@pytest.mark.parametrize("value", [math.nan, math.inf, 1.0])
+def test_what_an_empty_part_holds_has_no_gradient(value: float) -> None:
+    parts, lses = draw((3, 2, 5, 4, 8)), draw((3, 2, 4, 5))
+    parts[1], lses[1] = value, -math.inf
+    upstream = draw((2, 5, 4, 8)), draw((2, 4, 5))
+
+    def gradients(parts: Tensor, lses: Tensor) -> tuple[Tensor, ...]:
+        leaves = parts.requires_grad_(), lses.requires_grad_()
+        return torch.autograd.grad(weft.merge_attn_states(*leaves), leaves, upstream)
+
+    dparts, dlses = gradients(parts, lses)
+    assert not dparts[1].any() and not dlses[1].any()
+    for ours, expected in zip((dparts, dlses), gradients(parts[::2], lses[::2]), strict=True):
+        assert_close(ours[::2], expected)
 
 
 def test_versions_are_counted() -> None:

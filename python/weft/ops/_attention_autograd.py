@@ -125,7 +125,9 @@ def _rotary_kernel(keyset, *inputs):
 
 
 class _Merge(torch.autograd.Function):
-    """With w = exp(lse_p - lse): do_p = w do, dlse_p = w (dlse + (o_p - o) · do)."""
+    """With w = exp(lse_p - lse): do_p = w do, dlse_p = w (dlse + (o_p - o) · do).
+
+    A part with lse_p = -inf has no gradient, whatever its o_p holds."""
 
     @staticmethod
     def forward(ctx, keyset, parts, lses):
@@ -139,7 +141,8 @@ class _Merge(torch.autograd.Function):
         weight = torch.exp(lses - lse.masked_fill(lse == -torch.inf, 0))  # [P, B, H, S]
         by_row = weight.transpose(-1, -2).unsqueeze(-1)  # [P, B, S, H, 1]
         along = ((parts - out) * dout.to(lse.dtype)).sum(-1).transpose(-1, -2)
-        return None, (by_row * dout).to(parts.dtype), weight * (dlse + along)
+        dlses = (weight * (dlse + along)).masked_fill(lses == -torch.inf, 0)
+        return None, (by_row * dout).to(parts.dtype), dlses
 
 
 def _merge_kernel(keyset, *inputs):
