@@ -18,6 +18,7 @@
 //   packed B:   panel n / kPanel,  then  step k / kStep,  then  column n % kPanel,  then  k % kStep
 #pragma once
 
+#include "core/divide.h"
 #include "cpu/vec.h"
 
 namespace weft::cpu::WEFT_CPU_LEVEL {
@@ -35,7 +36,7 @@ struct Panel {
   static constexpr int kPanel = kVectors * kLanes<Acc>;           // columns
   static constexpr int kLane = kLanes<Acc>;
 
-  static constexpr int64_t steps(int64_t depth) { return (depth + kStep - 1) / kStep; }
+  static constexpr int64_t steps(int64_t depth) { return ceil_div(depth, kStep); }
   // Elements of one packed panel.
   static constexpr int64_t elements(int64_t depth) { return steps(depth) * kStep * kPanel; }
 

@@ -1,5 +1,6 @@
 #pragma once
 
+#include <atomic>
 #include <cstdint>
 
 #include "core/export.h"
@@ -18,5 +19,15 @@ WEFT_API int max_threads();
 // call from within a task, run on the calling thread. Where tasks throw, no further ones start, and
 // one of the exceptions is thrown again here once every thread has stopped.
 void parallel_for(int64_t tasks, FunctionRef<void(int64_t task)> task);
+
+// Calls task(worker, 0), …, task(worker, tasks - 1), each once, on the first of `workers` threads
+// that is free.
+template <class Task>
+void share_tasks(int64_t workers, int64_t tasks, const Task& task) {
+  std::atomic<int64_t> next{0};
+  parallel_for(workers < tasks ? workers : tasks, [&](int64_t worker) {
+    for (int64_t t = next++; t < tasks; t = next++) task(worker, t);
+  });
+}
 
 }  // namespace weft::cpu

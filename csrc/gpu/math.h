@@ -3,6 +3,7 @@
 // tolerance.
 #pragma once
 
+#include "core/divide.h"
 #include "gpu/base.h"
 
 namespace weft::gpu {
@@ -32,14 +33,8 @@ WEFT_DEVICE T min(T a, T b) {
   return b < a ? b : a;
 }
 
-template <class T>
-WEFT_INLINE constexpr T ceil_div(T a, T b) {
-  return (a + b - 1) / b;
-}
-template <class T>
-WEFT_INLINE constexpr T round_up(T a, T b) {
-  return ceil_div(a, b) * b;
-}
+using ::weft::ceil_div;
+using ::weft::round_up;
 
 // d = c + Σ a_i · b_i over four signed bytes each.
 WEFT_DEVICE int32_t dot4(uint32_t a, uint32_t b, int32_t c);

@@ -289,7 +289,7 @@ class Cell {
       if (begin < end) {
         if (!loaded) load_queries();
         loaded = true;
-        scores(block, begin, ceil_div(end, kStep) * kStep);
+        scores(block, begin, round_up(end, kStep));
       }
       if (p_.dbias) clear_bias_grad(block, begin < end ? begin : kKeys, end);
     }

@@ -5,14 +5,14 @@
 #include <cstdint>
 
 #include "attention/params.h"
+#include "core/divide.h"
 
 namespace weft::attention::cpu {
 
 constexpr int64_t kQueries = 64;  // a block of queries: the columns of a tile of scores
 constexpr int64_t kKeys = 96;     // a block of keys: its rows, 16 times a tile of 6
 
-WEFT_INLINE int64_t ceil_div(int64_t a, int64_t b) { return (a + b - 1) / b; }
-WEFT_INLINE int64_t padded(int64_t D) { return ceil_div(D, 64) * 64; }  // whole panels
+WEFT_INLINE int64_t padded(int64_t D) { return round_up(D, 64); }  // whole panels
 
 // How a call is cut. The scores of one batch entry and key head are key blocks × lines, a line being
 // a block of queries of one of the group's heads. Both sides are cut into `cells`, and the pieces
@@ -66,7 +66,7 @@ struct BackwardScratch {
     int64_t used = 0;
     const auto take = [&](int64_t count) {
       char* piece = base + used;
-      used += ceil_div(count * element, 64) * 64;
+      used += round_up(count * element, 64);
       return piece;
     };
     keys = take(keys_in * D), values = take(keys_in * Dv), keys_t = take(keys_in * D);

@@ -3,42 +3,21 @@
 #include "attention/cpu/backward.h"
 
 #include <algorithm>
-#include <atomic>
 
 #include "attention/cpu/attention.h"
-#include "cpu/isa.h"
 #include "cpu/levels.h"
 #include "cpu/threads.h"
 
 namespace weft::attention::cpu {
 
-#define WEFT_DECLARE(level)                      \
-  namespace level {                              \
-  extern const BackwardKernels backward_kernels; \
-  }
-WEFT_FOR_EACH_CPU_LEVEL(WEFT_DECLARE)
-#undef WEFT_DECLARE
+WEFT_CPU_TABLE(BackwardKernels, backward_kernels)
 
 namespace {
 
-const BackwardKernels& kernels() {
-#define WEFT_TABLE(level) &level::backward_kernels,
-  static const BackwardKernels* const table[] = {WEFT_FOR_EACH_CPU_LEVEL(WEFT_TABLE)};
-#undef WEFT_TABLE
-  return *table[static_cast<int>(::weft::cpu::isa_current())];
-}
+using ::weft::cpu::share_tasks;
 
 constexpr int64_t kChunkBytes = 3 << 19;  // more than an L2: a line takes a few bytes a cycle of it
 constexpr int64_t kGrain = 1 << 16;       // scores × elements that are worth another thread
-
-// Calls task(0) … task(count - 1), each on the first thread that is free; scratch says whose.
-template <class F>
-void share(int64_t count, int64_t tasks, const F& task) {
-  std::atomic<int64_t> next = 0;
-  ::weft::cpu::parallel_for(std::min(count, tasks), [&](int64_t thread) {
-    for (int64_t i; (i = next.fetch_add(1, std::memory_order_relaxed)) < count;) task(i, thread);
-  });
-}
 
 // How finely to cut: not at all where batch entries and heads keep the threads busy; else so that a
 // diagonal holds three pieces a thread on average.
@@ -67,7 +46,7 @@ BackwardPlan::BackwardPlan(const Backward& p) {
   int64_t used = 0;
   const auto take = [&](int64_t bytes) {
     char* piece = static_cast<char*>(p.workspace) + used;
-    used += ceil_div(bytes, 64) * 64;
+    used += round_up(bytes, 64);
     return bytes ? piece : nullptr;
   };
   // Null where a call is one piece, and a mark for BackwardScratch.
@@ -84,18 +63,18 @@ int64_t workspace_bytes(const Backward& p) { return BackwardPlan(p).total; }
 
 void backward(const Backward& p) {
   const BackwardPlan plan(p);
-  const BackwardKernels& k = kernels();
+  const BackwardKernels& k = backward_kernels();
   const int64_t parts = p.B * p.K;
   for (int64_t diagonal = 0; diagonal < 2 * plan.cells - 1; ++diagonal) {
     const int64_t first = std::max<int64_t>(diagonal - plan.cells + 1, 0),
                   last = std::min(diagonal, plan.cells - 1), count = last - first + 1;
-    share(parts * count, plan.tasks, [&](int64_t i, int64_t thread) {
+    share_tasks(plan.tasks, parts * count, [&](int64_t thread, int64_t i) {
       const int64_t part = i / count, line = first + i % count;
       k.cell(p, plan, {part / p.K, part % p.K, line, diagonal - line},
              plan.scratch + thread * plan.scratch_bytes);
     });
   }
-  if (p.dsinks) share(p.H, plan.tasks, [&](int64_t head, int64_t) { k.sink(p, head); });
+  if (p.dsinks) share_tasks(plan.tasks, p.H, [&](int64_t, int64_t head) { k.sink(p, head); });
 }
 
 }  // namespace weft::attention::cpu

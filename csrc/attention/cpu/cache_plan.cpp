@@ -4,27 +4,14 @@
 #include <algorithm>
 
 #include "attention/cpu/cache.h"
-#include "cpu/isa.h"
 #include "cpu/levels.h"
 #include "cpu/threads.h"
 
 namespace weft::attention::cpu {
 
-#define WEFT_DECLARE(level)                \
-  namespace level {                        \
-  extern const CacheKernels cache_kernels; \
-  }
-WEFT_FOR_EACH_CPU_LEVEL(WEFT_DECLARE)
-#undef WEFT_DECLARE
+WEFT_CPU_TABLE(CacheKernels, cache_kernels)
 
 namespace {
-
-const CacheKernels& kernels() {
-#define WEFT_TABLE(level) &level::cache_kernels,
-  static const CacheKernels* const table[] = {WEFT_FOR_EACH_CPU_LEVEL(WEFT_TABLE)};
-#undef WEFT_TABLE
-  return *table[static_cast<int>(::weft::cpu::isa_current())];
-}
 
 constexpr int64_t kGrain = 32768;  // elements that are worth another thread
 
@@ -41,11 +28,11 @@ void split(const Params& p, int64_t rows, int64_t row_elements,
 }  // namespace
 
 void append(const Append& p) {
-  split(p, p.cu_new ? p.S : p.B * p.S, p.K * (p.D + p.Dv), kernels().append);
+  split(p, p.cu_new ? p.S : p.B * p.S, p.K * (p.D + p.Dv), cache_kernels().append);
 }
 void rotary(const Rotary& p) {
-  split(p, p.cu_seqlens ? p.S : p.B * p.S, p.H * p.D, kernels().rotary);
+  split(p, p.cu_seqlens ? p.S : p.B * p.S, p.H * p.D, cache_kernels().rotary);
 }
-void merge(const Merge& p) { split(p, p.B * p.S, p.P * p.H * p.Dv, kernels().merge); }
+void merge(const Merge& p) { split(p, p.B * p.S, p.P * p.H * p.Dv, cache_kernels().merge); }
 
 }  // namespace weft::attention::cpu

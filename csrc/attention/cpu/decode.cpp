@@ -174,7 +174,7 @@ class Decoder {
     // In `steps` shares, as even as pairs of lines are.
     void divide(int64_t steps) {
       const int64_t pairs = (end_ - row_) * heads_ * ((bytes_ + 127) / 128);
-      share_ = (pairs + steps - 1) / steps;
+      share_ = ceil_div(pairs, steps);
     }
     WEFT_INLINE void step() {
       for (int64_t i = share_; i > 0 && row_ != end_; --i) {
@@ -344,7 +344,7 @@ class Decoder {
   template <int R>
   void scores(const Chunk& chunk, int64_t from, int64_t to, int64_t r) {
     constexpr int keys = kLane / R;
-    prefetch_.divide(heads_ * share(to - from, keys) * (p_.D / P::kWide));
+    prefetch_.divide(heads_ * ceil_div(to - from, keys) * (p_.D / P::kWide));
     for (int64_t t = from; t < to; t += keys)
       for (int64_t head = 0; head < heads_; ++head) {
         const T* row[keys];
@@ -355,7 +355,6 @@ class Decoder {
         score_tile<R>(q_ + at * p_.D, row, s_ + at * kChunk + t);
       }
   }
-  static int64_t share(int64_t n, int64_t of) { return (n + of - 1) / of; }
 
   template <int R>
   void score_tile(const In* q, const T* const* row, A* s) {
@@ -385,7 +384,7 @@ class Decoder {
     constexpr int vectors = kLane < 16 ? 2 : R == 8 ? 2 : R == 4 ? 4 : 8;
     const int64_t wide = p_.Dv / (vectors * kLane),
                   rest = p_.Dv % (vectors * kLane) / (step * kLane);
-    prefetch_.divide(heads_ * (wide + rest) * share(to - from, step));
+    prefetch_.divide(heads_ * (wide + rest) * ceil_div(to - from, step));
     for (int64_t head = 0; head < heads_; ++head) {
       int64_t column = 0;
       for (; column + vectors * kLane <= p_.Dv; column += vectors * kLane)

@@ -44,8 +44,6 @@ inline void with_key_type(DType dtype, F&& f) {
   }
 }
 
-inline int64_t round_up(int64_t n, int64_t to) { return (n + to - 1) / to * to; }
-
 // Scratch is handed out front to back, each piece on its own cache line; counts where it has no base.
 class Scratch {
  public:

@@ -5,37 +5,22 @@
 // are comes from the shape alone, so that no result depends on the number of threads; the size of a
 // block may, since rows do not see each other. Threads take tasks as they become free.
 #include <algorithm>
-#include <atomic>
 
 #include "attention/cpu/attention.h"
 #include "attention/cpu/kernels.h"
-#include "cpu/isa.h"
+#include "core/divide.h"
 #include "cpu/levels.h"
 #include "cpu/memory.h"
 #include "cpu/threads.h"
 
 namespace weft::attention::cpu {
 
-#define WEFT_DECLARE(level)                    \
-  namespace level {                            \
-  extern const ForwardKernels forward_kernels; \
-  extern const DecodeKernels decode_kernels;   \
-  }
-WEFT_FOR_EACH_CPU_LEVEL(WEFT_DECLARE)
-#undef WEFT_DECLARE
+WEFT_CPU_TABLE(ForwardKernels, forward_kernels)
+WEFT_CPU_TABLE(DecodeKernels, decode_kernels)
 
 namespace {
 
-struct Level {
-  const ForwardKernels* forward;
-  const DecodeKernels* decode;
-};
-const Level& level() {
-#define WEFT_TABLE(level) {&level::forward_kernels, &level::decode_kernels},
-  static const Level table[] = {WEFT_FOR_EACH_CPU_LEVEL(WEFT_TABLE)};
-#undef WEFT_TABLE
-  return table[static_cast<int>(::weft::cpu::isa_current())];
-}
+using ::weft::cpu::share_tasks;
 
 // Rows of a block: as many as there are tasks for, in both senses.
 constexpr int64_t kBlockRows[] = {192, 96, 48};
@@ -48,8 +33,6 @@ constexpr int64_t kMostSplits = 128;
 constexpr int64_t kTaskBytes = 16384;
 constexpr int64_t kTaskRows = 256;  // of all its heads: their scores stay in L2
 
-int64_t ceil_div(int64_t a, int64_t b) { return (a + b - 1) / b; }
-
 struct Plan {
   bool decode;  // few rows: keys are used as they lie
   int64_t group, heads, rows, blocks, splits, split_keys, workers, scratch_bytes;
@@ -58,7 +41,7 @@ struct Plan {
   int64_t part_rows, total;          // rows of a split's partial results
 
   explicit Plan(const Forward& p) {
-    decode = level().decode->takes(p);
+    decode = decode_kernels().takes(p);
     group = p.H / p.K;
     heads = std::max<int64_t>(p.B * p.K, 1);
     const int64_t most_rows = std::max<int64_t>(p.S * group, 1),
@@ -86,11 +69,11 @@ struct Plan {
       task_heads = ceil_div(task_heads, 2);
 
     key_blocks = ceil_div(p.T, block);
-    packed_bytes = blocks > 1 ? level().forward->packed_bytes(p) : 0;
+    packed_bytes = blocks > 1 ? forward_kernels().packed_bytes(p) : 0;
     workers = std::min<int64_t>(threads, heads * blocks * splits);
-    const int64_t bytes = decode ? level().decode->scratch_bytes(p, task_heads)
-                                 : level().forward->scratch_bytes(p, rows, !packed_bytes);
-    scratch_bytes = ceil_div(bytes, 4096) * 4096;
+    const int64_t bytes = decode ? decode_kernels().scratch_bytes(p, task_heads)
+                                 : forward_kernels().scratch_bytes(p, rows, !packed_bytes);
+    scratch_bytes = round_up(bytes, 4096);
     part_rows = splits > 1 ? heads * blocks * rows : 0;
     total = heads * key_blocks * packed_bytes + workers * scratch_bytes +
             splits * part_rows * (p.Dv + 1) * element(p);
@@ -110,15 +93,6 @@ struct Plan {
   }
 };
 
-// Threads take tasks as they become free: run(worker, task).
-template <class Run>
-void run_all(int64_t workers, int64_t tasks, Run&& run) {
-  std::atomic<int64_t> next{0};
-  ::weft::cpu::parallel_for(std::min(workers, tasks), [&](int64_t worker) {
-    for (int64_t t = next++; t < tasks; t = next++) run(worker, t);
-  });
-}
-
 }  // namespace
 
 int64_t workspace_bytes(const Forward& p) { return Plan(p).total; }
@@ -133,10 +107,10 @@ void forward(const Forward& p) {
 
   if (plan.packed_bytes) {
     ::weft::cpu::advise_huge_pages(packed, static_cast<size_t>(plan.heads * head_bytes));
-    run_all(::weft::cpu::max_threads(), plan.heads * plan.key_blocks, [&](int64_t, int64_t t) {
+    share_tasks(::weft::cpu::max_threads(), plan.heads * plan.key_blocks, [&](int64_t, int64_t t) {
       const int64_t head = t / plan.key_blocks, first = t % plan.key_blocks * key_block(p);
       if (first < p.extent(head / p.K).T)
-        level().forward->pack(p, head / p.K, head % p.K, first, packed + t * plan.packed_bytes);
+        forward_kernels().pack(p, head / p.K, head % p.K, first, packed + t * plan.packed_bytes);
     });
   }
 
@@ -165,17 +139,17 @@ void forward(const Forward& p) {
     }
     return task;
   };
-  const auto run = plan.decode ? level().decode->run : level().forward->run;
+  const auto run = plan.decode ? decode_kernels().run : forward_kernels().run;
   const int64_t tasks = p.B * head_tasks * plan.blocks;
-  run_all(plan.workers, tasks * plan.splits, [&](int64_t worker, int64_t t) {
+  share_tasks(plan.workers, tasks * plan.splits, [&](int64_t worker, int64_t t) {
     const ForwardTask task = task_of(t / plan.splits, t % plan.splits);
     if (task.row_begin < task.row_end) run(p, task, scratch + worker * plan.scratch_bytes);
   });
   if (plan.splits > 1)
-    run_all(plan.workers, tasks, [&](int64_t, int64_t t) {
+    share_tasks(plan.workers, tasks, [&](int64_t, int64_t t) {
       const ForwardTask task = task_of(t, 0);
       if (task.row_begin < task.row_end)
-        level().forward->merge(p, task, plan.splits, plan.part_rows * p.Dv);
+        forward_kernels().merge(p, task, plan.splits, plan.part_rows * p.Dv);
     });
 }
 

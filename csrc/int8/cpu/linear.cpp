@@ -195,7 +195,7 @@ class Tile {
   void multiply(Ahead ahead) {
     const int64_t step = p_.bits == 8 ? 4 : 8, row = begin_ * o_.digits;
     const auto multiply_rows = p_.bits == 8 ? byte_rows<false> : byte_rows<true>;
-    multiply_rows(rows_ * o_.digits, (p_.K + step - 1) / step, o_.a + row * o_.lda, o_.lda, panel_,
+    multiply_rows(rows_ * o_.digits, ceil_div(p_.K, step), o_.a + row * o_.lda, o_.lda, panel_,
                   o_.init + row, 1, sum_, ahead);
   }
 
@@ -211,7 +211,7 @@ class Tile {
     Row total[kRows] = {};
     for (int64_t s = 0; s < o_.sections; ++s) {
       const int64_t k = s * o_.section, end = s + 1 < o_.sections ? k + o_.section : p_.K;
-      const int64_t steps = (end + step - 1) / step - k / step;
+      const int64_t steps = ceil_div(end, step) - k / step;
       const int64_t g = k / p_.group;
       fetch_values(p_.weight_scale, g);
       fetch_values(p_.weight_zero_point, g);
@@ -392,7 +392,7 @@ Ahead share_of(const uint8_t* next, int64_t panel_bytes, int64_t i, int64_t tile
 void multiply(const Linear& p, const Operands& o, int64_t begin, int64_t end, int64_t panel_begin,
               int64_t panel_end) {
   const PackedLayout layout(p.N, p.K, p.bits);
-  const int64_t most = kMostRows / o.digits, tiles = (end - begin + most - 1) / most;
+  const int64_t most = kMostRows / o.digits, tiles = ceil_div(end - begin, most);
   for (int64_t panel = panel_begin; panel < panel_end; ++panel) {
     const uint8_t* next = panel + 1 < panel_end ? layout.panel(p.packed, panel + 1) : nullptr;
     Tile tile(p, o, layout, panel);

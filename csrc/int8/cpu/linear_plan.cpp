@@ -4,9 +4,9 @@
 // Rows are taken by blocks whose A stays in L3; of a block, a task is some panels of the weight by
 // some rows. Threads take tasks as they become free. No result depends on how the work is cut.
 #include <algorithm>
-#include <atomic>
 #include <cstring>
 
+#include "core/divide.h"
 #include "cpu/levels.h"
 #include "cpu/threads.h"
 #include "int8/cpu/int8.h"
@@ -20,6 +20,7 @@ namespace {
 
 using ::weft::cpu::max_threads;
 using ::weft::cpu::parallel_for;
+using ::weft::cpu::share_tasks;
 
 constexpr int64_t kBlockBytes = 8 << 20;   // of A
 constexpr int64_t kMostSection = 1 << 16;  // Σ of as many products of bytes fits int32
@@ -27,8 +28,6 @@ constexpr int64_t kGrain = 32768;          // elements of x that are worth anoth
 constexpr int64_t kThreadTasks = 8;        // for each thread, so that none waits long
 constexpr int64_t kTaskRows = 96;          // a task's rows at least, where there are more
 constexpr int64_t kThreadWork = 1 << 18;   // products that are worth another thread
-
-int64_t ceil_div(int64_t a, int64_t b) { return (a + b - 1) / b; }
 
 struct Plan {
   Operands operands;
@@ -45,7 +44,7 @@ struct Plan {
     if (p.operand == Operand::wide) o.digits = p.x.dtype == DType::bf16 ? 2 : 3;
     o.section = std::min({p.group, p.K, kMostSection});
     o.sections = ceil_div(p.K, o.section);
-    o.lda = ceil_div(p.K, 64) * 64 + 64;  // rows 4 KiB apart would share a few sets of L1
+    o.lda = round_up(p.K, 64) + 64;  // rows 4 KiB apart would share a few sets of L1
     rows = std::clamp<int64_t>(kBlockBytes / (o.digits * o.lda), 1, p.M);
     workers = std::clamp<int64_t>(rows * p.K / kGrain, 1, std::min<int64_t>(max_threads(), rows));
     const bool zero_points =
@@ -59,7 +58,7 @@ struct Plan {
     const int64_t outliers = p.operand == Operand::outliers ? p.K : 0;
     flags = take<uint8_t>(outliers);
     columns = take<int32_t>(outliers);
-    bias = take<float>(p.bias ? ceil_div(p.N, kPackedPanel) * kPackedPanel : 0);
+    bias = take<float>(p.bias ? round_up(p.N, kPackedPanel) : 0);
   }
 
  private:
@@ -67,7 +66,7 @@ struct Plan {
   template <class T>
   T* take(int64_t count) {
     T* piece = base_ ? reinterpret_cast<T*>(base_ + total) : nullptr;
-    total += ceil_div(count * static_cast<int64_t>(sizeof(T)), 64) * 64;
+    total += round_up(count * static_cast<int64_t>(sizeof(T)), 64);
     return piece;
   }
 
@@ -88,7 +87,7 @@ void find_outliers(const Linear& p, Plan& plan) {
 }
 
 void widen_bias(const Linear& p, Plan& plan) {
-  std::memset(plan.bias, 0, static_cast<size_t>(ceil_div(p.N, kPackedPanel) * kPackedPanel * 4));
+  std::memset(plan.bias, 0, static_cast<size_t>(round_up(p.N, kPackedPanel) * 4));
   linear_kernels().widen(p.bias, p.bias_dtype, p.N, plan.bias);
   plan.operands.bias = plan.bias;
 }
@@ -119,14 +118,11 @@ void linear(const Linear& p) {
         std::clamp<int64_t>(ceil_div(wanted, panels), 1, ceil_div(rows, kTaskRows));
     const int64_t panel_tasks = std::min(panels, ceil_div(wanted, row_tasks)),
                   tasks = row_tasks * panel_tasks;
-    std::atomic<int64_t> next{0};
-    parallel_for(std::min(alone ? 1 : threads, tasks), [&](int64_t) {
-      for (int64_t t = next++; t < tasks; t = next++) {
-        const int64_t i = t / row_tasks, j = t % row_tasks;
-        k.multiply(p, o, rows * j / row_tasks, rows * (j + 1) / row_tasks,
-                   first_panel + panels * i / panel_tasks,
-                   first_panel + panels * (i + 1) / panel_tasks);
-      }
+    share_tasks(alone ? 1 : threads, tasks, [&](int64_t, int64_t t) {
+      const int64_t i = t / row_tasks, j = t % row_tasks;
+      k.multiply(p, o, rows * j / row_tasks, rows * (j + 1) / row_tasks,
+                 first_panel + panels * i / panel_tasks,
+                 first_panel + panels * (i + 1) / panel_tasks);
     });
   }
 }

@@ -9,6 +9,7 @@
 
 #include <cstdint>
 
+#include "core/divide.h"
 #include "core/inline.h"
 
 namespace weft::int8::cpu {
@@ -27,7 +28,7 @@ struct PackedLayout {
   int64_t panels, steps, panel_bytes, bytes;
 
   WEFT_INLINE PackedLayout(int64_t N, int64_t K, int bits)
-      : panels((N + kPackedPanel - 1) / kPackedPanel),
+      : panels(ceil_div(N, kPackedPanel)),
         steps((K * bits + 31) / 32),
         panel_bytes(steps * kPackedStep),
         bytes(64 + panels * (kPackedPanel * 4 + panel_bytes)) {}

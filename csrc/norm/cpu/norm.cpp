@@ -4,6 +4,7 @@
 #include <algorithm>
 #include <cstring>
 
+#include "core/divide.h"
 #include "cpu/levels.h"
 #include "cpu/threads.h"
 #include "norm/cpu/kernels.h"
@@ -25,8 +26,6 @@ constexpr int64_t kMaxGroups =
 constexpr int64_t kGroupRows = 16;  // fewer rows than this are not worth a partial sum
 constexpr int64_t kReduceColumns = 1024;
 
-int64_t ceil_div(int64_t a, int64_t b) { return (a + b - 1) / b; }
-
 int64_t task_count(int64_t N, int64_t C, int64_t most) {
   return std::clamp<int64_t>(
       N * C / kGrain, 1, std::min<int64_t>(::weft::cpu::max_threads(), std::max<int64_t>(most, 1)));
@@ -43,7 +42,7 @@ class Pieces {
   template <class T = void>
   T* take(int64_t bytes) {
     T* piece = base_ ? reinterpret_cast<T*>(base_ + used_) : nullptr;
-    used_ += ceil_div(bytes, 64) * 64;
+    used_ += round_up(bytes, 64);
     return bytes ? piece : nullptr;
   }
   int64_t used() const { return used_; }
