@@ -3,9 +3,12 @@ gradients."""
 
 from __future__ import annotations
 
+import sys
+
 import pytest
 import torch
 import torch.distributed as dist
+from torch.autograd import forward_ad
 from torch.nn import functional as F
 
 import weft
@@ -237,6 +240,81 @@ def check_torch(rank: int, world: int) -> None:
 
 def test_opcheck():
     run(check_torch, 2)
+
+
+def check_compile(rank: int, world: int) -> None:
+    """Whole graphs: the ops stand in them as they are, and so do their gradients."""
+    with Communicator(dist.group.WORLD) as group:
+        x, w, v = torch.randn(2 * world, 8), torch.randn(6, 8), torch.randn(8, 6)
+        packed, scale = weft.pack_int8_weight(torch.ones(6, 8, dtype=torch.int8)), torch.ones(6)
+
+        def floats(x: torch.Tensor, w: torch.Tensor, v: torch.Tensor) -> torch.Tensor:
+            y = weft.linear_all_reduce(x, w, None, group).relu()
+            y = weft.linear_reduce_scatter(y, v, None, group)
+            y = weft.all_gather_linear(y, w, None, group)
+            return copy_linear(y, v, None, group)
+
+        def norms(x: torch.Tensor) -> torch.Tensor:
+            y, z = weft.all_reduce_rms_norm(x, None, x, 1e-6, group)
+            y, z = weft.all_reduce_layer_norm(y, None, None, z, 1e-5, group)
+            return weft.all_reduce_rms_norm_int8(y, None, z, 1e-6, group).values
+
+        def coded(x: torch.Tensor) -> torch.Tensor:
+            y = weft.int8_linear_all_reduce(x, packed, scale, None, group)
+            y = weft.int8_linear_reduce_scatter(x + y.sum(), packed, scale, None, group)
+            return weft.int8_all_gather_linear(x[: len(y)] + y.sum(), packed, scale, None, group)
+
+        for model, args in ((floats, (x, w, v)), (norms, (x,)), (coded, (x,))):
+            compiled = torch.compile(model, backend="aot_eager", fullgraph=True)
+            with torch.no_grad():
+                assert torch.equal(compiled(*args), model(*args)), model
+        compiled = torch.compile(floats, backend="aot_eager", fullgraph=True)
+        gradients = []
+        for f in (floats, compiled):
+            leaves = [t.clone().requires_grad_() for t in (x, w, v)]
+            f(*leaves).square().sum().backward()
+            gradients.append([t.grad for t in leaves])
+        for got, want in zip(*gradients, strict=True):
+            assert torch.allclose(got, want)
+
+
+def test_compile():
+    run(check_compile, 2)
+
+
+def files_of_call(op, x: torch.Tensor) -> set[str]:
+    """Of the functions in Python that it goes through."""
+    files = set()
+    sys.setprofile(lambda frame, event, argument: files.add(frame.f_code.co_filename))
+    try:
+        op(x)
+    finally:
+        sys.setprofile(None)
+    return files
+
+
+def check_inference(rank: int, world: int) -> None:
+    """Where nobody asks for a gradient, autograd is not asked either."""
+    with Communicator(dist.group.WORLD) as group:
+        x, w = torch.ones(2 * world, 3), torch.ones(4, 3)
+        for op in (
+            lambda x: weft.linear_all_reduce(x, w, None, group),
+            lambda x: weft.linear_reduce_scatter(x, w, None, group),
+            lambda x: weft.all_gather_linear(x, w, None, group),
+            group.all_reduce,
+            group.reduce_scatter,
+            group.all_gather,
+        ):
+            for needs in (False, True):
+                files = files_of_call(op, x.clone().requires_grad_(needs))
+                assert any(name.endswith("_library/autograd.py") for name in files) == needs
+            no_rule = pytest.raises(NotImplementedError, match="no rule for forward-mode AD")
+            with forward_ad.dual_level(), no_rule:
+                op(forward_ad.make_dual(x, x))
+
+
+def test_inference_passes_autograd_by():
+    run(check_inference, 2)
 
 
 def check_refusals(rank: int, world: int) -> None:

@@ -12,9 +12,14 @@ from torch import Tensor
 from torch.autograd.graph import increment_version
 from torch.compiler import is_compiling
 
+from ..ops._grad import call
 from ._bootstrap import connect
 from ._cuda import BLOCKS, Node
 from ._work import Work, Worker
+
+_all_reduce = torch.ops.weft.all_reduce.default
+_reduce_scatter = torch.ops.weft.reduce_scatter.default
+_all_gather = torch.ops.weft.all_gather.default
 
 _OPS: dict[object, str] = {
     "sum": "sum",
@@ -122,7 +127,7 @@ class Communicator:
         """
         op, x = _op(op), x.contiguous()
         if compression is None:
-            return self._run(x, lambda: torch.ops.weft.all_reduce(x, self.handle, op), async_op)
+            return self._run(x, lambda: call(_all_reduce, x, self.handle, op), async_op)
         check_compression(compression)
         _check_no_grad(x, "compressed")
         return self._run(
@@ -192,7 +197,7 @@ class Communicator:
         if out is not None:
             run = self._into(out, "reduce_scatter", x, _REDUCTIONS[op], self.world_size, 1)
             return self._run(x, run, async_op)
-        return self._run(x, lambda: torch.ops.weft.reduce_scatter(x, self.handle, op), async_op)
+        return self._run(x, lambda: call(_reduce_scatter, x, self.handle, op), async_op)
 
     @overload
     def all_gather(
@@ -214,7 +219,7 @@ class Communicator:
         if out is not None:
             run = self._into(out, "all_gather", x, 0, 1, self.world_size)
             return self._run(x, run, async_op)
-        return self._run(x, lambda: torch.ops.weft.all_gather(x, self.handle), async_op)
+        return self._run(x, lambda: call(_all_gather, x, self.handle), async_op)
 
     def _into(
         self, out: Tensor, name: str, x: Tensor, reduction: int, parts: int, times: int

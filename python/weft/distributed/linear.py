@@ -12,6 +12,7 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
+from ..ops._grad import call, needs_grad
 from ..ops._int8_autocast import autocast_dtype
 from ..ops.int8 import quantize_int8
 from .communicator import Communicator, communicator_of
@@ -25,6 +26,12 @@ def _autocast(
     """Under autocast in its dtype, as arguments of torch's linear are."""
     x, weight = x.to(autocast_dtype(x)), weight.to(autocast_dtype(weight))
     return x, weight, None if bias is None else bias.to(autocast_dtype(bias))
+
+
+def _float(op, x, weight, bias, group):
+    x, weight, bias = _autocast(x, weight, bias)
+    communicator, x = communicator_of(group), x.contiguous()
+    return communicator._run(x, lambda: call(op, x, weight, bias, communicator.handle))
 
 
 def linear_all_reduce(
@@ -49,11 +56,7 @@ def linear_all_reduce(
     Returns:
         [..., N].
     """
-    x, weight, bias = _autocast(x, weight, bias)
-    communicator, x = communicator_of(group), x.contiguous()
-    return communicator._run(
-        x, lambda: torch.ops.weft.linear_all_reduce(x, weight, bias, communicator.handle)
-    )
+    return _float(torch.ops.weft.linear_all_reduce.default, x, weight, bias, group)
 
 
 def linear_reduce_scatter(
@@ -71,11 +74,7 @@ def linear_reduce_scatter(
     Returns:
         [M / W, ..., N].
     """
-    x, weight, bias = _autocast(x, weight, bias)
-    communicator, x = communicator_of(group), x.contiguous()
-    return communicator._run(
-        x, lambda: torch.ops.weft.linear_reduce_scatter(x, weight, bias, communicator.handle)
-    )
+    return _float(torch.ops.weft.linear_reduce_scatter.default, x, weight, bias, group)
 
 
 @overload
@@ -105,11 +104,8 @@ def all_gather_linear(x, weight, bias=None, group=None, *, return_gathered=False
     Returns:
         [W · M, ..., N], the rank's columns of the whole result; and [W · M, ..., K].
     """
-    x, weight, bias = _autocast(x, weight, bias)
-    communicator, x = communicator_of(group), x.contiguous()
-    y, gathered = communicator._run(
-        x, lambda: torch.ops.weft.all_gather_linear(x, weight, bias, communicator.handle)
-    )
+    op = torch.ops.weft.all_gather_linear.default
+    y, gathered = _float(op, x, weight, bias, group)
     return (y, gathered) if return_gathered else y
 
 
@@ -210,7 +206,7 @@ def int8_all_gather_linear(
 
 
 def _int8(name, x, packed, weight_scale, bias, group, x_scale, out_dtype) -> Tensor:
-    if torch.is_grad_enabled() and any(t is not None and t.requires_grad for t in (x, bias)):
+    if needs_grad(x, bias):
         raise NotImplementedError(
             f"weft.{name}: it has no gradient; detach its arguments, or call it under "
             "torch.no_grad()"

@@ -6,6 +6,7 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
+from ..ops._grad import needs_grad
 from ..ops.norm import layer_norm_fn
 from ..ops.norm_int8 import Int8Output
 from .communicator import Communicator, check_compression, communicator_of
@@ -110,13 +111,9 @@ def all_reduce_layer_norm_int8(
     return _norm_int8(x, group, scale, zero_point, symmetric, *options)
 
 
-def _needs_grad(*tensors: Tensor | None) -> bool:
-    return torch.is_grad_enabled() and any(t is not None and t.requires_grad for t in tensors)
-
-
 def _norm(x, group, weight, bias, residual, eps, rms, zero_centered, compression, group_size):
     communicator = communicator_of(group)
-    if _needs_grad(x, weight, bias, residual):
+    if needs_grad(x, weight, bias, residual):
         if compression is not None:
             raise RuntimeError(
                 "weft: a compressed all_reduce has no gradient, and one is needed; detach the "
@@ -139,7 +136,7 @@ def _norm_int8(
     x, group, scale, zero_point, symmetric,
     weight, bias, residual, eps, rms, zero_centered, compression, group_size,
 ) -> Int8Output:  # fmt: skip
-    if _needs_grad(x, weight, bias, residual):
+    if needs_grad(x, weight, bias, residual):
         raise NotImplementedError(
             "weft: rounding to int8 has no gradient; detach the arguments, or call it under "
             "torch.no_grad()"

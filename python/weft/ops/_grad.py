@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
 from torch import Tensor
 from torch._C import _functorch
+from torch._ops import OpOverload
 from torch.autograd import forward_ad
 
 
@@ -34,3 +37,17 @@ def refuse_grad(op: str, *tensors: Tensor | None, what: str = "out=") -> None:
         raise RuntimeError(
             f"weft.{op}: {what} has no gradient, but one of the arguments requires grad"
         )
+
+
+def call(op: OpOverload, *args: Any) -> Any:
+    """``op(*args)``; below autograd, whose kernel in Python takes some 9 µs, where nobody asks for
+    a gradient. A tangent, which torch would drop, is refused."""
+    if torch.compiler.is_compiling():
+        return op(*args)
+    if has_tangent(*filter(torch.is_tensor, args)):
+        raise NotImplementedError(f"weft.{op._opname}: it has no rule for forward-mode AD")
+    asked = torch.is_grad_enabled() and torch._C._any_requires_grad(*args)
+    if asked or torch._C._are_functorch_transforms_active():
+        return op(*args)
+    with torch._C._AutoDispatchBelowAutograd():
+        return op(*args)
