@@ -48,3 +48,22 @@ def test_a_timeline(tmp_path: Path):
     assert {"linear_all_reduce", "mine", "product", "wait"} <= {event["name"] for event in events}
     assert all(event["ph"] == "X" and event["dur"] >= 0 for event in events)
     assert (tmp_path / "plot.png").stat().st_size > 1000
+
+
+def record_two_shot(rank: int, world: int) -> None:
+    with Communicator(dist.group.WORLD, table=[(1 << 40, True, 64 << 10)]) as communicator:
+        x, weight = torch.ones(300, 8), torch.ones(700, 8)
+        with Timeline(communicator) as timeline:
+            communicator.all_reduce_(torch.ones(100_000))
+            weft.linear_all_reduce(x, weight, None, communicator)
+    for name, first in (("all_reduce", "copy"), ("linear_all_reduce", "product")):
+        mine = [span for span in timeline.spans if span.rank == rank and span.name == name]
+        pieces = sorted(span.piece for span in mine if span.phase == first)
+        assert pieces == list(range(len(pieces))) and len(pieces) > 2
+        for phase in ("wait", "reduce"):  # for everybody's part, and for what they made of theirs
+            twice = sorted(span.piece for span in mine if span.phase == phase)
+            assert twice == sorted(2 * pieces), (name, phase)
+
+
+def test_two_rounds_for_each_piece():
+    run(record_two_shot, 3)

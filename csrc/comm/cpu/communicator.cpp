@@ -361,12 +361,14 @@ void Communicator::two_shot(const Collective& c, int64_t piece, const Progress* 
   const auto put = [&](int64_t k) {
     const uint32_t event = turns_.next();
     char* slot = segment_->slot(rank(), event);
-    spread(W, step * size, 1, [&](int64_t first, int64_t last) {
-      for (int64_t r = first; r < last; ++r) {
-        const Range part = range(k, r);
-        if (r != rank())
-          copy(at(slot, r * share, size), at(c.x, part.begin, size), part.count * size);
-      }
+    timed(Phase::put, k, [&] {
+      spread(W, step * size, 1, [&](int64_t first, int64_t last) {
+        for (int64_t r = first; r < last; ++r) {
+          const Range part = range(k, r);
+          if (r != rank())
+            copy(at(slot, r * share, size), at(c.x, part.begin, size), part.count * size);
+        }
+      });
     });
     turns_.publish();
     return event;
@@ -389,22 +391,25 @@ void Communicator::two_shot(const Collective& c, int64_t piece, const Progress* 
     return result;
   };
   const auto gather = [&](int64_t k, uint32_t result) {
-    turns_.wait(result);
-    spread(W - 1, step * size, 1, [&](int64_t first, int64_t last) {
-      for (int64_t i = first; i < last; ++i) {
-        const int r = static_cast<int>((rank() + 1 + i) % W);
-        const Range part = range(k, r);
-        copy(at(c.y, part.begin, size), segment_->slot(r, result), part.count * size);
-      }
+    timed(Phase::wait, k, [&] { turns_.wait(result); });
+    timed(Phase::take, k, [&] {
+      spread(W - 1, step * size, 1, [&](int64_t first, int64_t last) {
+        for (int64_t i = first; i < last; ++i) {
+          const int r = static_cast<int>((rank() + 1 + i) % W);
+          const Range part = range(k, r);
+          copy(at(c.y, part.begin, size), segment_->slot(r, result), part.count * size);
+        }
+      });
     });
     if (progress) (*progress)(std::min((k + 1) * step, c.n));
   };
   uint32_t now = put(0), before = 0;
-  first_wait(c, now);
+  timed(Phase::wait, 0, [&] { first_wait(c, now); });
   for (int64_t k = 0; k < pieces; ++k) {
     const uint32_t next = k + 1 < pieces ? put(k + 1) : now;
-    if (k > 0) turns_.wait(now);
-    const uint32_t result = reduce(k, now);
+    if (k > 0) timed(Phase::wait, k, [&] { turns_.wait(now); });
+    uint32_t result = 0;
+    timed(Phase::take, k, [&] { result = reduce(k, now); });
     if (k > 0) gather(k - 1, before);
     before = result;
     now = next;

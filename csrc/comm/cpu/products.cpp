@@ -183,7 +183,7 @@ void Communicator::product_two_shot(const Collective& c, Product product) {
     });
   };
   uint32_t now = put(0), before = 0;
-  first_wait(c, now);
+  timed(Phase::wait, 0, [&] { first_wait(c, now); });
   for (int64_t k = 0; k < tiles; ++k) {
     const uint32_t next = k + 1 < tiles ? put(k + 1) : now;
     if (k > 0) timed(Phase::wait, k, [&] { turns_.wait(now); });
