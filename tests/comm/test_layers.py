@@ -97,6 +97,10 @@ def check_layers(rank: int, world: int) -> None:
             weft.nn.RowParallelLinear(
                 8, 6, input_is_parallel=False, sequence_parallel=True, group=group
             )
+        with pytest.raises(ValueError, match="leaves out the sum of which sequence_parallel"):
+            weft.nn.RowParallelLinear(
+                8, 6, bias=False, reduce_results=False, sequence_parallel=True, group=group
+            )
         with pytest.raises(ValueError, match="would add the bias once for each rank"):
             weft.nn.RowParallelLinear(8, 6, reduce_results=False, group=group)
         refused = nn.Linear(8, 6)
@@ -156,6 +160,41 @@ def check_encoder_layer(rank: int, world: int) -> None:
 
 def test_an_encoder_layer_calls_its_linear_layers():
     run(check_encoder_layer, 2)
+
+
+@torch.no_grad()
+def check_nested(rank: int, world: int) -> None:
+    """As an encoder makes them of a padding mask."""
+    with Communicator(dist.group.WORLD) as group:
+        torch.manual_seed(0)
+        layer = nn.TransformerEncoderLayer(16, 2, 32, batch_first=True)
+        encoder = nn.TransformerEncoder(layer, 2, mask_check=False).eval()
+        x = torch.randn(3, 5, 16)
+        padding = torch.arange(5) >= torch.tensor([[5], [2], [3]])
+        want = encoder(x, src_key_padding_mask=padding)
+        for layer in encoder.layers:
+            weft.nn.ColumnParallelLinear.of(layer.linear1, group)
+            weft.nn.RowParallelLinear.of(layer.linear2, group, skip_bias_add=False)
+        seen = []
+        layer.linear2.register_forward_pre_hook(lambda module, args: seen.append(args[0].is_nested))
+        assert torch.allclose(encoder(x, src_key_padding_mask=padding), want, atol=1e-5)
+        assert seen == [True]
+
+        parts = [torch.randn(n, 6) for n in (3, 1)]
+        nested, whole = torch.nested.as_nested_tensor(parts), nn.Linear(6, 8)
+        column = weft.nn.ColumnParallelLinear(6, 8, gather_output=True, group=group)
+        column.load_state_dict(whole.state_dict())
+        for part, y in zip(parts, column(nested).unbind(), strict=True):
+            assert torch.allclose(y, whole(part), atol=1e-6)
+        rows = weft.nn.ColumnParallelLinear(6, 8, sequence_parallel=True, group=group)
+        jagged = torch.nested.as_nested_tensor(parts, layout=torch.jagged)
+        for layer, x in ((rows, nested), (column, jagged)):
+            with pytest.raises(NotImplementedError, match="ParallelLinear: a nested tensor of"):
+                layer(x)
+
+
+def test_nested_tensors():
+    run(check_nested, 2)
 
 
 @torch.no_grad()

@@ -21,32 +21,48 @@ from torch.utils.weak import WeakTensorKeyDictionary
 from ..nn.parallel import ColumnParallelLinear, RowParallelLinear
 from .communicator import Communicator, communicator_of
 
+# On the outer side of the two layers all rows, or the rank's; on the inner one columns.
+_OUTER = (Replicate(), Shard(0), Shard(1)), "Replicate(), Shard(0) or Shard(1)"
+_INNER = (Shard(-1), Replicate()), "Shard(-1) or Replicate()"
+
 
 class _Style(ParallelStyle):
-    def __init__(self, name: str, outer: Placement, use_local_output: bool) -> None:
+    def __init__(self, use_local_output: bool) -> None:
         super().__init__()
+        self.name = type(self).__name__
         if not use_local_output:
             raise ValueError(
-                f"{name}: use_local_output is False, expected True: weft has no DTensor"
+                f"{self.name}: use_local_output is False, expected True: weft has no DTensor"
             )
-        self.name, self.outer = name, outer
 
-    def _linear(self, module: nn.Module, mesh: DeviceMesh) -> nn.Linear:
-        """`module`, the same on every rank: as `src_data_rank` has it."""
+    def _layout(
+        self, argument: str, layout: Placement | None, side: tuple[tuple[Placement, ...], str]
+    ) -> Placement:
+        """What was given for `argument`, or the first that its side may have."""
+        choices, words = side
+        if layout is not None and layout not in choices:
+            raise ValueError(f"{self.name}: {argument} is {layout}, expected {words}")
+        return layout or choices[0]
+
+    def _place(
+        self,
+        layer: type[ColumnParallelLinear | RowParallelLinear],
+        module: nn.Module,
+        mesh: DeviceMesh,
+        outer: Placement,
+        **options: object,
+    ) -> nn.Module:
+        """`layer` in the place of `module`, once that is the same on every rank: as `src_data_rank`
+        has it."""
         if type(module) is not nn.Linear:
             raise NotImplementedError(f"{self.name}: {type(module).__name__}, expected nn.Linear")
-        source = getattr(self, "src_data_rank", 0)
+        group, source = mesh.get_group(), getattr(self, "src_data_rank", 0)
         if source is not None:
-            group = mesh.get_group()
             for parameter in module.parameters():
                 dist.broadcast(parameter.detach(), dist.get_global_rank(group, source), group=group)
-        return module
-
-    def _rows(self) -> dict[str, object]:
-        """What is shared out by rows on the outer side."""
-        if isinstance(self.outer, Shard):
-            return {"sequence_parallel": True, "sequence_dim": self.outer.dim}
-        return {}
+        if isinstance(outer, Shard):
+            options |= {"sequence_parallel": True, "sequence_dim": outer.dim}
+        return layer.of(module, group, **options)
 
 
 class ColwiseParallel(_Style):
@@ -66,25 +82,14 @@ class ColwiseParallel(_Style):
         output_layouts: Placement | None = None,
         use_local_output: bool = True,
     ) -> None:
-        super().__init__("ColwiseParallel", input_layouts or Replicate(), use_local_output)
-        self.output = output_layouts or Shard(-1)
-        if self.outer not in (Replicate(), Shard(0), Shard(1)):
-            raise ValueError(
-                f"ColwiseParallel: input_layouts is {self.outer}, expected Replicate(), Shard(0) "
-                "or Shard(1)"
-            )
-        if self.output not in (Replicate(), Shard(-1)):
-            raise ValueError(
-                f"ColwiseParallel: output_layouts is {self.output}, expected Shard(-1) or "
-                "Replicate()"
-            )
+        super().__init__(use_local_output)
+        self.input = self._layout("input_layouts", input_layouts, _OUTER)
+        self.output = self._layout("output_layouts", output_layouts, _INNER)
 
     def _apply(self, module: nn.Module, device_mesh: DeviceMesh) -> nn.Module:
-        return ColumnParallelLinear.of(
-            self._linear(module, device_mesh),
-            device_mesh.get_group(),
-            gather_output=self.output == Replicate(),
-            **self._rows(),
+        gather = self.output == Replicate()
+        return self._place(
+            ColumnParallelLinear, module, device_mesh, self.input, gather_output=gather
         )
 
 
@@ -105,24 +110,14 @@ class RowwiseParallel(_Style):
         output_layouts: Placement | None = None,
         use_local_output: bool = True,
     ) -> None:
-        super().__init__("RowwiseParallel", output_layouts or Replicate(), use_local_output)
-        self.input = input_layouts or Shard(-1)
-        if self.input not in (Replicate(), Shard(-1)):
-            raise ValueError(
-                f"RowwiseParallel: input_layouts is {self.input}, expected Shard(-1) or Replicate()"
-            )
-        if self.outer not in (Replicate(), Shard(0), Shard(1)):
-            raise ValueError(
-                f"RowwiseParallel: output_layouts is {self.outer}, expected Replicate(), Shard(0) "
-                "or Shard(1)"
-            )
+        super().__init__(use_local_output)
+        self.input = self._layout("input_layouts", input_layouts, _INNER)
+        self.output = self._layout("output_layouts", output_layouts, _OUTER)
 
     def _apply(self, module: nn.Module, device_mesh: DeviceMesh) -> nn.Module:
-        return RowParallelLinear.of(
-            self._linear(module, device_mesh),
-            device_mesh.get_group(),
-            input_is_parallel=self.input == Shard(-1),
-            **self._rows(),
+        parallel = self.input == Shard(-1)
+        return self._place(
+            RowParallelLinear, module, device_mesh, self.output, input_is_parallel=parallel
         )
 
 

@@ -63,7 +63,7 @@ class _Parallel(nn.Linear):
         group: Group | None,
         device: Any,
         dtype: torch.dtype | None,
-        options: dict[str, Any],
+        **options: Any,
     ) -> None:
         nn.Module.__init__(self)
         whole = nn.Linear(input_size, output_size, bias, device, dtype)
@@ -133,12 +133,30 @@ class _Parallel(nn.Linear):
         inference."""
         raise NotImplementedError
 
+    def forward(self, input: Tensor) -> Any:  # y, or y and bias
+        y = self._nested(input) if input.is_nested else self._whole(input)
+        return (y, self._bias_apart()) if self.skip_bias_add else y
+
+    def _whole(self, x: Tensor) -> Tensor:
+        raise NotImplementedError
+
+    def _bias_apart(self) -> Tensor | None:
+        return self.bias
+
+    def _nested(self, x: Tensor) -> Tensor:
+        """The rows of all its tensors at once."""
+        if self.sequence_parallel or x.layout != torch.strided:
+            raise NotImplementedError(
+                f"weft.nn.{type(self).__name__}: a nested tensor of layout {x.layout}, expected a "
+                "strided one, and that without sequence_parallel"
+            )
+        parts = x.unbind()
+        y = self._whole(torch.cat(parts))
+        return torch.nested.as_nested_tensor(list(y.split([len(part) for part in parts])))
+
     def _first(self, x: Tensor) -> Tensor:
         """What is shared out by rows has them first."""
         return x.transpose(0, self.sequence_dim) if self.sequence_dim else x
-
-    def _result(self, y: Tensor) -> Any:
-        return (y, self.bias) if self.skip_bias_add else y
 
     @property
     def _bias(self) -> Tensor | None:
@@ -175,14 +193,11 @@ class _Column(_Parallel):
                 "of them"
             )
 
-    def forward(self, input: Tensor) -> Any:  # y, or y and bias
+    def _whole(self, x: Tensor) -> Tensor:
         if self.sequence_parallel:
-            y = self._first(self._gather(self._first(input)))
-        else:
-            y = self._multiply(input)
-        if self.gather_output:
-            y = regions.gather(y, self.communicator, -1)
-        return self._result(y)
+            return self._first(self._gather(self._first(x)))
+        y = self._multiply(x)
+        return regions.gather(y, self.communicator, -1) if self.gather_output else y
 
     def _gather(self, x: Tensor) -> Tensor:
         return all_gather_linear(x, self.weight, self._bias, self.communicator)
@@ -201,22 +216,27 @@ class _Row(_Parallel):
     def _check(cls, options: dict[str, Any], bias: Tensor | None) -> None:
         if options["sequence_parallel"] and not options["input_is_parallel"]:
             raise ValueError("weft.nn.RowParallelLinear: sequence_parallel needs input_is_parallel")
+        if options["sequence_parallel"] and not options["reduce_results"]:
+            raise ValueError(
+                "weft.nn.RowParallelLinear: reduce_results=False leaves out the sum of which "
+                "sequence_parallel keeps rows; expected one of them"
+            )
         if not options["reduce_results"] and bias is not None and not options["skip_bias_add"]:
             raise ValueError(
                 "weft.nn.RowParallelLinear: reduce_results=False would add the bias once for each "
                 "rank; expected bias=False or skip_bias_add=True"
             )
 
-    def forward(self, input: Tensor) -> Any:  # y, or y and bias
-        x = input if self.input_is_parallel else regions.scatter(input, self.communicator, -1)
-        if not self.reduce_results:
-            return self._result(self._multiply(x))
+    def _whole(self, x: Tensor) -> Tensor:
+        x = x if self.input_is_parallel else regions.scatter(x, self.communicator, -1)
         if self.sequence_parallel:
-            y = self._first(self._scatter(self._first(x)))
-            if not self.skip_bias_add or self.bias is None:
-                return self._result(y)
-            return y, regions.copy(self.bias, self.communicator)  # added to the rank's rows alone
-        return self._result(self._reduce(x))
+            return self._first(self._scatter(self._first(x)))
+        return self._reduce(x) if self.reduce_results else self._multiply(x)
+
+    def _bias_apart(self) -> Tensor | None:
+        if self.bias is None or not self.sequence_parallel:
+            return self.bias
+        return regions.copy(self.bias, self.communicator)  # added to the rank's rows alone
 
     def _multiply(self, x: Tensor) -> Tensor:
         return nn.functional.linear(x, self.weight)
@@ -267,13 +287,13 @@ class ColumnParallelLinear(_Column):
         device: torch.device | str | int | None = None,
         dtype: torch.dtype | None = None,
     ) -> None:
-        options = {
-            "gather_output": gather_output,
-            "skip_bias_add": skip_bias_add,
-            "sequence_parallel": sequence_parallel,
-            "sequence_dim": sequence_dim,
-        }
-        self._begin(input_size, output_size, bias, init_method, group, device, dtype, options)
+        self._begin(
+            input_size, output_size, bias, init_method, group, device, dtype,
+            gather_output=gather_output,
+            skip_bias_add=skip_bias_add,
+            sequence_parallel=sequence_parallel,
+            sequence_dim=sequence_dim,
+        )  # fmt: skip
 
     def quantize_(self) -> nn.Module:
         return Int8ColumnParallelLinear.of(self, self.weight)
@@ -314,14 +334,14 @@ class RowParallelLinear(_Row):
         device: torch.device | str | int | None = None,
         dtype: torch.dtype | None = None,
     ) -> None:
-        options = {
-            "input_is_parallel": input_is_parallel,
-            "skip_bias_add": skip_bias_add,
-            "reduce_results": reduce_results,
-            "sequence_parallel": sequence_parallel,
-            "sequence_dim": sequence_dim,
-        }
-        self._begin(input_size, output_size, bias, init_method, group, device, dtype, options)
+        self._begin(
+            input_size, output_size, bias, init_method, group, device, dtype,
+            input_is_parallel=input_is_parallel,
+            skip_bias_add=skip_bias_add,
+            reduce_results=reduce_results,
+            sequence_parallel=sequence_parallel,
+            sequence_dim=sequence_dim,
+        )  # fmt: skip
 
     def quantize_(self) -> nn.Module:
         return Int8RowParallelLinear.of(self, self.weight)
