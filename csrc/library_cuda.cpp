@@ -84,6 +84,28 @@ struct CudaAttention : Cuda {
   static void merge(const attention::Merge& p) { attention::cuda::merge(p, device()); }
 };
 
+struct CudaInt8 : Cuda {
+  static int8::cuda::Device device() { return Cuda::device<int8::cuda::Device>(); }
+  template <class Params>
+  static int64_t workspace_bytes(const Params& p) {
+    return int8::cuda::workspace_bytes(p, gpu::limits());
+  }
+  static void quantize(const int8::Quantize& p) { int8::cuda::quantize(p, device()); }
+  static void dequantize(const int8::Dequantize& p) { int8::cuda::dequantize(p, device()); }
+  static void linear(const int8::Linear& p) { int8::cuda::linear(p, device()); }
+  static int64_t packed_bytes(int64_t N, int64_t K, int bits) {
+    return int8::cuda::packed_bytes(N, K, bits);
+  }
+  // What is in the GPU's memory is not looked into: a packed weight is told by its length, and zero
+  // points beyond -128 … 127 make wrong sums.
+  static void check_packed(const char* op, const Tensor& packed, int64_t, int64_t, int) {
+    int8::check_begins_at_16_bytes(op, packed);
+  }
+  static void check_zero_points(const char*, const char*, const int32_t*, int64_t) {}
+  static void pack(const int8::Pack& p) { int8::cuda::pack(p, device()); }
+  static void unpack(const int8::Unpack& p) { int8::cuda::unpack(p, device()); }
+};
+
 struct CudaComm : Cuda {
   using Communicator = comm::cuda::Communicator;
 };
@@ -91,6 +113,7 @@ struct CudaComm : Cuda {
 struct CudaFused : CudaNorm {
   static constexpr bool kKeepsProducts = true;
   using Communicator = comm::cuda::Communicator;
+  using Int8 = CudaInt8;
 };
 
 // ---- communicators' GPUs, as python/weft/distributed/_cuda.py makes them: by the communicator's
@@ -148,28 +171,6 @@ std::string comm_failure(int64_t communicator) { return node(communicator)->fail
 void comm_close(int64_t communicator) { node(communicator)->close(); }
 void comm_leave(int64_t communicator) { comm::cuda::Communicator::leave(communicator); }
 
-struct CudaInt8 : Cuda {
-  static int8::cuda::Device device() { return Cuda::device<int8::cuda::Device>(); }
-  template <class Params>
-  static int64_t workspace_bytes(const Params& p) {
-    return int8::cuda::workspace_bytes(p, gpu::limits());
-  }
-  static void quantize(const int8::Quantize& p) { int8::cuda::quantize(p, device()); }
-  static void dequantize(const int8::Dequantize& p) { int8::cuda::dequantize(p, device()); }
-  static void linear(const int8::Linear& p) { int8::cuda::linear(p, device()); }
-  static int64_t packed_bytes(int64_t N, int64_t K, int bits) {
-    return int8::cuda::packed_bytes(N, K, bits);
-  }
-  // What is in the GPU's memory is not looked into: a packed weight is told by its length, and zero
-  // points beyond -128 … 127 make wrong sums.
-  static void check_packed(const char* op, const Tensor& packed, int64_t, int64_t, int) {
-    int8::check_begins_at_16_bytes(op, packed);
-  }
-  static void check_zero_points(const char*, const char*, const int32_t*, int64_t) {}
-  static void pack(const int8::Pack& p) { int8::cuda::pack(p, device()); }
-  static void unpack(const int8::Unpack& p) { int8::cuda::unpack(p, device()); }
-};
-
 std::tuple<int64_t, int64_t, std::string> cuda_build_info() {
   return {gpu::runtime_version(), gpu::driver_version(), gpu::architectures()};
 }
@@ -214,6 +215,6 @@ STABLE_TORCH_LIBRARY_IMPL(weft, CUDA, m) {
   weft::norm::implement_ops<weft::CudaNorm>(m);
   weft::attention::implement_ops<weft::CudaAttention>(m);
   weft::comm::implement_ops<weft::CudaComm>(m);
-  weft::fused::implement_float_ops<weft::CudaFused>(m);
+  weft::fused::implement_ops<weft::CudaFused>(m);
   weft::int8::implement_ops<weft::CudaInt8>(m);
 }

@@ -5,6 +5,7 @@
 //   using Int8 = int8::Ops<…>;                              for its Product
 //   static int64_t workspace_bytes(const norm::Forward&);  static void forward(const norm::Forward&);
 //   Communicator::run(Collective, Progress), run_product(…), run_gather(…)
+//   static void keep(const Tensor&);                        optional: what calls use until they end
 //
 //   linear_all_reduce      y = Σ_r x_r · W_rᵀ + bias          x [.., K], W [N, K], y [.., N]
 //   linear_reduce_scatter  y = the rank's rows of the same    x [M, K], y [M / W, N]
@@ -231,7 +232,7 @@ class Ops {
       return rows;
     }
     Tensor fresh(const Sizes& sizes, DType dtype) const {
-      return weft::fresh<Backend>(sizes, dtype, x_);
+      return keep(weft::fresh<Backend>(sizes, dtype, x_));
     }
 
     // ---- products
@@ -247,8 +248,7 @@ class Ops {
       }
       sizes[sizes.size() - 1] = product.columns();
       check_bias(op, bias, dtype, product.columns());
-      const OptionalTensor addend =
-          bias && !bias->is_contiguous() ? torch::stable::contiguous(*bias) : bias;
+      const OptionalTensor addend = bias ? contiguous(*bias) : bias;
       Tensor y = fresh(sizes, dtype);
       c_.kind = kind;
       c_.dtype = dtype;
@@ -274,7 +274,7 @@ class Ops {
     }
 
     Tensor room_for_all(const Tensor& t) const {
-      return empty({communicator_->world() * t.numel()}, dtype_of(t), t);
+      return keep(empty({communicator_->world() * t.numel()}, dtype_of(t), t));
     }
     void all_gather(const Tensor& t, Tensor& all) const {
       Collective c;
@@ -341,7 +341,7 @@ class Ops {
                   Backend::takes(dtype_of(*residual)),
               "weft.", op, ": residual is ", name_of(dtype_of(*residual)), " ", sizes_of(*residual),
               ", expected ", Backend::dtypes, " ", sizes_of(x_), " on the device of x");
-        addend = residual->is_contiguous() ? *residual : torch::stable::contiguous(*residual);
+        addend = contiguous(*residual);
         p.residual = rows_of(*addend);
       }
       p.z_dtype = addend ? dtype_of(*addend) : c_.dtype;
@@ -365,7 +365,7 @@ class Ops {
         norm::Forward part = from_row(p, done, end - done);
         const int64_t bytes = Backend::workspace_bytes(part);
         if (bytes && (!workspace || workspace->numel() < bytes))
-          workspace = empty({bytes}, DType::u8, x_);
+          workspace = keep(empty({bytes}, DType::u8, x_));
         if (bytes) part.workspace = workspace->mutable_data_ptr();
         Backend::forward(part);
         done = end;
@@ -382,6 +382,15 @@ class Ops {
     }
 
    private:
+    // What a backend whose calls go on behind the op needs until they end.
+    static Tensor keep(Tensor t) {
+      if constexpr (requires { Backend::keep(t); }) Backend::keep(t);
+      return t;
+    }
+    static Tensor contiguous(const Tensor& t) {
+      return t.is_contiguous() ? t : keep(torch::stable::contiguous(t));
+    }
+
     static constexpr int64_t kColumns = 256;  // that are worth a product of their own
 
     void matrix(int64_t n, int64_t width) {
@@ -392,15 +401,16 @@ class Ops {
       c_.columns = width;
     }
 
-    norm::Channels channels(const OptionalTensor& t, const char* name, OptionalTensor& keep) const {
+    norm::Channels channels(const OptionalTensor& t, const char* name,
+                            OptionalTensor& values) const {
       if (!t) return {};
       check(Backend::has(*t, x_) && Backend::takes(dtype_of(*t)) &&
                 sizes_of(*t) == Sizes({columns()}),
             "weft.", op, ": ", name, " is ", name_of(dtype_of(*t)), " ", sizes_of(*t),
             ", expected ", Backend::dtypes, " [", columns(),
             "] (the last dimension of x) on the device of x");
-      keep = t->is_contiguous() ? *t : torch::stable::contiguous(*t);
-      return {const_cast<void*>(keep->const_data_ptr()), dtype_of(*t)};
+      values = contiguous(*t);
+      return {const_cast<void*>(values->const_data_ptr()), dtype_of(*t)};
     }
 
     static norm::Forward from_row(norm::Forward p, int64_t row, int64_t rows) {
@@ -446,19 +456,13 @@ inline void define_ops(torch::stable::detail::StableLibrary& m) {
 }
 
 template <class Backend>
-void implement_float_ops(torch::stable::detail::StableLibrary& m) {
+void implement_ops(torch::stable::detail::StableLibrary& m) {
   using Fused = Ops<Backend>;
   m.impl("all_reduce_norm", TORCH_BOX(&Fused::all_reduce_norm));
   m.impl("all_reduce_norm_int8", TORCH_BOX(&Fused::all_reduce_norm_int8));
   m.impl("linear_all_reduce", TORCH_BOX(&Fused::linear_all_reduce));
   m.impl("linear_reduce_scatter", TORCH_BOX(&Fused::linear_reduce_scatter));
   m.impl("all_gather_linear", TORCH_BOX(&Fused::all_gather_linear));
-}
-
-template <class Backend>
-void implement_ops(torch::stable::detail::StableLibrary& m) {
-  using Fused = Ops<Backend>;
-  implement_float_ops<Backend>(m);
   m.impl("int8_linear_all_reduce", TORCH_BOX(&Fused::int8_linear_all_reduce));
   m.impl("int8_linear_reduce_scatter", TORCH_BOX(&Fused::int8_linear_reduce_scatter));
   m.impl("int8_all_gather_linear", TORCH_BOX(&Fused::int8_all_gather_linear));

@@ -181,8 +181,7 @@ STABLE_TORCH_LIBRARY(weft_simulator_comm, m) {
   weft::comm::define_ops(m);
   weft::fused::define_ops(m);
   m.def(
-      "create(int world, int blocks, int slot_bytes, float timeout, bool nvlink, bool multicast) "
-      "-> "
+      "create(int[] blocks, int slot_bytes, float timeout, bool nvlink, bool multicast) -> "
       "int[]");
   m.def("destroy(int[] handles) -> ()");
   m.def("close(int handle) -> ()");
@@ -196,7 +195,7 @@ STABLE_TORCH_LIBRARY(weft_simulator_comm, m) {
 
 STABLE_TORCH_LIBRARY_IMPL(weft_simulator_comm, CPU, m) {
   weft::comm::implement_ops<weft::SimulatorComm>(m);
-  weft::fused::implement_float_ops<weft::SimulatorFused>(m);
+  weft::fused::implement_ops<weft::SimulatorFused>(m);
 }
 
 STABLE_TORCH_LIBRARY_IMPL(weft_simulator_comm, CompositeExplicitAutograd, m) {

@@ -2,6 +2,7 @@
 // until run(), which lets every rank's go beside those of the others.
 #pragma once
 
+#include <algorithm>
 #include <functional>
 #include <memory>
 #include <new>
@@ -11,6 +12,7 @@
 #include "library_comm.h"
 #include "library_fused.h"
 #include "library_simulator.h"
+#include "library_simulator_int8.h"
 #include "library_simulator_norm.h"
 
 namespace weft::simulator {
@@ -108,32 +110,22 @@ class Rank final : public comm::cuda::Communicator {
   }
 
  private:
-  // Products are computed at once, into memory that is gone before the collective begins.
-  void run_beside(const comm::Collective& c) override {
-    comm::Collective copy = c;
-    const int64_t count = c.kind == comm::Kind::reduce_scatter ? c.n * world() : c.n;
-    const auto* x = static_cast<const std::byte*>(c.x);
-    const auto kept = std::make_shared<std::vector<std::byte>>(
-        x, x + count * static_cast<int64_t>(size_of(c.dtype)));
-    copy.x = kept->data();
-    run(copy);
-    round()->checks.push_back([kept] {});
-  }
+  void run_beside(const comm::Collective& c) override { run(c); }
   void join() override {}
 
   std::shared_ptr<RankMemories> memories_;
 };
 
-inline std::vector<int64_t> create_ranks(int64_t world, int64_t blocks, int64_t slot_bytes,
+// blocks: of each rank, which are as many on all where nothing is to go wrong.
+inline std::vector<int64_t> create_ranks(std::vector<int64_t> blocks, int64_t slot_bytes,
                                          double timeout, bool nvlink, bool multicast) {
-  const comm::cuda::Options options{timeout,
-                                    {static_cast<int>(world), nvlink, multicast},
-                                    {static_cast<uint32_t>(blocks), slot_bytes}};
+  comm::cuda::Options options{
+      timeout, {static_cast<int>(blocks.size()), nvlink, multicast}, {0, slot_bytes}};
+  const auto most = static_cast<uint32_t>(*std::max_element(blocks.begin(), blocks.end()));
   auto memories = std::make_shared<RankMemories>();
   std::vector<void*> copies;
-  for (int64_t r = 0; r < world; ++r) {
-    memories->ranks.push_back(
-        std::make_unique<RankMemory>(static_cast<uint32_t>(blocks), slot_bytes));
+  for (size_t r = 0; r < blocks.size(); ++r) {
+    memories->ranks.push_back(std::make_unique<RankMemory>(most, slot_bytes));
     copies.push_back(memories->ranks.back()->data());
   }
   static uintptr_t address = uintptr_t{1} << 60;  // nobody's
@@ -145,9 +137,11 @@ inline std::vector<int64_t> create_ranks(int64_t world, int64_t blocks, int64_t 
   }
   static int64_t next = 0;
   std::vector<int64_t> handles;
-  for (int r = 0; r < world; ++r) {
+  for (size_t r = 0; r < blocks.size(); ++r) {
     handles.push_back(++next);
-    comm::cuda::Communicator::enter(next, std::make_shared<Rank>(options, r, memories));
+    options.budget.blocks = static_cast<uint32_t>(blocks[r]);
+    comm::cuda::Communicator::enter(next,
+                                    std::make_shared<Rank>(options, static_cast<int>(r), memories));
   }
   return handles;
 }
@@ -173,10 +167,22 @@ struct SimulatorComm : simulator::Backend {
   using Communicator = comm::cuda::Communicator;
 };
 
+// Products at once, as torch's are.
+struct SimulatorProducts : SimulatorInt8 {
+  static void linear(const int8::Linear& p) {
+    const gpu::sim::Streams::Pause at_once;
+    SimulatorInt8::linear(p);
+  }
+};
+
 // Norms behind a collective, in its stream.
 struct SimulatorFused : SimulatorNorm {
   static constexpr bool kKeepsProducts = true;
   using Communicator = comm::cuda::Communicator;
+  using Int8 = SimulatorProducts;
+  static void keep(const Tensor& t) {
+    if (simulator::round()) simulator::round()->checks.push_back([t] {});
+  }
   static void forward(const norm::Forward& p) {
     const auto memory = std::make_shared<NormMemory>(p.N, p.C);
     describe(p, *memory);

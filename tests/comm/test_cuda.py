@@ -143,6 +143,36 @@ def test_linear(biased: bool):
                     torch.testing.assert_close(y, rows, rtol=1e-3, atol=1e-3)
 
 
+def test_int8_linear():
+    world, M, K, N = 2, 514, 64, 1000
+    xs = [torch.randint(-9, 10, (M, K), dtype=torch.int8, device="cuda") for _ in range(world)]
+    weights = [torch.randint(-9, 10, (N, K), dtype=torch.int8, device="cuda") for _ in range(world)]
+    x_scale, scale = torch.rand(M, 1, device="cuda"), torch.rand(N, device="cuda")
+    packed = [weft.pack_int8_weight(weight) for weight in weights]
+    parts = [
+        weft.int8_linear(x, p, scale, x_scale=x_scale) for x, p in zip(xs, packed, strict=True)
+    ]
+    want = expected(parts, "sum")
+    ops = torch.ops.weft
+    with streams(world) as ranks:
+        names = ("int8_linear_all_reduce", "int8_linear_reduce_scatter", "int8_all_gather_linear")
+        for name in names:
+            torch.cuda.synchronize()
+            ys = []
+            for (handle, stream), x, weight in zip(ranks, xs, packed, strict=True):
+                with torch.cuda.stream(stream):
+                    op = getattr(ops, name)
+                    ys.append(op(x, x_scale, weight, scale, None, handle, torch.float32))
+            torch.cuda.synchronize()
+            for r, y in enumerate(ys):
+                rows = want if name == "int8_linear_all_reduce" else want.chunk(world)[r]
+                if name == "int8_all_gather_linear":
+                    rows = torch.cat(
+                        [weft.int8_linear(x, packed[r], scale, x_scale=x_scale) for x in xs]
+                    )
+                torch.testing.assert_close(y, rows)
+
+
 def test_a_graph_is_replayed():
     """The kernels count their events on the GPU: a graph goes on where the last call has ended."""
     with streams(2) as ranks:

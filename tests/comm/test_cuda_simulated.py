@@ -4,7 +4,7 @@ rank gets the bits of a sum in the ranks' order, rounded once, or learns in time
 from __future__ import annotations
 
 import zlib
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 
 import pytest
@@ -31,13 +31,13 @@ class Ranks:
     def __init__(
         self,
         world: int,
-        blocks: int = 2,
+        blocks: Sequence[int] = (),
         slot: int = 1024,
         timeout: float = 0.2,
         nvlink: bool = True,
         multicast: bool = False,
     ) -> None:
-        self.handles = simulated.create(world, blocks, slot, timeout, nvlink, multicast)
+        self.handles = simulated.create(blocks or [2] * world, slot, timeout, nvlink, multicast)
 
     def call(self, op: str, xs: list[torch.Tensor], *arguments: object) -> list[torch.Tensor]:
         """Every rank's result of a call."""
@@ -228,11 +228,11 @@ def test_linear(bias: bool, dtype: torch.dtype):
         for x, weight in zip(xs, weights, strict=True):
             total = total + (x @ weight.t()).float()
         want = (total + b.float() if bias else total).to(dtype)
+        ops = [simulated.linear_all_reduce, simulated.linear_reduce_scatter]
         reduced, scattered, gathered = group.calls(
             [
-                lambda r: simulated.linear_all_reduce(xs[r], weights[r], b, group.handles[r]),
-                lambda r: simulated.linear_reduce_scatter(xs[r], weights[r], b, group.handles[r]),
-                lambda r: simulated.all_gather(xs[r], group.handles[r]),
+                lambda r, op=op: op(xs[r], weights[r], b, group.handles[r])
+                for op in (*ops, simulated.all_gather_linear)
             ]
         )
         near = {"rtol": 1e-2, "atol": 1e-2} if dtype == torch.bfloat16 else {}
@@ -241,7 +241,37 @@ def test_linear(bias: bool, dtype: torch.dtype):
             torch.testing.assert_close(reduced[r], want, **near)
             share = slice(r * M // world, (r + 1) * M // world)
             torch.testing.assert_close(scattered[r], want[share], **near)
-            assert torch.equal(gathered[r], torch.cat(xs))
+            y, rows = gathered[r]
+            assert torch.equal(rows, torch.cat(xs))
+            # Products are computed at once: of the own rows, which wait for nobody.
+            mine = torch.nn.functional.linear(xs[r], weights[r], b)
+            torch.testing.assert_close(y[r * M : (r + 1) * M], mine, **near)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_int8_linear(dtype: torch.dtype):
+    """Scales are powers of two, and sums small: all is exact."""
+    world, M, K, N = 3, 12, 64, 40
+    xs = [torch.randint(-1, 2, (M, K), dtype=torch.int8) for _ in range(world)]
+    weights = [torch.randint(-1, 2, (N, K), dtype=torch.int8) for _ in range(world)]
+    x_scale, scale = torch.full((M, 1), 0.5), torch.full((N,), 0.25)
+    bias = torch.randint(-4, 5, (N,)).to(dtype)
+    parts = [(x.float() @ w.float().t() / 8).to(dtype) for x, w in zip(xs, weights, strict=True)]
+    want = expected([*parts, bias.expand(M, N)], "sum")
+    packed = [torch.ops.weft_simulator.int8_pack(w, 8) for w in weights]
+    ops = [simulated.int8_linear_all_reduce, simulated.int8_linear_reduce_scatter]
+    with ranks(world, slot=256, nvlink=False) as group:
+        reduced, scattered, gathered = group.calls(
+            [
+                lambda r, op=op: op(xs[r], x_scale, packed[r], scale, bias, group.handles[r], dtype)
+                for op in (*ops, simulated.int8_all_gather_linear)
+            ]
+        )
+        for r in range(world):
+            assert torch.equal(reduced[r], want)
+            assert torch.equal(scattered[r], want[r * M // world : (r + 1) * M // world])
+            mine = expected([parts[r], bias.expand(M, N)], "sum")
+            assert torch.equal(gathered[r][r * M : (r + 1) * M], mine)
 
 
 def test_nan_stays_in_max():
@@ -320,6 +350,16 @@ def test_a_rank_that_does_not_come():
             with pytest.raises(RuntimeError) as error:
                 simulated.all_reduce_(torch.ones(64), handle, "sum")
             assert str(error.value) == failure
+
+
+def test_a_block_that_nobody_meets():
+    """Ranks that take different numbers of blocks, which connect_cuda refuses: the first block is
+    met, the second waits in vain, and says so."""
+    with ranks(2, blocks=[2, 1], slot=2048) as group:
+        failures = group.fail({r: all_reduce(1024) for r in range(2)})
+        assert "(call 1 of block 1, on CUDA, seen from rank 0 of 2)" in failures[0]
+        assert "(call 1 of the communicator, on CUDA, seen from rank 1 of 2)" in failures[1]
+        assert all("did not come within 0.2 s" in f or "given up" in f for f in failures)
 
 
 def test_a_rank_that_has_closed():

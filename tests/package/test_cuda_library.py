@@ -41,14 +41,9 @@ def test_it_loads_and_says_what_it_was_built_for(doctor: dict) -> None:
     assert set(doctor["cuda"]["library"]["architectures"]) >= {"sm_80", "sm_90a", "compute_80"}
 
 
-# An op that gets a kernel on CUDA leaves this list.
-CPU_ALONE = {"int8_linear_all_reduce", "int8_linear_reduce_scatter", "int8_all_gather_linear"}
-
-
-def test_every_other_op_with_a_cpu_kernel_has_one_on_cuda(doctor: dict) -> None:
+def test_every_op_with_a_cpu_kernel_has_one_on_cuda(doctor: dict) -> None:
     reasons = {op: row["CUDA"]["why_not"] for op, row in doctor["kernels"].items()}
-    without = {op for op, reason in reasons.items() if reason != doctor["cuda"]["why_not"]}
-    assert without == CPU_ALONE
+    assert set(reasons.values()) == {doctor["cuda"]["why_not"]}
 
 
 def test_it_says_whether_there_is_a_gpu(doctor: dict) -> None:

@@ -9,6 +9,7 @@
 #include <algorithm>
 #include <bit>
 #include <numeric>
+#include <utility>
 
 #include "core/error.h"
 #include "gpu/sim/state.h"
@@ -390,6 +391,8 @@ Streams::Streams() : launches_(new Launches) {
   waiting = launches_.get();
 }
 Streams::~Streams() { waiting = nullptr; }
+Streams::Pause::Pause() : streams_(std::exchange(waiting, nullptr)) {}
+Streams::Pause::~Pause() { waiting = streams_; }
 
 void Streams::run() {
   Launches now = std::move(*launches_);

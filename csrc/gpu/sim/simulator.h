@@ -34,6 +34,18 @@ class Streams {
 
   struct Launches;
 
+  // While this object lives launches do not wait, within Streams either.
+  class Pause {
+   public:
+    Pause();
+    ~Pause();
+    Pause(const Pause&) = delete;
+    Pause& operator=(const Pause&) = delete;
+
+   private:
+    Launches* streams_;
+  };
+
  private:
   std::unique_ptr<Launches> launches_;
 };
