@@ -67,6 +67,23 @@ WEFT_DEVICE void for_vectors(int64_t count, const F& f) {
   for (int64_t i = int64_t{thread()} * E; i < count; i += int64_t{threads()} * E) f(i);
 }
 
+// piece(at, count) for the block's pieces of n elements, `step` in each, until one is false. Where
+// there are none the ranks meet in an empty one.
+template <class F>
+WEFT_DEVICE void for_pieces(Channel& channel, int64_t n, int64_t step, const F& piece) {
+  if (!channel.begin()) return;
+  for (int64_t at = block().x * step; at < n || at == 0; at += blocks().x * step)
+    if (!piece(at, min(step, n - at))) return;
+  channel.end();
+}
+
+// `count` elements into the own slot.
+template <class T>
+WEFT_DEVICE void fill(const Channel& channel, const T* x, int64_t count, bool vector) {
+  for_vectors<T>(count,
+                 [&](int64_t i) { store(channel.mine<T>() + i, take(x + i, count - i, vector)); });
+}
+
 // ---- sums
 
 template <int E>
@@ -121,20 +138,15 @@ WEFT_KERNEL_BOUNDS(kMostThreads, 1)
 void one_shot_kernel(WEFT_GRID_CONSTANT const Call call) {
   const T* x = static_cast<const T*>(call.c.x);
   T* y = static_cast<T*>(call.c.y);
-  const int64_t n = call.c.n;
   Channel channel(call.group, call.signature);
-  if (!channel.begin()) return;
-  for (int64_t at = block().x * call.piece; at < n || at == 0; at += blocks().x * call.piece) {
-    const int64_t count = min(call.piece, n - at);
-    for_vectors<T>(count, [&](int64_t i) {
-      store(channel.mine<T>() + i, take(x + at + i, count - i, call.vector));
-    });
-    if (!channel.exchange()) return;
+  for_pieces(channel, call.c.n, call.piece, [&](int64_t at, int64_t count) {
+    fill(channel, x + at, count, call.vector);
+    if (!channel.exchange()) return false;
     for_vectors<T>(count, [&](int64_t i) {
       put(y + at + i, reduced<T>(call, channel, i, at + i), count - i, call.vector);
     });
-  }
-  channel.end();
+    return true;
+  });
 }
 
 // The share of rank r in a piece of `count` elements is piece · r … piece · (r + 1).
@@ -143,20 +155,16 @@ WEFT_KERNEL_BOUNDS(kMostThreads, 1)
 void two_shot_kernel(WEFT_GRID_CONSTANT const Call call) {
   const T* x = static_cast<const T*>(call.c.x);
   T* y = static_cast<T*>(call.c.y);
-  const int64_t n = call.c.n, share = call.piece, step = share * call.group.world;
+  const int64_t share = call.piece, step = share * call.group.world;
   const int64_t own = share * call.group.rank;
   Channel channel(call.group, call.signature);
-  if (!channel.begin()) return;
-  for (int64_t at = block().x * step; at < n || at == 0; at += blocks().x * step) {
-    const int64_t count = min(step, n - at);
-    for_vectors<T>(count, [&](int64_t i) {
-      store(channel.mine<T>() + i, take(x + at + i, count - i, call.vector));
-    });
-    if (!channel.exchange()) return;
+  for_pieces(channel, call.c.n, step, [&](int64_t at, int64_t count) {
+    fill(channel, x + at, count, call.vector);
+    if (!channel.exchange()) return false;
     for_vectors<T>(min(share, count - own), [&](int64_t i) {
       store(channel.mine<T>() + i, reduced<T>(call, channel, own + i, at + own + i));
     });
-    if (!channel.exchange()) return;
+    if (!channel.exchange()) return false;
     for_vectors<T>(step, [&](int64_t k) {  // from the own share on, as the others from theirs
       const int64_t i = own + k < step ? own + k : own + k - step;
       if (i >= count) return;
@@ -164,8 +172,8 @@ void two_shot_kernel(WEFT_GRID_CONSTANT const Call call) {
       put(y + at + i, load<kVecSize<T>>(channel.theirs<T>(r) + (i - r * share)), count - i,
           call.vector);
     });
-  }
-  channel.end();
+    return true;
+  });
 }
 
 template <class T>
@@ -173,17 +181,13 @@ WEFT_KERNEL_BOUNDS(kMostThreads, 1)
 void multicast_kernel(WEFT_GRID_CONSTANT const Call call) {
   const T* x = static_cast<const T*>(call.c.x);
   T* y = static_cast<T*>(call.c.y);
-  const int64_t n = call.c.n, share = call.piece, step = share * call.group.world;
+  const int64_t share = call.piece, step = share * call.group.world;
   const int64_t own = share * call.group.rank;
   Channel channel(call.group, call.signature);
-  if (!channel.begin()) return;
-  for (int64_t at = block().x * step; at < n || at == 0; at += blocks().x * step) {
-    const int64_t count = min(step, n - at);
-    for_vectors<T>(count, [&](int64_t i) {
-      store(channel.mine<T>() + i, take(x + at + i, count - i, call.vector));
-    });
+  for_pieces(channel, call.c.n, step, [&](int64_t at, int64_t count) {
+    fill(channel, x + at, count, call.vector);
     fence_alias();
-    if (!channel.exchange()) return;
+    if (!channel.exchange()) return false;
     fence_alias();
     for_vectors<T>(min(share, count - own), [&](int64_t i) {
       auto sum = convert<float>(multimem_load_add(channel.published<T>() + own + i));
@@ -192,14 +196,14 @@ void multicast_kernel(WEFT_GRID_CONSTANT const Call call) {
       multimem_store(channel.everyones<T>() + own + i, convert<T>(sum));
     });
     fence_alias();
-    if (!channel.exchange()) return;
+    if (!channel.exchange()) return false;
     fence_alias();
     for_vectors<T>(count, [&](int64_t i) {
       put(y + at + i, load<kVecSize<T>>(channel.theirs<T>(call.group.rank) + i), count - i,
           call.vector);
     });
-  }
-  channel.end();
+    return true;
+  });
 }
 
 // A slot holds q and, behind it, the scales. A warp quantises a group.
@@ -209,19 +213,17 @@ void int8_kernel(WEFT_GRID_CONSTANT const Call call) {
   constexpr int E = kVecSize<T>;
   const T* x = static_cast<const T*>(call.c.x);
   T* y = static_cast<T*>(call.c.y);
-  const int64_t n = call.c.n, group = call.c.group;
+  const int64_t group = call.c.group;
   const int world = call.group.world;
   int shift = 0;  // group is a power of two
   while (int64_t{1} << shift < group) ++shift;
   Channel channel(call.group, call.signature);
-  if (!channel.begin()) return;
   const auto scales = [&](auto* slot) {
     using Scale = std::conditional_t<std::is_const_v<std::remove_pointer_t<decltype(slot)>>,
                                      const float, float>;
     return reinterpret_cast<Scale*>(slot + call.piece);
   };
-  for (int64_t at = block().x * call.piece; at < n || at == 0; at += blocks().x * call.piece) {
-    const int64_t count = min(call.piece, n - at);
+  for_pieces(channel, call.c.n, call.piece, [&](int64_t at, int64_t count) {
     for (int64_t g = warp(); g * group < count; g += threads() / kWarp) {
       const int64_t begin = g * group, end = min(begin + group, count);
       float most = 0;
@@ -242,7 +244,7 @@ void int8_kernel(WEFT_GRID_CONSTANT const Call call) {
         store(channel.mine<int8_t>() + i, q);
       }
     }
-    if (!channel.exchange()) return;
+    if (!channel.exchange()) return false;
     for_vectors<T>(count, [&](int64_t i) {
       Vec<int8_t, E> q[kMostRanks] = {};
       float s[kMostRanks] = {};
@@ -264,8 +266,8 @@ void int8_kernel(WEFT_GRID_CONSTANT const Call call) {
       finish(call.c.reduction, sum, world);
       put(y + at + i, convert<T>(sum), count - i, call.vector);
     });
-  }
-  channel.end();
+    return true;
+  });
 }
 
 // ---- the halves
@@ -277,21 +279,19 @@ void reduce_scatter_kernel(WEFT_GRID_CONSTANT const Call call) {
   T* y = static_cast<T*>(call.c.y);
   const int64_t n = call.c.n, piece = call.piece;
   Channel channel(call.group, call.signature);
-  if (!channel.begin()) return;
-  for (int64_t at = block().x * piece; at < n || at == 0; at += blocks().x * piece) {
-    const int64_t count = min(piece, n - at);
+  for_pieces(channel, n, piece, [&](int64_t at, int64_t count) {
     for_vectors<T>(piece * call.group.world, [&](int64_t k) {
       const uint32_t r = static_cast<uint32_t>(k) / static_cast<uint32_t>(piece);
       const int64_t i = k - r * piece;
       if (i < count) store(channel.mine<T>() + k, take(x + r * n + at + i, count - i, call.vector));
     });
-    if (!channel.exchange()) return;
+    if (!channel.exchange()) return false;
     for_vectors<T>(count, [&](int64_t i) {
       put(y + at + i, reduced<T>(call, channel, piece * call.group.rank + i, at + i), count - i,
           call.vector);
     });
-  }
-  channel.end();
+    return true;
+  });
 }
 
 // T: words of the size that divides everything.
@@ -303,13 +303,9 @@ void all_gather_kernel(WEFT_GRID_CONSTANT const Call call) {
   const int64_t n = call.c.n, piece = call.piece;
   const uint32_t world = static_cast<uint32_t>(call.group.world);
   Channel channel(call.group, call.signature);
-  if (!channel.begin()) return;
-  for (int64_t at = block().x * piece; at < n || at == 0; at += blocks().x * piece) {
-    const int64_t count = min(piece, n - at);
-    for_vectors<T>(count, [&](int64_t i) {
-      store(channel.mine<T>() + i, take(x + at + i, count - i, call.vector));
-    });
-    if (!channel.exchange()) return;
+  for_pieces(channel, n, piece, [&](int64_t at, int64_t count) {
+    fill(channel, x + at, count, call.vector);
+    if (!channel.exchange()) return false;
     for_vectors<T>(piece * world, [&](int64_t k) {
       uint32_t r = static_cast<uint32_t>(k) / static_cast<uint32_t>(piece);
       const int64_t i = k - r * piece;
@@ -318,8 +314,8 @@ void all_gather_kernel(WEFT_GRID_CONSTANT const Call call) {
         put(y + r * n + at + i, load<kVecSize<T>>(channel.theirs<T>(r) + i), count - i,
             call.vector);
     });
-  }
-  channel.end();
+    return true;
+  });
 }
 
 }  // namespace weft::comm::cuda
