@@ -216,17 +216,18 @@ def _int8(name, x, packed, weight_scale, bias, group, x_scale, out_dtype) -> Ten
         out_dtype = torch.float32 if x.dtype == torch.int8 else x.dtype
     if bias is not None and autocast_dtype(bias) != bias.dtype:
         bias = bias.to(out_dtype)
-    if x.dtype == torch.int8 and x_scale is None:
-        raise ValueError(f"weft.{name}: x is int8, so x_scale is needed")
-    if x.dtype != torch.int8 and x_scale is None:
+    if x.dtype == torch.int8:
+        if x_scale is None:
+            raise ValueError(f"weft.{name}: x is int8, so x_scale is needed")
+    elif x_scale is None:
         x, x_scale, _ = quantize_int8(x)
-    elif x.dtype != torch.int8:
-        if x_scale.numel() != 1:
-            raise ValueError(
-                f"weft.{name}: x_scale has shape {list(x_scale.shape)}, expected one element for "
-                f"an x of {x.dtype}"
-            )
+    elif x_scale.numel() == 1:
         x, x_scale, _ = quantize_int8(x, x_scale.reshape(()), granularity="tensor")
+    else:
+        raise ValueError(
+            f"weft.{name}: x_scale has shape {list(x_scale.shape)}, expected one element for an x "
+            f"of {x.dtype}"
+        )
     if name == "int8_all_gather_linear" and x_scale.numel() == 1:
         x_scale = x_scale.reshape(1).expand(x.shape[:-1].numel())
     communicator, op = communicator_of(group), getattr(torch.ops.weft, name)
