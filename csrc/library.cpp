@@ -47,6 +47,7 @@ struct CpuAttention : Cpu {
   static int64_t workspace_bytes(const Params& p) {
     return attention::cpu::workspace_bytes(p);
   }
+  static bool takes_fresh(const attention::Forward&) { return false; }
   static void forward(const attention::Forward& p) { attention::cpu::forward(p); }
   static void backward(const attention::Backward& p) { attention::cpu::backward(p); }
   static void append(const attention::Append& p) { attention::cpu::append(p); }

@@ -11,19 +11,25 @@
   "Tensor? bias, Tensor? mask, Tensor? alibi_slopes, Tensor? sinks, Tensor? cu_seqlens_q, "   \
   "Tensor? cu_seqlens_k, Tensor? seqused_q, Tensor? seqused_k, Tensor? rng_state, "           \
   "int max_seqlen_q, int max_seqlen_k, float softmax_scale, float softcap, int window_left, " \
-  "int window_right, bool top_left, float dropout_p"
+  "int window_right, bool top_left, float dropout_p, bool allow_tf32"
 
 namespace weft::attention {
 
 inline void define_ops(torch::stable::detail::StableLibrary& m) {
   m.def(
       "attention(Tensor q, Tensor k, Tensor v, float softmax_scale, int window_left, int "
-      "window_right, bool top_left, bool heads_first) -> Tensor");
+      "window_right, bool top_left, bool heads_first, bool allow_tf32) -> Tensor");
   m.def(
       "attention_forward(Tensor q, Tensor k, Tensor v, " WEFT_ATTENTION_OPTIONS
       ", Tensor? leftpad_k, Tensor? cache_batch_idx, Tensor? block_table, Tensor? k_scale, Tensor? "
       "v_scale, Tensor? out_shift, Tensor? out_smooth, Tensor? out_scale, int num_splits) -> "
       "(Tensor out, Tensor lse)");
+  m.def(
+      "attention_with_kvcache_(Tensor q, Tensor(a!) k_cache, Tensor(b!) v_cache, Tensor(c!)? "
+      "k_scale, Tensor(d!)? v_scale, Tensor k, Tensor v, Tensor seqused_k, Tensor? cos, Tensor? "
+      "sin, bool interleaved, Tensor? alibi_slopes, Tensor? sinks, float softmax_scale, float "
+      "softcap, int window_left, int window_right, bool allow_tf32, Tensor? leftpad_k, Tensor? "
+      "cache_batch_idx, Tensor? block_table, int num_splits) -> (Tensor out, Tensor lse)");
   m.def(
       "attention_backward(Tensor dout, Tensor? dlse, Tensor q, Tensor k, Tensor v, Tensor out, "
       "Tensor lse, " WEFT_ATTENTION_OPTIONS
@@ -47,6 +53,7 @@ void implement_ops(torch::stable::detail::StableLibrary& m) {
   using Attention = Ops<Backend>;
   m.impl("attention", TORCH_BOX(&Attention::attention));
   m.impl("attention_forward", TORCH_BOX(&Attention::forward));
+  m.impl("attention_with_kvcache_", TORCH_BOX(&Attention::with_kvcache_));
   m.impl("attention_backward", TORCH_BOX(&Attention::backward));
   m.impl("kv_cache_append_", TORCH_BOX(&Attention::append_));
   m.impl("rotary", TORCH_BOX(&Attention::rotary));

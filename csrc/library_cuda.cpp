@@ -77,6 +77,9 @@ struct CudaAttention : Cuda {
   static int64_t workspace_bytes(const attention::Backward& p) {
     return attention::cuda::workspace_bytes(p, gpu::limits());
   }
+  static bool takes_fresh(const attention::Forward& p) {
+    return attention::cuda::takes_fresh(p, device());
+  }
   static void forward(const attention::Forward& p) { attention::cuda::forward(p, device()); }
   static void backward(const attention::Backward& p) { attention::cuda::backward(p, device()); }
   static void append(const attention::Append& p) { attention::cuda::append(p, device()); }

@@ -27,11 +27,21 @@ class AttentionMemory : public simulator::Memory {
   void queries(const attention::Heads& t, int64_t elements) {
     input(t.data, t.dtype, queries_span(t, elements));
   }
-  void keys(const attention::Heads& t, int64_t elements) {
-    input(t.data, t.dtype, keys_span(t.batch, t.row, t.head, elements));
+  void keys(const attention::Heads& t, int64_t elements, bool grow = false) {
+    (this->*(grow ? &Memory::update : &Memory::input))(t.data, t.dtype,
+                                                       keys_span(t.batch, t.row, t.head, elements));
   }
-  void key_scales(const attention::Vectors& t) {
-    input(t.data, DType::f32, keys_span(t.batch, t.row, t.head, 1));
+  void key_scales(const attention::Vectors& t, bool grow) {
+    (this->*(grow && t.row != 0 ? &Memory::update : &Memory::input))(
+        t.data, DType::f32, keys_span(t.batch, t.row, t.head, 1));
+  }
+  void fresh(const attention::Fresh& t) {
+    for (const auto& [rows, elements] : {std::pair{&t.k, p_.D}, std::pair{&t.v, p_.Dv}})
+      input(rows->data, rows->dtype,
+            (p_.B - 1) * rows->batch + (p_.sequences.new_k - 1) * rows->row +
+                (p_.K - 1) * rows->head + elements);
+    for (const void* table : {t.turn.cos, t.turn.sin})
+      input(table, t.turn.table_dtype, t.turn.rows * (t.turn.R / 2));
   }
   // Results by query, which are written unless no sequence reaches them, then by key.
   void results_of_queries(const attention::Heads& t, int64_t elements) {
@@ -107,13 +117,18 @@ struct SimulatorAttention : simulator::Backend {
     return attention::cuda::workspace_bytes(p, simulator::limits());
   }
 
+  static bool takes_fresh(const attention::Forward& p) {
+    return attention::cuda::takes_fresh(p, {simulator::limits(), nullptr, /*prefer_sm90=*/true});
+  }
   static void forward(const attention::Forward& p) {
     AttentionMemory memory(p);
     memory.queries(p.q, p.D);
-    memory.keys(p.k, p.D);
-    memory.keys(p.v, p.Dv);
-    memory.key_scales(p.k_scale);
-    memory.key_scales(p.v_scale);
+    const bool grows = static_cast<bool>(p.fresh);
+    memory.keys(p.k, p.D, grows);
+    memory.keys(p.v, p.Dv, grows);
+    memory.key_scales(p.k_scale, grows);
+    memory.key_scales(p.v_scale, grows);
+    if (grows) memory.fresh(p.fresh);
     memory.input(p.out_shift, DType::f32, p.H * p.Dv);
     memory.input(p.out_smooth, DType::f32, p.H * p.Dv);
     memory.input(p.out_scale, DType::f32, 1);

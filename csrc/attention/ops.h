@@ -3,6 +3,7 @@
 //
 //   what torch/call.h asks for, with workspace_bytes(const Forward& | const Backward&)
 //   static constexpr bool reads_indices;                the host sees what index tensors hold
+//   static bool takes_fresh(const Forward&);           appends by itself what p.fresh says
 //   static void forward(const Forward&), backward(const Backward&);
 //   static void append(const Append&), rotary(const Rotary&), merge(const Merge&);
 //
@@ -36,9 +37,10 @@ class Ops {
       OptionalTensor cu_seqlens_k, OptionalTensor seqused_q, OptionalTensor seqused_k,
       OptionalTensor rng_state, int64_t max_seqlen_q, int64_t max_seqlen_k, double softmax_scale,
       double softcap, int64_t window_left, int64_t window_right, bool top_left, double dropout_p,
-      OptionalTensor leftpad_k, OptionalTensor cache_batch_idx, OptionalTensor block_table,
-      OptionalTensor k_scale, OptionalTensor v_scale, OptionalTensor out_shift,
-      OptionalTensor out_smooth, OptionalTensor out_scale, int64_t num_splits) {
+      bool allow_tf32, OptionalTensor leftpad_k, OptionalTensor cache_batch_idx,
+      OptionalTensor block_table, OptionalTensor k_scale, OptionalTensor v_scale,
+      OptionalTensor out_shift, OptionalTensor out_smooth, OptionalTensor out_scale,
+      int64_t num_splits) {
     Call call("attention_forward", q, "q");
     Forward p;
     call.dtypes(q, k, v, /*int8=*/true);
@@ -46,14 +48,13 @@ class Ops {
                   {cu_seqlens_q, cu_seqlens_k, seqused_q, seqused_k, max_seqlen_q, max_seqlen_k,
                    leftpad_k, cache_batch_idx, block_table});
     call.options(p, {bias, mask, alibi_slopes, sinks, rng_state, softmax_scale, softcap,
-                     window_left, window_right, top_left, dropout_p});
+                     window_left, window_right, top_left, dropout_p, allow_tf32});
     p.q = call.heads(q, "q");
     p.k = call.heads(k, "k");
     p.v = call.heads(v, "v");
     p.k_scale = call.scales(k_scale, "k_scale", k, "k");
     p.v_scale = call.scales(v_scale, "v_scale", v, "v");
-    check(num_splits >= 0, "weft.attention_forward: num_splits is ", num_splits,
-          ", expected at least 0 (0: as many as are worth it)");
+    call.check_splits(num_splits);
     p.num_splits = num_splits;
     p.out_shift = call.floats(out_shift, "out_shift", {p.H, p.Dv}, "H, Dv");
     p.out_smooth = call.floats(out_smooth, "out_smooth", {p.H, p.Dv}, "H, Dv");
@@ -78,13 +79,14 @@ class Ops {
   // its arguments and its tensors: this one has few.
 
   static Tensor attention(Tensor q, Tensor k, Tensor v, double softmax_scale, int64_t window_left,
-                          int64_t window_right, bool top_left, bool heads_first) {
+                          int64_t window_right, bool top_left, bool heads_first, bool allow_tf32) {
     Call call("attention", q, "q");
     Forward p;
     call.dtypes(q, k, v, /*int8=*/false);
     call.dense(p, q, k, v, heads_first);
     call.windows(p, window_left, window_right, top_left);
     p.softmax_scale = softmax_scale;
+    p.allow_tf32 = allow_tf32;
     // In memory always [B, S, H, Dv].
     const int64_t row = p.H * p.Dv;
     Tensor out = heads_first
@@ -95,6 +97,77 @@ class Ops {
     return out;
   }
 
+  // ---- attention_with_kvcache_: append, rotary of k and q, and forward; in one kernel where the
+  // backend has it.
+
+  static std::tuple<Tensor, Tensor> with_kvcache_(
+      Tensor q, Tensor k_cache, Tensor v_cache, OptionalTensor k_scale, OptionalTensor v_scale,
+      Tensor k, Tensor v, Tensor seqused_k, OptionalTensor cos, OptionalTensor sin,
+      bool interleaved, OptionalTensor alibi_slopes, OptionalTensor sinks, double softmax_scale,
+      double softcap, int64_t window_left, int64_t window_right, bool allow_tf32,
+      OptionalTensor leftpad_k, OptionalTensor cache_batch_idx, OptionalTensor block_table,
+      int64_t num_splits) {
+    Call call("attention_with_kvcache", q, "q");
+    const OptionalTensor none, used = seqused_k;
+    Forward p;
+    call.dtypes(q, k_cache, v_cache, /*int8=*/true);
+    call.check_dtype(k, "k", dtype_of(q), "q");
+    call.check_dims(k, "k", 4, "[B, S, K, D]");
+    p.sequences.new_k = k.size(1);
+    call.geometry(p, q, k_cache, v_cache,
+                  {none, none, none, used, 0, 0, leftpad_k, cache_batch_idx, block_table});
+    call.options(p, {none, none, alibi_slopes, sinks, none, softmax_scale, softcap, window_left,
+                     window_right, /*top_left=*/false, /*dropout_p=*/0, allow_tf32});
+    call.check_splits(num_splits);
+    p.num_splits = num_splits;
+    p.q = call.heads(q, "q");
+    p.k = call.written(k_cache, "k_cache");
+    p.v = call.written(v_cache, "v_cache");
+    p.k_scale = call.scales(k_scale, "k_scale", k_cache, "k_cache");
+    p.v_scale = call.scales(v_scale, "v_scale", v_cache, "v_cache");
+
+    Append a;
+    call.cache(a, k_cache, v_cache, k, v);
+    call.destination(a, k_cache, k, v, {none, used, cache_batch_idx, block_table});
+    check(a.B == p.B, "weft.attention_with_kvcache: k has shape ", sizes_of(k),
+          ", expected a first dimension of ", p.B, " (that of q)");
+    a.k = call.heads(k, "k");
+    a.v = call.heads(v, "v");
+    a.k_cache = p.k, a.v_cache = p.v, a.k_scale = p.k_scale, a.v_scale = p.v_scale;
+
+    // Where attention is causal, or has a window, queries stand where the new keys do, else all at the
+    // first.
+    Rotary turn_q, turn_k;
+    check(cos.has_value() == sin.has_value(),
+          "weft.attention_with_kvcache: cos and sin belong together");
+    if (cos) {
+      const int64_t step = window_left >= 0 || window_right >= 0;
+      turn_q = call.rotary(q, *cos, *sin, used, 0, none, interleaved, false, step);
+      turn_k = call.rotary(k, *cos, *sin, used, 0, none, interleaved, false);
+    }
+
+    Tensor out = call.output(call.out_sizes(p), p.q.dtype);
+    Tensor lse = call.output(call.lse_sizes(p), acc_of(p.q.dtype));
+    p.out = call.heads(out, "out");
+    p.lse = lse.mutable_data_ptr();
+    OptionalTensor turned_q, turned_k;
+    if (p.sequences.new_k > 0 && Backend::takes_fresh(p)) {
+      p.fresh = {a.k, a.v, turn_q};
+    } else {
+      const auto turn = [&](Rotary& r, Heads& x, OptionalTensor& turned, const Tensor& from) {
+        if (!cos) return;
+        turned = call.output(sizes_of(from), p.q.dtype);
+        r.out = x = call.heads(*turned, "turned");
+        Backend::rotary(r);
+      };
+      turn(turn_k, a.k, turned_k, k);
+      turn(turn_q, p.q, turned_q, q);
+      Backend::append(a);
+    }
+    if (p.B > 0) call.run(p, Backend::forward);
+    return {out, lse};
+  }
+
   // ---- attention_backward
 
   static std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor> backward(
@@ -103,7 +176,8 @@ class Ops {
       OptionalTensor cu_seqlens_q, OptionalTensor cu_seqlens_k, OptionalTensor seqused_q,
       OptionalTensor seqused_k, OptionalTensor rng_state, int64_t max_seqlen_q,
       int64_t max_seqlen_k, double softmax_scale, double softcap, int64_t window_left,
-      int64_t window_right, bool top_left, double dropout_p, bool bias_grad, bool sinks_grad) {
+      int64_t window_right, bool top_left, double dropout_p, bool allow_tf32, bool bias_grad,
+      bool sinks_grad) {
     Call call("attention_backward", q, "q");
     Backward p;
     call.dtypes(q, k, v, /*int8=*/false);
@@ -111,7 +185,7 @@ class Ops {
         p, q, k, v,
         {cu_seqlens_q, cu_seqlens_k, seqused_q, seqused_k, max_seqlen_q, max_seqlen_k, {}, {}, {}});
     call.options(p, {bias, mask, alibi_slopes, sinks, rng_state, softmax_scale, softcap,
-                     window_left, window_right, top_left, dropout_p});
+                     window_left, window_right, top_left, dropout_p, allow_tf32});
     p.q = call.heads(q, "q");
     p.k = call.heads(k, "k");
     p.v = call.heads(v, "v");
@@ -238,6 +312,7 @@ class Ops {
     int64_t window_left, window_right;
     bool top_left;
     double dropout_p;
+    bool allow_tf32;
   };
   // Where new rows go in a cache.
   struct Destination {
@@ -264,6 +339,16 @@ class Ops {
       check_device(t, name);
       check(dtype_of(t) == expected, "weft.", op, ": ", name, " has dtype ", name_of(dtype_of(t)),
             ", expected ", name_of(expected), " (that of ", whose, ")");
+    }
+
+    void check_dims(const Tensor& t, const char* name, int dims, const char* expected) const {
+      check(t.dim() == dims, "weft.", op, ": ", name, " has shape ", sizes_of(t), ", expected ",
+            expected);
+    }
+
+    void check_splits(int64_t num_splits) const {
+      check(num_splits >= 0, "weft.", op, ": num_splits is ", num_splits,
+            ", expected at least 0 (0: as many as are worth it)");
     }
 
     void check_head_size(int64_t size, const char* name) const {
@@ -449,6 +534,7 @@ class Ops {
       p.softmax_scale = o.softmax_scale;
       p.softcap = o.softcap;
       p.dropout = read_dropout(op, o.dropout_p, o.rng_state);
+      p.allow_tf32 = o.allow_tf32;
       const Sizes all = {p.B, p.H, p.S, p.T};
       if (o.bias) {
         float_dtype(*o.bias, "bias");
@@ -542,7 +628,7 @@ class Ops {
 
     Rotary rotary(const Tensor& x, const Tensor& cos, const Tensor& sin,
                   const OptionalTensor& offsets, int64_t offset, const OptionalTensor& cu_seqlens,
-                  bool interleaved, bool conjugate) const {
+                  bool interleaved, bool conjugate, int64_t step = 1) const {
       const bool packed = cu_seqlens.has_value();
       float_dtype(x, "x");
       check_dims(x, "x", packed ? 3 : 4, packed ? "[total, H, D]" : "[B, S, H, D]");
@@ -568,6 +654,7 @@ class Ops {
       p.cu_seqlens = index(cu_seqlens, "cu_seqlens", {p.B + 1}, "B + 1");
       p.offsets = index(offsets, "offsets", {p.B}, "B");
       p.offset = offset;
+      p.step = step;
       p.interleaved = interleaved;
       p.conjugate = conjugate;
       p.x = heads(x, "x");
@@ -578,7 +665,8 @@ class Ops {
       with_indices(p, [&](const Rotary& q) {
         for (int64_t b = 0; b < q.B && (packed || q.offsets); ++b) {
           if (packed) check_ascent(q.cu_seqlens, "cu_seqlens", b, q.total, "the rows of x");
-          const int64_t rows = packed ? q.cu_seqlens[b + 1] - q.cu_seqlens[b] : q.S;
+          const int64_t own = packed ? q.cu_seqlens[b + 1] - q.cu_seqlens[b] : q.S,
+                        rows = q.step ? own : std::min<int64_t>(own, 1);
           if (q.offsets)
             check_value(q.offsets[b], "offsets", b, 0, q.rows - rows,
                         "the rows of cos less those of the sequence");
@@ -660,10 +748,6 @@ class Ops {
       check_head_size(p.Dv, "v");
       check(p.K >= 1 && p.H >= 1 && p.H % p.K == 0, "weft.", op, ": q has ", p.H,
             " heads, expected a multiple of k's ", p.K);
-    }
-    void check_dims(const Tensor& t, const char* name, int dims, const char* expected) const {
-      check(t.dim() == dims, "weft.", op, ": ", name, " has shape ", sizes_of(t), ", expected ",
-            expected);
     }
     void check_contiguous(const Tensor& t, const char* name) const {
       check(t.is_contiguous(), "weft.", op, ": ", name, " is not contiguous");
@@ -751,8 +835,10 @@ class Ops {
         int64_t keys = s.cu_k ? s.cu_k[b + 1] - s.cu_k[b] : std::min(p.T, rows);
         if (s.used_q)
           check_value(s.used_q[b], "seqused_q", b, 0, queries, "the rows of its queries");
-        if (s.used_k) check_value(s.used_k[b], "seqused_k", b, 0, keys, "the rows of its keys");
-        if (s.used_k) keys = s.used_k[b];
+        if (s.used_k)
+          check_value(s.used_k[b], "seqused_k", b, 0, keys - s.new_k,
+                      s.new_k ? "the rows of its keys less the new ones" : "the rows of its keys");
+        if (s.used_k) keys = s.used_k[b] + s.new_k;
         if (s.leftpad) check_value(s.leftpad[b], "leftpad_k", b, 0, keys, "the keys in use");
         check_place(s, b, count, s.leftpad ? s.leftpad[b] : 0, keys);
       }

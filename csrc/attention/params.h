@@ -69,6 +69,7 @@ struct Sequences {
   const int32_t* cu_k = nullptr;         // [B + 1]: packed keys
   const int32_t* used_q = nullptr;       // [B]: how many queries count; the rest give 0 and -inf
   const int32_t* used_k = nullptr;       // [B]: how many keys count, those before leftpad included
+  int64_t new_k = 0;                     // … and so many behind them, which this call appends
   const int32_t* leftpad = nullptr;      // [B]: keys before these do not exist
   const int32_t* cache_row = nullptr;    // [B]: which row of k and v, instead of b
   const int32_t* block_table = nullptr;  // [B, table_stride]: key t of b lies in page
@@ -89,6 +90,8 @@ struct Problem {
   Scores bias, mask;
   Vectors alibi, sinks;
   Dropout dropout;  // score (b, h, s, t) is element ((b · H + h) · S + s) · T + t of the mask
+  bool allow_tf32 =
+      false;  // products of float32 may round their operands to tf32, where there is one
 
   // One sequence: where its rows begin and how many there are.
   struct Extent {
@@ -101,14 +104,53 @@ struct Problem {
     if (q.cu_q) e = {0, q.cu_q[b], q.cu_q[b + 1] - q.cu_q[b], e.k_batch, 0, T};
     if (q.cu_k) e.k_batch = 0, e.k_row = q.cu_k[b], e.T = q.cu_k[b + 1] - q.cu_k[b];
     if (q.used_q) e.S = q.used_q[b];
-    if (q.used_k) e.T = q.used_k[b];
+    if (q.used_k) e.T = q.used_k[b] + q.new_k;
     if (q.leftpad) e.k_row += q.leftpad[b], e.T -= q.leftpad[b];
     return e;
   }
 };
 
+// New keys and values into a cache, behind those that are there:
+//   row used_k[b] + j of sequence b takes new row j
+//   scale = max |x| / 127 over a row's elements, or given; x8 = clamp(rne(x / scale))   int8 caches
+struct Append {
+  int64_t B = 0, S = 0, T = 0, K = 0, D = 0, Dv = 0;  // S new rows, or cu_new's; T rows of cache
+  Sequences sequences;                                // used_k: how many rows are there already
+  int64_t caches = 0;                                 // rows of the cache, or pages
+  const int32_t* cu_new = nullptr;
+  Heads k, v;  // the new rows
+  Heads k_cache, v_cache;
+  Vectors k_scale, v_scale;  // of int8 caches: written by row, or given where the row stride is 0
+};
+
+// RoPE, arXiv 2104.09864: pairs (x[i], x[i + R/2]), or (x[2i], x[2i + 1]) where interleaved, turn by
+// the angle whose cos and sin stand at row position + step · s; elements from R on stay.
+struct Rotary {
+  int64_t B = 0, S = 0, H = 0, D = 0, R = 0;
+  Heads x, out;                               // may be the same
+  const void *cos = nullptr, *sin = nullptr;  // [rows, R / 2], contiguous
+  DType table_dtype = DType::f32;
+  int64_t rows = 0;
+  const int32_t* cu_seqlens = nullptr;  // packed x, of `total` rows
+  int64_t total = 0;
+  const int32_t* offsets = nullptr;  // [B], else offset
+  int64_t offset = 0, step = 1;
+  bool interleaved = false, conjugate = false;  // conjugate: turn back
+};
+
+// Rows that a call appends to the cache that it attends to, by the kernel that attends: k and v,
+// sequences.new_k rows of each sequence. `turn` is q's: the keys turn by the same table, one row of it
+// after the other. Its x and out do not count.
+struct Fresh {
+  Heads k, v;
+  Rotary turn;
+
+  WEFT_INLINE explicit operator bool() const { return k.data != nullptr; }
+};
+
 struct Forward : Problem {
   Heads q, k, v, out;
+  Fresh fresh;
   Vectors k_scale, v_scale;  // of int8 k and v: by row where their row stride is not 0
   void* lse = nullptr;       // optional: [B, H, S], packed [H, total_q]; in the accumulator's type
   int64_t num_splits = 0;    // of the keys; 0: as plan() thinks best
@@ -132,34 +174,6 @@ struct Backward : Problem {
   float* dsinks = nullptr;  // [H]
 
   void* workspace = nullptr;
-};
-
-// New keys and values into a cache, behind those that are there:
-//   row used_k[b] + j of sequence b takes new row j
-//   scale = max |x| / 127 over a row's elements, or given; x8 = clamp(rne(x / scale))   int8 caches
-struct Append {
-  int64_t B = 0, S = 0, T = 0, K = 0, D = 0, Dv = 0;  // S new rows, or cu_new's; T rows of cache
-  Sequences sequences;                                // used_k: how many rows are there already
-  int64_t caches = 0;                                 // rows of the cache, or pages
-  const int32_t* cu_new = nullptr;
-  Heads k, v;  // the new rows
-  Heads k_cache, v_cache;
-  Vectors k_scale, v_scale;  // of int8 caches: written by row, or given where the row stride is 0
-};
-
-// RoPE, arXiv 2104.09864: pairs (x[i], x[i + R/2]), or (x[2i], x[2i + 1]) where interleaved, turn by
-// the angle whose cos and sin stand at row position + s; elements from R on stay.
-struct Rotary {
-  int64_t B = 0, S = 0, H = 0, D = 0, R = 0;
-  Heads x, out;                               // may be the same
-  const void *cos = nullptr, *sin = nullptr;  // [rows, R / 2], contiguous
-  DType table_dtype = DType::f32;
-  int64_t rows = 0;
-  const int32_t* cu_seqlens = nullptr;  // packed x, of `total` rows
-  int64_t total = 0;
-  const int32_t* offsets = nullptr;  // [B], else offset
-  int64_t offset = 0;
-  bool interleaved = false, conjugate = false;  // conjugate: turn back
 };
 
 // o = Σ exp(lse_p - lse) · o_p,  lse = log Σ exp(lse_p)        over P parts of the keys

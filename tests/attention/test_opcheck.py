@@ -89,7 +89,7 @@ def test_forward(grad: bool) -> None:
 @pytest.mark.parametrize("heads_first", [False, True])
 def test_plain(heads_first: bool) -> None:
     q, k, v = rand(2, 6, 6, 8), rand(2, 3, 3, 8), rand(2, 3, 3, 6)
-    opcheck(OPS.attention.default, (q, k, v, 0.4, -1, 0, True, heads_first))
+    opcheck(OPS.attention.default, (q, k, v, 0.4, -1, 0, True, heads_first, False))
 
 
 def test_forward_for_inference() -> None:

@@ -24,7 +24,7 @@ def both(q: Tensor, k: Tensor, v: Tensor, window: tuple[int, int, bool]) -> tupl
     """With few arguments, and with many."""
     left, right, top_left = window
     scale = q.shape[-1] ** -0.5
-    plain = torch.ops.weft.attention(q, k, v, scale, left, right, top_left, False)
+    plain = torch.ops.weft.attention(q, k, v, scale, left, right, top_left, False, False)
     options = {"window_size": (left, right), "top_left": top_left, "return_lse": True}
     return plain, weft.attention(q, k, v, **options)[0]
 
@@ -42,7 +42,7 @@ def test_same_bits(
     plain, forward = both(q, k, v, window)
     assert torch.equal(plain, forward) and plain.is_contiguous()
     scale, first = q.shape[-1] ** -0.5, heads_first(q, k, v)
-    out = torch.ops.weft.attention(*first, scale, *window, True)
+    out = torch.ops.weft.attention(*first, scale, *window, True, False)
     assert out.shape == (2, 4, S, 40) and torch.equal(out.transpose(1, 2), forward)
     assert out.transpose(1, 2).is_contiguous()
 

@@ -225,7 +225,8 @@ void rotary_rows(const Rotary& p, int64_t begin, int64_t end) {
   Walk walk(p.B, p.S, p.cu_seqlens);
   for (int64_t n = begin; n < end; ++n) {
     if (!walk.at(n)) continue;
-    const Angles<acc_t<U>> angles(p, walk.row + (p.offsets ? p.offsets[walk.b] : p.offset));
+    const Angles<acc_t<U>> angles(p,
+                                  p.step * walk.row + (p.offsets ? p.offsets[walk.b] : p.offset));
     for (int64_t h = 0; h < p.H; ++h)
       turn(p, angles, reinterpret_cast<const U*>(p.x.at(walk.batch(), walk.place(n), h)),
            reinterpret_cast<U*>(p.out.at(walk.batch(), walk.place(n), h)));

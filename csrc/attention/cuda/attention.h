@@ -20,6 +20,7 @@ struct Device {
 int64_t workspace_bytes(const Forward&, const gpu::Limits&);
 int64_t workspace_bytes(const Backward&, const gpu::Limits&);
 
+bool takes_fresh(const Forward&, const Device&);  // else append and rotary come before forward
 void forward(const Forward&, const Device&);
 void backward(const Backward&, const Device&);
 void append(const Append&, const Device&);

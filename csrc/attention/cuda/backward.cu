@@ -65,6 +65,8 @@ void backward(const Backward& p, const Device& device) {
     backward_sm80_bf16(call, plan, stream);
   else if (p.q.dtype == DType::f16)
     backward_sm80_f16(call, plan, stream);
+  else if (p.allow_tf32)
+    backward_sm80_tf32(call, plan, stream);
   else
     backward_sm80_f32(call, plan, stream);
   if (p.dsinks) launch_sinks(call, stream);

@@ -47,10 +47,11 @@ WEFT_DEVICE RowPlace row_place(const BackwardCall& call, const Sequence& e, int6
   return {at, at + 64};
 }
 
-// One for each dtype of q: the kernels that make the scores again.
+// The kernels that make the scores again: one for each dtype of q, of float32 two, by p.allow_tf32.
 void backward_sm80_bf16(BackwardCall& call, const BackwardPlan& plan, gpu::Stream stream);
 void backward_sm80_f16(BackwardCall& call, const BackwardPlan& plan, gpu::Stream stream);
 void backward_sm80_f32(BackwardCall& call, const BackwardPlan& plan, gpu::Stream stream);
+void backward_sm80_tf32(BackwardCall& call, const BackwardPlan& plan, gpu::Stream stream);
 void backward_sm90(const BackwardCall& call, gpu::Stream stream);
 
 }  // namespace weft::attention::cuda

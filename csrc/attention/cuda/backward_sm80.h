@@ -60,8 +60,9 @@ struct BackwardShared {
         shifts(layout.take<float>(2 * (side == Side::keys ? t.stages * t.others : t.rows))) {}
 };
 
-template <class T, Side kSide, HeadSizes kSizes, bool kPlain>
+template <class Op, Side kSide, HeadSizes kSizes, bool kPlain>
 class BackwardBlock {
+  using T = typename Op::X;
   static constexpr Tiling kTiling = tiling(kDType<T>, kSide, kSizes, kPlain);
   static constexpr bool kKeys = kSide == Side::keys;
   static constexpr int M = kTiling.tiles,                                // pieces of 16 own rows
@@ -227,16 +228,16 @@ class BackwardBlock {
     clear(c);
     const auto columns = static_cast<uint32_t>(D);
     WEFT_NO_UNROLL
-    for (uint32_t k = 0; k < columns; k += Operands<T>::kStep) {
-      typename Operands<T>::A of_a[M];
+    for (uint32_t k = 0; k < columns; k += Op::kStep) {
+      typename Op::A of_a[M];
       WEFT_UNROLL
-      for (int m = 0; m < M; ++m) of_a[m] = load_a(a, warp() * kOwn + 16 * m, k);
+      for (int m = 0; m < M; ++m) of_a[m] = load_a<Op>(a, warp() * kOwn + 16 * m, k);
       WEFT_UNROLL
       for (int n = 0; n < N; n += 2) {
-        typename Operands<T>::B of_b[2];
-        load_b(b, at + 8 * n, k, of_b);
+        typename Op::B of_b[2];
+        load_b<Op>(b, at + 8 * n, k, of_b);
         WEFT_UNROLL
-        for (int m = 0; m < M; ++m) multiply_pair<T>(&c[m][n], of_a[m], of_b);
+        for (int m = 0; m < M; ++m) multiply_pair<Op>(&c[m][n], of_a[m], of_b);
       }
     }
   }
@@ -244,18 +245,18 @@ class BackwardBlock {
   // sum += a · (the slab of b, rows from `at` on).
   WEFT_DEVICE void accumulate(Piece (&sum)[M][C], const Piece (&a)[M][N], const Rows& b,
                               uint32_t at) const {
-    constexpr int kK = Operands<T>::kStep;
+    constexpr int kK = Op::kStep;
     WEFT_UNROLL
     for (int k = 0; k < kStep / kK; ++k) {
-      typename Operands<T>::A of_a[M];
+      typename Op::A of_a[M];
       WEFT_UNROLL
-      for (int m = 0; m < M; ++m) of_a[m] = Operands<T>::a(a[m], k);
+      for (int m = 0; m < M; ++m) of_a[m] = Op::a(a[m], k);
       WEFT_UNROLL
       for (int c = 0; c < C; c += 2) {
-        typename Operands<T>::B of_b[2];
-        load_b_rows(b, at + k * kK, slab() + 8 * c, of_b);
+        typename Op::B of_b[2];
+        load_b_rows<Op>(b, at + k * kK, slab() + 8 * c, of_b);
         WEFT_UNROLL
-        for (int m = 0; m < M; ++m) multiply_pair<T>(&sum[m][c], of_a[m], of_b);
+        for (int m = 0; m < M; ++m) multiply_pair<Op>(&sum[m][c], of_a[m], of_b);
       }
     }
   }
@@ -378,10 +379,10 @@ class BackwardBlock {
   int32_t begin_, end_;    // rows of the other side
 };
 
-template <class T, Side kSide, HeadSizes kSizes, bool kPlain>
-WEFT_KERNEL_BOUNDS(32 * tiling(kDType<T>, kSide, kSizes, kPlain).most_warps, 1)
+template <class Op, Side kSide, HeadSizes kSizes, bool kPlain>
+WEFT_KERNEL_BOUNDS(32 * tiling(kDType<typename Op::X>, kSide, kSizes, kPlain).most_warps, 1)
 void backward_kernel(WEFT_GRID_CONSTANT const BackwardCall call) {
-  BackwardBlock<T, kSide, kSizes, kPlain>(call).run();
+  BackwardBlock<Op, kSide, kSizes, kPlain>(call).run();
 }
 
 }  // namespace weft::attention::cuda

@@ -3,7 +3,7 @@
 namespace weft::attention::cuda {
 
 void backward_sm80_bf16(BackwardCall& call, const BackwardPlan& plan, gpu::Stream stream) {
-  launch_backward_sm80<bf16>(call, plan, stream);
+  launch_backward_sm80<Operands<bf16>>(call, plan, stream);
 }
 
 }  // namespace weft::attention::cuda

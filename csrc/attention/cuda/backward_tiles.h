@@ -30,39 +30,40 @@ struct Tile {
   }
 };
 
-template <class T>
-WEFT_DEVICE typename Operands<T>::B operand_b(uint32_t first, uint32_t second) {
-  if constexpr (std::is_same_v<T, float>)
-    return {first, second};
-  else
-    return {{{first, second}}};
+// The fragments that ldmatrix makes of a tile: of floats, before they become operands.
+template <class Op>
+using RawA = FragmentA<std::conditional_t<sizeof(typename Op::X) == 4, tf32, typename Op::X>>;
+template <class Op>
+using RawB = FragmentB<std::conditional_t<sizeof(typename Op::X) == 4, tf32, typename Op::X>>;
+
+template <class Op>
+WEFT_DEVICE typename Op::B operand_b(uint32_t first, uint32_t second) {
+  return typename Op::B{Vec<uint32_t, 2>{{first, second}}};
 }
 
 // A: rows [row, row + 16) × columns [k, k + kStep) of a tile.
-template <class T, uint32_t kColumns>
-WEFT_DEVICE typename Operands<T>::A load_a(const Tile<T, kColumns>& tile, uint32_t row,
-                                           uint32_t k) {
-  using Fragment = FragmentA<std::conditional_t<std::is_same_v<T, float>, tf32, T>>;
-  const Place at = Fragment::named(lane());
-  return typename Operands<T>::A{ldmatrix<4>(tile.data, tile.at(row + at.row, k + at.column))};
+template <class Op, uint32_t kColumns>
+WEFT_DEVICE typename Op::A load_a(const Tile<typename Op::X, kColumns>& tile, uint32_t row,
+                                  uint32_t k) {
+  const Place at = RawA<Op>::named(lane());
+  return typename Op::A{ldmatrix<4>(tile.data, tile.at(row + at.row, k + at.column))};
 }
 
 // B, two neighbours in n: the tile's rows are n.
-template <class T, uint32_t kColumns>
-WEFT_DEVICE void load_b(const Tile<T, kColumns>& tile, uint32_t n, uint32_t k,
-                        typename Operands<T>::B (&pair)[2]) {
-  using Fragment = FragmentB<std::conditional_t<std::is_same_v<T, float>, tf32, T>>;
-  const Place at = Fragment::named(lane());
+template <class Op, uint32_t kColumns>
+WEFT_DEVICE void load_b(const Tile<typename Op::X, kColumns>& tile, uint32_t n, uint32_t k,
+                        typename Op::B (&pair)[2]) {
+  const Place at = RawB<Op>::named(lane());
   const Vec<uint32_t, 4> w = ldmatrix<4>(tile.data, tile.at(n + at.column, k + at.row));
-  pair[0] = operand_b<T>(w[0], w[1]);
-  pair[1] = operand_b<T>(w[2], w[3]);
+  pair[0] = operand_b<Op>(w[0], w[1]);
+  pair[1] = operand_b<Op>(w[2], w[3]);
 }
 
-// The same where the tile's rows are k, in the order of Operands<T>::a.
-template <class T, uint32_t kColumns>
-WEFT_DEVICE void load_b_rows(const Tile<T, kColumns>& tile, uint32_t k, uint32_t n,
-                             typename Operands<T>::B (&pair)[2]) {
-  if constexpr (std::is_same_v<T, float>) {
+// The same where the tile's rows are k, in the order of Op::a.
+template <class Op, uint32_t kColumns>
+WEFT_DEVICE void load_b_rows(const Tile<typename Op::X, kColumns>& tile, uint32_t k, uint32_t n,
+                             typename Op::B (&pair)[2]) {
+  if constexpr (sizeof(typename Op::X) == 4) {
     WEFT_UNROLL
     for (uint32_t i = 0; i < 2; ++i) {
       uint32_t words[2];
@@ -71,30 +72,30 @@ WEFT_DEVICE void load_b_rows(const Tile<T, kColumns>& tile, uint32_t k, uint32_t
         const float x = tile.data[tile.at(k + lane() % 4 * 2 + w, n + 8 * i + lane() / 4)];
         __builtin_memcpy(&words[w], &x, sizeof x);
       }
-      pair[i] = operand_b<T>(words[0], words[1]);
+      pair[i] = operand_b<Op>(words[0], words[1]);
     }
   } else {
-    const Place at = FragmentB<T>::named_transposed(lane());
+    const Place at = Op::B::named_transposed(lane());
     const Vec<uint32_t, 4> w =
         ldmatrix_transposed<4>(tile.data, tile.at(k + at.row, n + at.column));
-    pair[0] = operand_b<T>(w[0], w[1]);
-    pair[1] = operand_b<T>(w[2], w[3]);
+    pair[0] = operand_b<Op>(w[0], w[1]);
+    pair[1] = operand_b<Op>(w[2], w[3]);
   }
 }
 
-// c[0], c[1] += a · the pair. Of floats, the terms of a step meet before they meet c.
-template <class T>
-WEFT_DEVICE void multiply_pair(FragmentC<float>* c, const typename Operands<T>::A& a,
-                               const typename Operands<T>::B (&b)[2]) {
+// c[0], c[1] += a · the pair. Of split floats, the terms of a step meet before they meet c.
+template <class Op>
+WEFT_DEVICE void multiply_pair(FragmentC<float>* c, const typename Op::A& a,
+                               const typename Op::B (&b)[2]) {
   WEFT_UNROLL
   for (int n = 0; n < 2; ++n) {
-    if constexpr (std::is_same_v<T, float>) {
+    if constexpr (Op::kSplits) {
       FragmentC<float> sum = FragmentC<float>::filled(0);
-      Operands<T>::multiply(sum, a, b[n]);
+      Op::multiply(sum, a, b[n]);
       WEFT_UNROLL
       for (int i = 0; i < 4; ++i) c[n][i] += sum[i];
     } else {
-      Operands<T>::multiply(c[n], a, b[n]);
+      Op::multiply(c[n], a, b[n]);
     }
   }
 }
@@ -154,11 +155,6 @@ struct Sight {
 
 // ---- scores
 
-WEFT_DEVICE float load_float(const void* from, DType dtype) {
-  if (dtype == DType::f32) return load(static_cast<const float*>(from));
-  if (dtype == DType::bf16) return to_float(load(static_cast<const bf16*>(from)));
-  return to_float(load(static_cast<const f16*>(from)));
-}
 WEFT_DEVICE void store_float(void* to, DType dtype, float x) {
   if (dtype == DType::f32) return store(static_cast<float*>(to), x);
   if (dtype == DType::bf16) return store(static_cast<bf16*>(to), to_bf16(x));

@@ -110,6 +110,12 @@ void append_kernel(const Append p, int64_t rows) {
 
 // ---- rotary
 
+WEFT_DEVICE void turn_pair(float& u, float& v, float cos, float sin) {
+  const float x = u;
+  u = fma(x, cos, -(v * sin));
+  v = fma(x, sin, v * cos);
+}
+
 // A head has R / 2 / E units of pairs, E first and E second elements or, interleaved, as many
 // neighbours; then (D - R) / E that stay.
 template <class X, bool kVector>
@@ -134,7 +140,7 @@ void rotary_kernel(const Rotary p, int64_t rows) {
   }
 
   // Offsets are not checked before.
-  const int64_t position = at.row + (p.offsets ? load(p.offsets + at.b) : p.offset);
+  const int64_t position = p.step * at.row + (p.offsets ? load(p.offsets + at.b) : p.offset);
   const int64_t i = unit * E,  // of the first pair
       row = max<int64_t>(0, min(position, p.rows - 1)) * half + i;
   const auto table = [&](const void* data) {
@@ -151,9 +157,7 @@ void rotary_kernel(const Rotary p, int64_t rows) {
                       high = convert<float>(load<E>(x + second));
   for (int j = 0; j < E; ++j) pairs[j] = low[j], pairs[E + j] = high[j];
   const auto turn = [&](int a, int b, int j) {
-    const float s = p.conjugate ? -sin[j] : sin[j], u = pairs[a], v = pairs[b];
-    pairs[a] = fma(u, cos[j], -(v * s));
-    pairs[b] = fma(u, s, v * cos[j]);
+    turn_pair(pairs[a], pairs[b], cos[j], p.conjugate ? -sin[j] : sin[j]);
   };
   for (int j = 0; j < E; ++j)
     if (p.interleaved)

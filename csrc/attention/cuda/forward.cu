@@ -4,6 +4,10 @@
 
 namespace weft::attention::cuda {
 
+bool takes_fresh(const Forward& p, const Device& device) {
+  return takes_fresh(p, device.limits, device.prefer_sm90);
+}
+
 void forward(const Forward& p, const Device& device) {
   if (p.B == 0 || p.S == 0) return;
   const ForwardCall call = {p, cuda::plan(p, device.limits, device.prefer_sm90), Scoring(p)};
@@ -13,6 +17,8 @@ void forward(const Forward& p, const Device& device) {
     forward_sm80_bf16(call, device);
   else if (p.q.dtype == DType::f16)
     forward_sm80_f16(call, device);
+  else if (p.allow_tf32)
+    forward_sm80_tf32(call, device);
   else
     forward_sm80_f32(call, device);
   if (call.plan.parts) {

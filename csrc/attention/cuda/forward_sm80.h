@@ -5,7 +5,7 @@
 //
 //   Q           once, into shared memory; swizzled, as all tiles are (tiles.h)
 //   for each block of keys
-//     S = Q · Kᵀ            m16n8k16, both from shared memory by ldmatrix; float: 3 × tf32
+//     S = Q · Kᵀ            m16n8k16, both from shared memory by ldmatrix; float: tf32, or 3 ×
 //     options, -inf         where a block is not seen whole (scores.h)
 //     P = 2^(S - max)       in registers; O is brought to the new maximum
 //     O += P · V            P as A from registers, V by ldmatrix, transposed
@@ -18,12 +18,13 @@
 // values to P.
 //
 // The plain kernel knows windows and nothing else, no pages either. The other has all options as run-time switches,
-// and rows that are no vectors are read element by element.
+// rows that are no vectors are read element by element, and decoding appends its own keys (fresh.h).
 // Cost: 4 · S · T · D FLOPs a head, half of it causal; K and V are read once for each tile of rows.
 // Bound by the tensor cores from some hundred rows a key head on, by reading K and V below.
 #pragma once
 
 #include "attention/cuda/finish.h"
+#include "attention/cuda/fresh.h"
 #include "attention/cuda/tiles.h"
 
 namespace weft::attention::cuda {
@@ -187,9 +188,10 @@ class KeyTiles {
   bool int8_;
 };
 
-template <class X, int kD, int kDv, bool kPlain>
-WEFT_KERNEL_BOUNDS((ForwardTraits<X, kD, kDv, kPlain>::kThreads), 1)
+template <class Op, int kD, int kDv, bool kPlain>
+WEFT_KERNEL_BOUNDS((ForwardTraits<typename Op::X, kD, kDv, kPlain>::kThreads), 1)
 void forward_sm80_kernel(WEFT_GRID_CONSTANT const ForwardCall call) {
+  using X = typename Op::X;
   using T = ForwardTraits<X, kD, kDv, kPlain>;
   constexpr int kM = T::kM, kN = T::kN, kMTiles = T::kMTiles;
   constexpr int kRows = 2 * kMTiles, kColumns = kN / 4;  // scores of a thread
@@ -220,19 +222,40 @@ void forward_sm80_kernel(WEFT_GRID_CONSTANT const ForwardCall call) {
              whole = {late.begin, early.end};  // seen by all rows
   KeyTiles<X, kD, kDv, kPlain> tiles(call, smem, e, b, k, chunk,
                                      intersect({early.begin, late.end}, own));
+  if constexpr (!kPlain)
+    if (p.fresh) {
+      append_own<X>(p, e, b, k, own);
+      sync_block();
+    }
 
-  bring_tile<kM, kD, T::kThreads, false>(
-      smem.q, kPlain || plan.vector,
-      [&](uint32_t r, uint32_t column, const X*& unit) {
-        const Row row = row_of(r);
-        unit = static_cast<const X*>(p.q.data) + e.q_batch * p.q.batch +
-               int64_t{e.q_row + row.i} * p.q.row + row.h * p.q.head + column;
-        return row0 + static_cast<int32_t>(r) < rows
-                   ? static_cast<int>(p.D) - static_cast<int>(column)
-                   : 0;
-      },
-      [](uint32_t r, uint32_t c) { return tile_index<X, kD>(r, c); });
+  const auto query_at = [&](const Row& row) {
+    return static_cast<const X*>(p.q.data) + e.q_batch * p.q.batch +
+           int64_t{e.q_row + row.i} * p.q.row + row.h * p.q.head;
+  };
+  const bool turns = !kPlain && p.fresh.turn.R > 0;
+  if (!turns)
+    bring_tile<kM, kD, T::kThreads, false>(
+        smem.q, kPlain || plan.vector,
+        [&](uint32_t r, uint32_t column, const X*& unit) {
+          unit = query_at(row_of(r)) + column;
+          return row0 + static_cast<int32_t>(r) < rows
+                     ? static_cast<int>(p.D) - static_cast<int>(column)
+                     : 0;
+        },
+        [](uint32_t r, uint32_t c) { return tile_index<X, kD>(r, c); });
   tiles.start();
+  if (turns) {  // while the first keys are on their way
+    const Rotary& turn = p.fresh.turn;
+    const int32_t position = load(turn.offsets + b);
+    WEFT_NO_UNROLL
+    for (uint32_t n = thread(); n < kM * kD; n += T::kThreads) {
+      const uint32_t r = n / kD, d = n % kD;
+      const Row row = row_of(r);
+      const bool here = row0 + static_cast<int32_t>(r) < rows && d < p.D;
+      smem.q[tile_index<X, kD>(r, d)] =
+          here ? turned(turn, query_at(row), position + turn.step * row.i, d) : X{};
+    }
+  }
 
   // ---- the rows of this thread
   const uint32_t warp_row = warp() * 16 * kMTiles;
@@ -272,7 +295,7 @@ void forward_sm80_kernel(WEFT_GRID_CONSTANT const ForwardCall call) {
     tiles.template arrive<false>(s);
     if (!idle) {
       scores.clear();
-      multiply_rows<kD>(scores, smem.q, warp_row, tiles[s], p.D);
+      multiply_rows<Op, kD>(scores, smem.q, warp_row, tiles[s], p.D);
       const int32_t t = tiles.first_key(s);
       if constexpr (!kPlain) {
         if (tiles.int8()) scale_keys(s, 1);
@@ -292,7 +315,7 @@ void forward_sm80_kernel(WEFT_GRID_CONSTANT const ForwardCall call) {
     if (!idle) {
       if constexpr (!kPlain)
         if (tiles.int8()) scale_keys(s + 1, T::kLift);
-      multiply_columns<kDv>(o, scores, tiles[s + 1]);
+      multiply_columns<Op, kDv>(o, scores, tiles[s + 1]);
     }
   }
   copy_async_wait<0>();

@@ -3,7 +3,7 @@
 namespace weft::attention::cuda {
 
 void forward_sm80_bf16(const ForwardCall& call, const Device& device) {
-  launch_sm80<bf16>(call, device);
+  launch_sm80<Operands<bf16>>(call, device);
 }
 
 }  // namespace weft::attention::cuda

@@ -3,7 +3,7 @@
 namespace weft::attention::cuda {
 
 void forward_sm80_f32(const ForwardCall& call, const Device& device) {
-  launch_sm80<float>(call, device);
+  launch_sm80<Operands<float>>(call, device);
 }
 
 }  // namespace weft::attention::cuda

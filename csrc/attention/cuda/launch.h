@@ -34,9 +34,10 @@ inline gpu::TensorMap map_of(const Heads& t, int64_t elements, int64_t rows, int
 }
 
 void forward_sm90(const ForwardCall&, const Device&);
-// One for each dtype of q.
+// One for each dtype of q; of float32 two, by p.allow_tf32.
 void forward_sm80_bf16(const ForwardCall&, const Device&);
 void forward_sm80_f16(const ForwardCall&, const Device&);
 void forward_sm80_f32(const ForwardCall&, const Device&);
+void forward_sm80_tf32(const ForwardCall&, const Device&);
 
 }  // namespace weft::attention::cuda

@@ -1,4 +1,4 @@
-// Launches the kernels of backward_sm80.h for one dtype of q: each has a .cu file of its own.
+// Launches the kernels of backward_sm80.h for one kind of operands: each has a .cu file of its own.
 #pragma once
 
 #include "attention/cuda/backward_sm80.h"
@@ -6,13 +6,14 @@
 
 namespace weft::attention::cuda {
 
-template <class T, Side kSide, HeadSizes kSizes, bool kPlain>
+template <class Op, Side kSide, HeadSizes kSizes, bool kPlain>
 void launch_side(BackwardCall& call, const BackwardTiles& tiles, gpu::Stream stream) {
+  using T = typename Op::X;
   const Backward& p = call.p;
   const int64_t blocks = p.B * (kSide == Side::keys ? p.K : p.H) * tiles.slabs * tiles.blocks;
   if (blocks == 0) return;
   call.tiles = tiles;
-  launch<backward_kernel<T, kSide, kSizes, kPlain>>(
+  launch<backward_kernel<Op, kSide, kSizes, kPlain>>(
       {.grid = {grid_size(blocks)},
        .block = tiles.warps * kWarp,
        .shared_bytes =
@@ -21,24 +22,24 @@ void launch_side(BackwardCall& call, const BackwardTiles& tiles, gpu::Stream str
       call);
 }
 
-template <class T, HeadSizes kSizes, bool kPlain>
+template <class Op, HeadSizes kSizes, bool kPlain>
 void launch_sides(BackwardCall& call, const BackwardPlan& plan, gpu::Stream stream) {
-  launch_side<T, Side::keys, kSizes, kPlain>(call, plan.keys, stream);
-  launch_side<T, Side::queries, kSizes, kPlain>(call, plan.queries, stream);
+  launch_side<Op, Side::keys, kSizes, kPlain>(call, plan.keys, stream);
+  launch_side<Op, Side::queries, kSizes, kPlain>(call, plan.queries, stream);
 }
 
 // The table of kernels, the most general last.
-template <class T>
+template <class Op>
 void launch_backward_sm80(BackwardCall& call, const BackwardPlan& plan, gpu::Stream stream) {
-  if constexpr (sizeof(T) == 2) {
+  if constexpr (sizeof(typename Op::X) == 2) {
     if (plan.sizes == HeadSizes::small)
-      return plan.plain ? launch_sides<T, HeadSizes::small, true>(call, plan, stream)
-                        : launch_sides<T, HeadSizes::small, false>(call, plan, stream);
+      return plan.plain ? launch_sides<Op, HeadSizes::small, true>(call, plan, stream)
+                        : launch_sides<Op, HeadSizes::small, false>(call, plan, stream);
     if (plan.sizes == HeadSizes::medium)
-      return plan.plain ? launch_sides<T, HeadSizes::medium, true>(call, plan, stream)
-                        : launch_sides<T, HeadSizes::medium, false>(call, plan, stream);
+      return plan.plain ? launch_sides<Op, HeadSizes::medium, true>(call, plan, stream)
+                        : launch_sides<Op, HeadSizes::medium, false>(call, plan, stream);
   }
-  launch_sides<T, HeadSizes::all, false>(call, plan, stream);
+  launch_sides<Op, HeadSizes::all, false>(call, plan, stream);
 }
 
 }  // namespace weft::attention::cuda

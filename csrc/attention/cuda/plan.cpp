@@ -76,6 +76,12 @@ ForwardPlan plan(const Forward& p, const Limits& limits, bool prefer_sm90) {
   return plan;
 }
 
+bool takes_fresh(const Forward& p, const Limits& limits, bool prefer_sm90) {
+  if (p.B == 0 || p.S == 0) return false;
+  const ForwardPlan plan = cuda::plan(p, limits, prefer_sm90);
+  return plan.kernel == ForwardKernel::sm80_any && plan.row_blocks == 1 && plan.chunks == 1;
+}
+
 int64_t workspace_bytes(const Forward& p, const Limits& limits) {
   return plan(p, limits).workspace_bytes;
 }

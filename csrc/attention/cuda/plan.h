@@ -100,4 +100,8 @@ struct ForwardPlan {
 // prefer_sm90: its kernels take all that they can, worth it or not. For tests.
 ForwardPlan plan(const Forward& p, const Limits& limits, bool prefer_sm90 = false);
 
+// Whether the kernel that takes the call can append to the cache, too (fresh.h): each key of a head is
+// one block's alone.
+bool takes_fresh(const Forward& p, const Limits& limits, bool prefer_sm90);
+
 }  // namespace weft::attention::cuda

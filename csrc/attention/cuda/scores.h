@@ -17,6 +17,12 @@ WEFT_DEVICE constexpr uint32_t column_of(uint32_t lane, uint32_t j) {
   return j / 2 * 8 + lane % 4 * 2 + j % 2;
 }
 
+WEFT_DEVICE float load_float(const void* from, DType dtype) {
+  if (dtype == DType::f32) return load(static_cast<const float*>(from));
+  if (dtype == DType::bf16) return to_float(load(static_cast<const bf16*>(from)));
+  return to_float(load(static_cast<const f16*>(from)));
+}
+
 // A row of a block: query i of head h.
 struct Row {
   int32_t i, h;

@@ -17,7 +17,7 @@ struct Sequence {
 };
 WEFT_DEVICE Sequence sequence_of(const Problem& p, int32_t b) {
   const Sequences& s = p.sequences;
-  const auto cut = [](int32_t n, int64_t most) {
+  const auto cut = [](int64_t n, int64_t most) {
     return static_cast<int32_t>(max<int64_t>(0, min<int64_t>(n, most)));
   };
   Sequence e = {b, 0, b, 0, static_cast<int32_t>(p.S), static_cast<int32_t>(p.T)};
@@ -32,7 +32,7 @@ WEFT_DEVICE Sequence sequence_of(const Problem& p, int32_t b) {
   }
   if (s.block_table) e.T = cut(e.T, s.table_stride * s.page_size);
   if (s.used_q) e.S = cut(load(s.used_q + b), e.S);
-  if (s.used_k) e.T = cut(load(s.used_k + b), e.T);
+  if (s.used_k) e.T = cut(load(s.used_k + b) + s.new_k, e.T);
   if (s.leftpad) {
     const int32_t left = cut(load(s.leftpad + b), e.T);
     e.k_row += left, e.T -= left;

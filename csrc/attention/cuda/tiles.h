@@ -63,12 +63,15 @@ WEFT_DEVICE void bring_tile(Shared<X> to, bool vector, const Source& source, con
   }
 }
 
-// ---- products. The type of A and B in registers, and how many of K one step takes.
-template <class X>
+// ---- products. The type of elements in memory, of A and B in registers, and how many of K one step
+// takes.
+template <class T>
 struct Operands {
+  using X = T;
   using A = FragmentA<X>;
   using B = FragmentB<X>;
   static constexpr int kStep = 16;
+  static constexpr bool kSplits = false;  // has small terms, for which sums of their own pay
 
   // The rows [row, row + 16) × columns [k, k + kStep) of a tile.
   template <int kColumns>
@@ -119,38 +122,44 @@ struct SplitTf32 {
   }
 };
 
-template <>
-struct Operands<float> {
+template <class Fragment, int kWords>
+struct SplitFragment {
+  Fragment high, low, finite;  // finite: high, 0 where it is none
+
+  SplitFragment() = default;
+  WEFT_DEVICE explicit SplitFragment(const Vec<uint32_t, kWords>& words) {
+    WEFT_UNROLL
+    for (int i = 0; i < kWords; ++i) {
+      const SplitTf32 s = SplitTf32::of(words[i]);
+      high.words[i] = s.high.bits;
+      low.words[i] = s.low.bits;
+      finite.words[i] = s.finite ? s.high.bits : 0;
+    }
+  }
+};
+
+// float rounded to tf32.
+template <class Fragment, int kWords>
+struct RoundedFragment {
+  Fragment value;
+
+  RoundedFragment() = default;
+  WEFT_DEVICE explicit RoundedFragment(const Vec<uint32_t, kWords>& words) {
+    WEFT_UNROLL
+    for (int i = 0; i < kWords; ++i) {
+      float x;
+      __builtin_memcpy(&x, &words[i], sizeof x);
+      value.words[i] = to_tf32(x).bits;
+    }
+  }
+};
+
+template <template <class, int> class Kind>
+struct FloatOperands {
+  using X = float;
+  using A = Kind<FragmentA<tf32>, 4>;
+  using B = Kind<FragmentB<tf32>, 2>;
   static constexpr int kStep = 8;
-
-  struct A {
-    FragmentA<tf32> high, low, finite;  // finite: high, 0 where it is none
-
-    A() = default;
-    WEFT_DEVICE explicit A(const Vec<uint32_t, 4>& words) {
-      WEFT_UNROLL
-      for (int i = 0; i < 4; ++i) {
-        const SplitTf32 s = SplitTf32::of(words[i]);
-        high.words[i] = s.high.bits;
-        low.words[i] = s.low.bits;
-        finite.words[i] = s.finite ? s.high.bits : 0;
-      }
-    }
-  };
-  struct B {
-    FragmentB<tf32> high, low, finite;
-
-    B() = default;
-    WEFT_DEVICE B(uint32_t first, uint32_t second) {
-      const SplitTf32 s[2] = {SplitTf32::of(first), SplitTf32::of(second)};
-      WEFT_UNROLL
-      for (int i = 0; i < 2; ++i) {
-        high.words[i] = s[i].high.bits;
-        low.words[i] = s[i].low.bits;
-        finite.words[i] = s[i].finite ? s[i].high.bits : 0;
-      }
-    }
-  };
 
   template <int kColumns>
   WEFT_DEVICE static A a(Shared<float> tile, uint32_t row, uint32_t k) {
@@ -162,22 +171,22 @@ struct Operands<float> {
     const Place at = FragmentB<tf32>::named(lane());
     const Vec<uint32_t, 4> w =
         ldmatrix<4>(tile, tile_index<float, kColumns>(n + at.column, k + at.row));
-    pair[0] = B(w[0], w[1]);
-    pair[1] = B(w[2], w[3]);
+    pair[0] = B(Vec<uint32_t, 2>{{w[0], w[1]}});
+    pair[1] = B(Vec<uint32_t, 2>{{w[2], w[3]}});
   }
   // Row k of B is row 2k of the tile's eight, k + 4 is 2k + 1: as a() below has them.
   template <int kColumns>
   WEFT_DEVICE static void b_rows(Shared<float> tile, uint32_t k, uint32_t n, B (&pair)[2]) {
     WEFT_UNROLL
     for (int i = 0; i < 2; ++i) {
-      uint32_t words[2];
+      Vec<uint32_t, 2> words;
       WEFT_UNROLL
       for (int w = 0; w < 2; ++w) {
         const float x =
             tile[tile_index<float, kColumns>(k + lane() % 4 * 2 + w, n + 8 * i + lane() / 4)];
         __builtin_memcpy(&words[w], &x, sizeof x);
       }
-      pair[i] = B(words[0], words[1]);
+      pair[i] = B(words);
     }
   }
   // Columns [8k, 8k + 8) of a result: a lane holds two neighbours, A wants columns that lie 4 apart.
@@ -189,6 +198,12 @@ struct Operands<float> {
       __builtin_memcpy(&words[i], &c[step].data.data[i % 2 * 2 + i / 2], sizeof(float));
     return A(words);
   }
+};
+
+template <>
+struct Operands<float> : FloatOperands<SplitFragment> {
+  static constexpr bool kSplits = true;
+
   WEFT_DEVICE static void multiply(FragmentC<float>& c, const A& a, const B& b) {
     multiply(c, c, a, b);
   }
@@ -198,6 +213,15 @@ struct Operands<float> {
     mma(small, a.low, b.finite);
     mma(small, a.finite, b.low);
     mma(c, a.high, b.high);
+  }
+};
+
+template <>
+struct Operands<tf32> : FloatOperands<RoundedFragment> {
+  static constexpr bool kSplits = false;
+
+  WEFT_DEVICE static void multiply(FragmentC<float>& c, const A& a, const B& b) {
+    mma(c, a.value, b.value);
   }
 };
 
@@ -237,11 +261,10 @@ struct Fragments {
 };
 
 // c += A · Bᵀ: rows [row, …) of tile a, each kD wide, by the rows of tile b; columns from D on are 0.
-template <int kD, int kMTiles, int kN, class X>
-WEFT_DEVICE void multiply_rows(Fragments<kMTiles, kN>& result, Shared<X> a, uint32_t row,
-                               Shared<X> b, int64_t D) {
-  using Op = Operands<X>;
-  constexpr bool kSplit = sizeof(X) == 4 && kD <= 128;  // beyond, registers are short
+template <class Op, int kD, int kMTiles, int kN>
+WEFT_DEVICE void multiply_rows(Fragments<kMTiles, kN>& result, Shared<typename Op::X> a,
+                               uint32_t row, Shared<typename Op::X> b, int64_t D) {
+  constexpr bool kSplit = Op::kSplits && kD <= 128;  // beyond, registers are short
   Fragments<kMTiles, kSplit ? kN : 0> small;
   small.clear();
   const auto multiply = [&](int m, int n, const auto& left, const auto& right) {
@@ -266,7 +289,7 @@ WEFT_DEVICE void multiply_rows(Fragments<kMTiles, kN>& result, Shared<X> a, uint
       }
     }
   };
-  if constexpr (sizeof(X) == 2 && kD <= 128) {
+  if constexpr (sizeof(typename Op::X) == 2 && kD <= 128) {
     WEFT_UNROLL
     for (uint32_t d = 0; d < kD; d += Op::kStep) step(d);
   } else {  // long enough, and registers are short
@@ -277,10 +300,9 @@ WEFT_DEVICE void multiply_rows(Fragments<kMTiles, kN>& result, Shared<X> a, uint
 }
 
 // c += P · B: P in registers, by the rows of tile b, each kDv wide.
-template <int kDv, int kMTiles, int kN, class X>
+template <class Op, int kDv, int kMTiles, int kN>
 WEFT_DEVICE void multiply_columns(Fragments<kMTiles, kDv>& result, const Fragments<kMTiles, kN>& p,
-                                  Shared<X> b) {
-  using Op = Operands<X>;
+                                  Shared<typename Op::X> b) {
   WEFT_UNROLL
   for (int n = 0; n < kN; n += Op::kStep) {
     typename Op::A left[kMTiles];

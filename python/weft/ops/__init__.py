@@ -4,6 +4,7 @@ from . import _comm  # noqa: F401
 from .attention import (
     apply_rotary_emb,
     attention,
+    attention_with_kvcache_,
     kv_cache_append_,
     merge_attn_states,
     scaled_dot_product_attention,
@@ -42,6 +43,7 @@ __all__ = [
     "Quantized",
     "apply_rotary_emb",
     "attention",
+    "attention_with_kvcache_",
     "dequantize_int8",
     "dropout_mask",
     "flash_attn_func",

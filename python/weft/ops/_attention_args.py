@@ -28,6 +28,7 @@ class AttentionArgs(NamedTuple):
     window_right: int = -1
     top_left: bool = False
     dropout_p: float = 0.0
+    allow_tf32: bool = False
     leftpad_k: Tensor | None = None  # [B], int32
     cache_batch_idx: Tensor | None = None  # [B], int32
     block_table: Tensor | None = None  # [B, pages of a sequence], int32
@@ -39,7 +40,7 @@ class AttentionArgs(NamedTuple):
     num_splits: int = 0
 
 
-OPTIONS = slice(3, 20)  # what forward and backward have in common: bias … dropout_p
+OPTIONS = slice(3, 21)  # what forward and backward have in common: bias … allow_tf32
 DIFFERENTIABLE = ("q", "k", "v", "bias", "sinks")
 INFERENCE_ONLY = (
     "leftpad_k", "cache_batch_idx", "block_table", "k_scale", "v_scale", "out_scale",

@@ -19,6 +19,19 @@ _plain = torch.ops.weft.attention.default
 _run_plain = _plain._op
 
 
+def allows_tf32(q: Tensor) -> bool:
+    """Whether torch's precision of matrix products lets float32 on a GPU be rounded to tf32.
+
+    The compiler knows the older of torch's two ways to ask, and guards what it answers; that one
+    raises where the precision was set by `torch.backends.cuda.matmul.fp32_precision`.
+    """
+    if q.dtype != torch.float32:
+        return False
+    if torch.compiler.is_compiling():
+        return torch._C._get_cublas_allow_tf32()
+    return torch._C._get_fp32_precision_getter("cuda", "matmul") == "tf32"
+
+
 def plain_attention(
     q: Tensor,
     k: Tensor,
@@ -46,7 +59,9 @@ def plain_attention(
     if torch.is_inference_mode_enabled():  # below autograd already
         return _run_plain(q, k, v, scale, window_left, window_right, top_left, heads_first)
     with torch._C._AutoDispatchBelowAutograd():
-        return _run_plain(q, k, v, scale, window_left, window_right, top_left, heads_first)
+        return _run_plain(
+            q, k, v, scale, window_left, window_right, top_left, heads_first, allows_tf32(q)
+        )
 
 
 def attention_forward(args: AttentionArgs) -> tuple[Tensor, Tensor]:

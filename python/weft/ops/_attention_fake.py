@@ -29,11 +29,17 @@ def _forward(*args):
     )
 
 
-def _plain(q, k, v, softmax_scale, window_left, window_right, top_left, heads_first):
+def _plain(q, k, v, softmax_scale, window_left, window_right, top_left, heads_first, allow_tf32):
     B, *rows, _ = q.shape
     if not heads_first:
         return q.new_empty((B, *rows, v.shape[-1]))
     return q.new_empty((B, rows[1], rows[0], v.shape[-1])).transpose(1, 2)
+
+
+def _with_kvcache(q, k_cache, v_cache, *args):
+    B, S, H, _ = q.shape
+    lse = q.new_empty((B, H, S), dtype=_lse_dtype(q.dtype))
+    return q.new_empty((B, S, H, v_cache.shape[-1])), lse
 
 
 def _backward(dout, dlse, q, k, v, out, lse, bias, mask, alibi_slopes, sinks, *options):
@@ -62,6 +68,7 @@ def _nothing(*args, **kwargs) -> None:
 _FAKES: dict[str, Callable[..., Any]] = {
     "attention": _plain,
     "attention_forward": _forward,
+    "attention_with_kvcache_": _with_kvcache,
     "attention_backward": _backward,
     "kv_cache_append_": _nothing,
     "rotary": _rotary,

@@ -9,8 +9,9 @@
 
 Computed tile by tile, so that nothing of size S · T exists (Dao et al., FlashAttention, arXiv
 2205.14135; Rabe, Staats, arXiv 2112.05682). Dtypes: float32, bfloat16, float16 and float64; the
-arithmetic is float32 (float64 for float64). q, k and v may be views with any strides; where their
-last dimension is not contiguous, they are copied, and so are index tensors that are not.
+arithmetic is float32 (float64 for float64; on a GPU tf32 where torch's matmul precision allows it).
+q, k and v may be views with any strides; where their last dimension is not contiguous, they are
+copied, and so are index tensors that are not.
 
 A row that sees no key gives zeros and lse = -inf, or its sink; its gradients are zero. The same
 input gives the same bits, backward included, whatever the number of threads.
@@ -32,11 +33,12 @@ from torch.overrides import handle_torch_function, has_torch_function_variadic
 from . import _attention_fake  # noqa: F401  registers itself
 from ._attention_args import AttentionArgs
 from ._attention_autograd import last_contiguous
-from ._attention_dispatch import attention_forward, plain_attention
+from ._attention_dispatch import allows_tf32, attention_forward, plain_attention
 from ._grad import needs_grad, refuse_grad
 from ._written import written
 
 _kv_cache_append_ = torch.ops.weft.kv_cache_append_.default
+_with_kvcache_ = torch.ops.weft.attention_with_kvcache_.default
 _rotary = torch.ops.weft.rotary.default
 _rotary_ = torch.ops.weft.rotary_.default
 _merge = torch.ops.weft.merge_attention_states.default
@@ -133,9 +135,7 @@ def attention(
 
     Gradients: of q, k, v, bias and sinks, by autograd, once; not through a cache or int8.
     """
-    left, right = window_size
-    left = -1 if left is None or left < 0 else left
-    right = 0 if causal else -1 if right is None or right < 0 else right
+    left, right = _window(window_size, causal)
     # fmt: off
     without = not (return_lse or softcap or dropout_p or num_splits) and (
         bias is mask is alibi_slopes is sinks is cu_seqlens_q is cu_seqlens_k is seqused_q
@@ -184,6 +184,7 @@ def attention(
         right,
         top_left,
         dropout_p,
+        allows_tf32(q),
         _contiguous(leftpad_k),
         _contiguous(cache_batch_idx),
         _contiguous(block_table),
@@ -196,6 +197,12 @@ def attention(
     )
     out, lse = attention_forward(args)
     return (out, lse) if return_lse else out
+
+
+def _window(window_size: tuple[int | None, int | None], causal: bool) -> tuple[int, int]:
+    left, right = window_size
+    left = -1 if left is None or left < 0 else left
+    return left, 0 if causal else -1 if right is None or right < 0 else right
 
 
 def _contiguous(index: Tensor | None) -> Tensor | None:
@@ -428,3 +435,80 @@ def kv_cache_append_(
         _contiguous(block_table),
     )
     written(k_cache, v_cache, k_scale, v_scale)
+
+
+def attention_with_kvcache_(
+    q: Tensor,
+    k_cache: Tensor,
+    v_cache: Tensor,
+    k: Tensor,
+    v: Tensor,
+    cache_seqlens: Tensor,
+    *,
+    rotary_cos: Tensor | None = None,
+    rotary_sin: Tensor | None = None,
+    rotary_interleaved: bool = False,
+    k_scale: Tensor | None = None,
+    v_scale: Tensor | None = None,
+    causal: bool = False,
+    window_size: tuple[int | None, int | None] = (-1, -1),
+    softmax_scale: float | None = None,
+    softcap: float = 0.0,
+    alibi_slopes: Tensor | None = None,
+    sinks: Tensor | None = None,
+    leftpad_k: Tensor | None = None,
+    cache_batch_idx: Tensor | None = None,
+    block_table: Tensor | None = None,
+    num_splits: int = 0,
+    return_lse: bool = False,
+) -> Any:
+    """A step of decoding: k and v into the cache in place, then q attends to all that is there.
+
+    What :func:`apply_rotary_emb` of q and k, :func:`kv_cache_append_` and :func:`attention` give
+    one after the other, bit for bit; on a GPU by one kernel where the queries of a group of heads
+    fit into a tile of it. Without gradients.
+
+    Args:
+        q: [B, S, H, D].
+        k_cache, v_cache: [rows, T, K, D], or pages [pages, page_size, K, D] with `block_table`; in
+            the dtype of q, or int8.
+        k, v: [B, S_new, K, D]: they take the rows cache_seqlens[b] and on.
+        cache_seqlens: int32 [B], how many rows are in the cache before.
+        rotary_cos, rotary_sin: [rows, R / 2]. k turns by the rows cache_seqlens and on; so does q
+            where there is `causal` or a window, else all of q turns by row cache_seqlens.
+        rotary_interleaved: pairs are (x[2i], x[2i + 1]) instead of (x[i], x[i + R / 2]).
+        k_scale, v_scale: of int8 caches, as :func:`kv_cache_append_` takes them.
+
+    The other arguments are :func:`attention`'s.
+
+    Returns:
+        out [B, S, H, Dv]; with `return_lse` also lse [B, H, S].
+    """
+    refuse_grad("attention_with_kvcache_", q, k_cache, v_cache, k, v, what="writing into a cache")
+    left, right = _window(window_size, causal)
+    out, lse = _with_kvcache_(
+        last_contiguous(q),
+        k_cache,
+        v_cache,
+        k_scale,
+        v_scale,
+        last_contiguous(k),
+        last_contiguous(v),
+        cache_seqlens.contiguous(),
+        _contiguous(rotary_cos),
+        _contiguous(rotary_sin),
+        rotary_interleaved,
+        None if alibi_slopes is None else alibi_slopes.float(),
+        None if sinks is None else sinks.float(),
+        q.shape[-1] ** -0.5 if softmax_scale is None else softmax_scale,
+        softcap,
+        left,
+        right,
+        allows_tf32(q),
+        _contiguous(leftpad_k),
+        _contiguous(cache_batch_idx),
+        _contiguous(block_table),
+        num_splits,
+    )
+    written(k_cache, v_cache, k_scale, v_scale)
+    return (out, lse) if return_lse else out

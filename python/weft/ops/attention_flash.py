@@ -13,7 +13,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from .attention import apply_rotary_emb, attention, kv_cache_append_
+from .attention import attention, attention_with_kvcache_
 
 Window = tuple[int | None, int | None]
 
@@ -250,16 +250,24 @@ def flash_attn_with_kvcache(
     if k is not None:
         if v is None or cache_seqlens is None:
             raise ValueError("weft.flash_attn_with_kvcache: k needs v and cache_seqlens")
-        if rotary_cos is not None and rotary_sin is not None:
-            table = rotary_cos, rotary_sin, rotary_interleaved
-            k = apply_rotary_emb(k, *table, seqlen_offsets=cache_seqlens)
-            windowed = any(side not in (-1, None) for side in window_size)
-            rows = q if causal or windowed else q.flatten(1, 2).unsqueeze(1)  # all of them one row
-            q = apply_rotary_emb(rows, *table, seqlen_offsets=cache_seqlens).view(q.shape)
-        index = {"cache_batch_idx": cache_batch_idx, "block_table": block_table}
-        kv_cache_append_(k_cache, v_cache, k, v, cache_seqlens, **index)
-        cache_seqlens = cache_seqlens + k.shape[1]
-    elif rotary_cos is not None:
+        return attention_with_kvcache_(
+            q,
+            k_cache,
+            v_cache,
+            k,
+            v,
+            cache_seqlens,
+            rotary_cos=rotary_cos,
+            rotary_sin=rotary_sin,
+            rotary_interleaved=rotary_interleaved,
+            **_options(softmax_scale, causal, window_size, softcap, alibi_slopes),
+            leftpad_k=cache_leftpad,
+            cache_batch_idx=cache_batch_idx,
+            block_table=block_table,
+            num_splits=num_splits,
+            return_lse=return_softmax_lse,
+        )
+    if rotary_cos is not None:
         raise ValueError("weft.flash_attn_with_kvcache: rotary_cos needs k and v")
     if block_table is not None and cache_seqlens is None:
         raise ValueError("weft.flash_attn_with_kvcache: block_table needs cache_seqlens")
