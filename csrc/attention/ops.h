@@ -146,8 +146,8 @@ class Ops {
       turn_k = call.rotary(k, *cos, *sin, used, 0, none, interleaved, false);
     }
 
-    Tensor out = call.output(call.out_sizes(p), p.q.dtype);
-    Tensor lse = call.output(call.lse_sizes(p), acc_of(p.q.dtype));
+    Tensor out = call.fresh(call.out_sizes(p), p.q.dtype);
+    Tensor lse = call.fresh(call.lse_sizes(p), acc_of(p.q.dtype));
     p.out = call.heads(out, "out");
     p.lse = lse.mutable_data_ptr();
     OptionalTensor turned_q, turned_k;
@@ -156,7 +156,7 @@ class Ops {
     } else {
       const auto turn = [&](Rotary& r, Heads& x, OptionalTensor& turned, const Tensor& from) {
         if (!cos) return;
-        turned = call.output(sizes_of(from), p.q.dtype);
+        turned = call.fresh(sizes_of(from), p.q.dtype);
         r.out = x = call.heads(*turned, "turned");
         Backend::rotary(r);
       };
