@@ -120,6 +120,19 @@ def test_kv_cache_append() -> None:
     opcheck(OPS.kv_cache_append_.default, (*pages, *scales, *new, used, *table))
 
 
+def test_attention_with_kvcache() -> None:
+    q, new = rand(2, 3, 4, 8), (rand(2, 3, 2, 8), rand(2, 3, 2, 8))
+    used, turn = integers([1, 4]), (rand(20, 3), rand(20, 3), False)
+    options = None, None, 0.4, 0.0, -1, 0, False
+    op = OPS.attention_with_kvcache_.default
+    caches, rows = (rand(3, 8, 2, 8), rand(3, 8, 2, 8)), integers([2, 0])
+    opcheck(op, (q, *caches, None, None, *new, used, *turn, *options, None, rows, None, 0))
+    pages = tuple(torch.zeros(6, 4, 2, 8, dtype=torch.int8) for _ in range(2))
+    scales, table = (torch.ones(6, 4, 2), torch.ones(6, 4, 2)), integers([3, 0, 5, 1]).view(2, 2)
+    absent = None, None, False
+    opcheck(op, (q, *pages, *scales, *new, used, *absent, *options, None, None, table, 0))
+
+
 @pytest.mark.parametrize("grad", [False, True])
 def test_rotary(grad: bool) -> None:
     cos, sin = rand(20, 3), rand(20, 3)

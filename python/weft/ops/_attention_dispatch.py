@@ -56,12 +56,11 @@ def plain_attention(
     ):
         return None
     scale = q.shape[-1] ** -0.5 if softmax_scale is None else softmax_scale
+    tf32 = allows_tf32(q)
     if torch.is_inference_mode_enabled():  # below autograd already
-        return _run_plain(q, k, v, scale, window_left, window_right, top_left, heads_first)
+        return _run_plain(q, k, v, scale, window_left, window_right, top_left, heads_first, tf32)
     with torch._C._AutoDispatchBelowAutograd():
-        return _run_plain(
-            q, k, v, scale, window_left, window_right, top_left, heads_first, allows_tf32(q)
-        )
+        return _run_plain(q, k, v, scale, window_left, window_right, top_left, heads_first, tf32)
 
 
 def attention_forward(args: AttentionArgs) -> tuple[Tensor, Tensor]:
