@@ -51,6 +51,10 @@ PRODUCTS = {"LDGSTS.128": 8, "LDSM": 8}
 TURNS = {"MEMBAR.SYS": 1, "STG.STRONG.SYS": 1, "LDG.STRONG.SYS": 1, "CCTL.IVALL": 1}
 
 
+def _attention_sm80(kernel: str, operands: str, least: dict[str, int]) -> Expected:
+    return Expected(f"attention::cuda::{kernel}<weft::attention::cuda::Operands<{operands}>", least)
+
+
 def _attention_sm90(shape: str, products: int, stages: int) -> Expected:
     """Products, none merged with another, and a wait for each stage of them.
 
@@ -110,17 +114,19 @@ EXPECTED = (
         {"LDG.128": 8, "STSM": 4, "STG.128": 1},
         architectures=("sm_90a",),
     ),
-    Expected("attention::cuda::forward_sm80_kernel<weft", {"HMMA.16816.F32": 32, **PRODUCTS}),
-    Expected(
-        "attention::cuda::forward_sm80_kernel<float", {"HMMA.1688.F32.TF32": 48, "LDGSTS.128": 4}
+    _attention_sm80("forward_sm80_kernel", "weft::b?f16", {"HMMA.16816.F32": 32, **PRODUCTS}),
+    _attention_sm80("forward_sm80_kernel", "float", {"HMMA.1688.F32.TF32": 48, "LDGSTS.128": 4}),
+    _attention_sm80(
+        "forward_sm80_kernel", "weft::gpu::tf32", {"HMMA.1688.F32.TF32": 16, "LDGSTS.128": 4}
     ),
-    Expected(
-        "attention::cuda::backward_kernel<weft",
-        {"HMMA.16816.F32": 24, "LDGSTS.128": 8, "LDSM": 14},
+    _attention_sm80(
+        "backward_kernel", "weft::b?f16", {"HMMA.16816.F32": 24, "LDGSTS.128": 8, "LDSM": 14}
     ),
-    Expected(
-        "attention::cuda::backward_kernel<float",
-        {"HMMA.1688.F32.TF32": 60, "LDGSTS.128": 8, "LDSM": 4},
+    _attention_sm80(
+        "backward_kernel", "float", {"HMMA.1688.F32.TF32": 60, "LDGSTS.128": 8, "LDSM": 4}
+    ),
+    _attention_sm80(
+        "backward_kernel", "weft::gpu::tf32", {"HMMA.1688.F32.TF32": 20, "LDGSTS.128": 8, "LDSM": 4}
     ),
     # Eight splits at a time.
     Expected("attention::cuda::merge_splits_kernel", {"LDG.64": 8, "MUFU.EX2": 8}),
