@@ -23,6 +23,7 @@ HEADS = [(40, 40), (128, 96), (200, 72), (300, 300)]
 def precision() -> Iterator[None]:
     before = torch.get_float32_matmul_precision()
     yield
+    torch.backends.cuda.matmul.fp32_precision = "none"
     torch.set_float32_matmul_precision(before)
 
 
@@ -120,12 +121,21 @@ def test_options(backend: Backend, options: tuple[str, ...]) -> None:
 
 
 def test_compiled(backend: Backend) -> None:
-    """The setting is part of what was compiled: where it changes, that is compiled again."""
+    """The setting is part of what was compiled: where it changes, that is compiled again. There are
+    two ways to set it."""
     call = problem((), torch.float32, Shape(), backend.device)
     torch._dynamo.reset()
     compiled = torch.compile(gradients, backend="aot_eager")
-    for setting in ("highest", "high", "highest"):
-        torch.set_float32_matmul_precision(setting)
+
+    def newer(setting: str) -> None:
+        torch.backends.cuda.matmul.fp32_precision = setting
+
+    older = torch.set_float32_matmul_precision
+    for set_precision, setting in (
+        (older, "highest"), (older, "high"), (older, "highest"),
+        (newer, "tf32"), (newer, "ieee"),
+    ):  # fmt: skip
+        set_precision(setting)
         results = []
         for function in (gradients, compiled):
             torch.manual_seed(1)

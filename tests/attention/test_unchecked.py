@@ -151,6 +151,57 @@ def test_append_beyond_a_cache(backend: Backend, dtype: torch.dtype, kind: str, 
         assert torch.equal(rows[-2:], new["k"][0, :2])
 
 
+@pytest.mark.parametrize("kind", ["rows", "pages", "batch_idx"])
+@pytest.mark.parametrize("splits", [1, 3])
+def test_growing_beyond_a_cache(
+    backend: Backend, dtype: torch.dtype, kind: str, splits: int
+) -> None:
+    """One kernel, or rotary, append and forward: the same, whatever lengths say."""
+    S = 3
+    q = normal(backend, dtype, B, S, H, D)
+    k, v = (normal(backend, dtype, B, S, K, D) for _ in range(2))
+    shape = {"rows": (B, T, K, D), "pages": (6, 16, K, D), "batch_idx": (3, T, K, D)}[kind]
+    caches = [normal(backend, dtype, *shape) for _ in range(2)]
+    table = [torch.randn(T, 8, device=backend.device) for _ in range(2)]
+    where: dict[str, Tensor] = {}
+    if kind == "pages":
+        where["block_table"] = ints(backend, [0, 4, 1], [5, 2, 3])
+    elif kind == "batch_idx":
+        where["cache_batch_idx"] = ints(backend, 2, 0)
+    causal = {"window_right": 0, "num_splits": splits}
+
+    def check(used: Tensor, leftpad: Tensor, where: dict[str, Tensor]) -> tuple[Tensor, Tensor]:
+        once, apart = ([t.clone() for t in caches] for _ in range(2))
+        out, lse = raw(
+            "attention_with_kvcache_", q=q, k_cache=once[0], v_cache=once[1], k=k, v=v,
+            seqused_k=used, leftpad_k=leftpad, cos=table[0], sin=table[1], **where, **causal,
+        )  # fmt: skip
+        turn = {"cos": table[0], "sin": table[1], "offsets": used}
+        turned_q, turned_k = (raw("rotary", x=x, **turn) for x in (q, k))
+        raw(
+            "kv_cache_append_", k_cache=apart[0], v_cache=apart[1], k=turned_k, v=v,
+            seqused_k=used, **where,
+        )  # fmt: skip
+        same(
+            (out, lse),
+            forward(q=turned_q, k=apart[0], v=apart[1], seqused_k=used + S, leftpad_k=leftpad,
+                    **where, **causal),
+        )  # fmt: skip
+        same(tuple(once), tuple(apart))
+        return out, lse
+
+    none = ints(backend, 0, 0)
+    for used in (BEYOND, BEHIND, T - 1, -2):
+        check(ints(backend, 9, used), none, where)
+    for left in (BEYOND, BEHIND, T):
+        check(ints(backend, 9, 30), ints(backend, 4, left), where)
+    nowhere = {name: t.clone() for name, t in where.items()}
+    for t in nowhere.values():
+        t[1] = BEHIND if kind == "batch_idx" else BEYOND
+    out, lse = check(ints(backend, 9, 30), ints(backend, 0, 33), nowhere)  # and nothing is read
+    assert not out[1].any() and lse[1].isneginf().all() and out[0].all()
+
+
 def test_rotary_beyond_its_table(backend: Backend, dtype: torch.dtype) -> None:
     """Positions beyond take the last row, or the first."""
     x = normal(backend, dtype, B, 1, H, D)

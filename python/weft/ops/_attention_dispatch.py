@@ -20,16 +20,17 @@ _run_plain = _plain._op
 
 
 def allows_tf32(q: Tensor) -> bool:
-    """Whether torch's precision of matrix products lets float32 on a GPU be rounded to tf32.
+    """Whether torch's precision of matrix products lets float32 on a GPU be rounded to tf32."""
+    return q.dtype == torch.float32 and _precision() == "tf32"
 
-    The compiler knows the older of torch's two ways to ask, and guards what it answers; that one
-    raises where the precision was set by `torch.backends.cuda.matmul.fp32_precision`.
-    """
-    if q.dtype != torch.float32:
-        return False
-    if torch.compiler.is_compiling():
-        return torch._C._get_cublas_allow_tf32()
-    return torch._C._get_fp32_precision_getter("cuda", "matmul") == "tf32"
+
+def _precision() -> str:
+    return torch._C._get_fp32_precision_getter("cuda", "matmul")
+
+
+# To the compiler a constant, which it guards: torch.compiler.assume_constant_result, without the
+# compiler's import. Of the older getter, which it knows, it raises where the newer was set.
+_precision._dynamo_marked_constant = True  # type: ignore[attr-defined]
 
 
 def plain_attention(
