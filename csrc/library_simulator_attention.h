@@ -94,12 +94,16 @@ class AttentionMemory : public simulator::Memory {
     int64_t most = 0;
     for (int64_t b = 0; b < p_.B; ++b) {
       const auto e = p_.extent(b);
-      if (!s.block_table && rows > 0)
-        most = std::max(most, e.k_batch * batch + (rows - 1) * row + last);
-      const int64_t end = std::min(e.T, s.table_stride * s.page_size - e.k_row);
-      for (int64_t t = std::max<int64_t>(0, -e.k_row); s.block_table && t < end; ++t) {
-        const int64_t at = e.k_row + t, page = s.block_table[b * s.table_stride + at / s.page_size];
-        most = std::max(most, page * batch + at % s.page_size * row + last);
+      if (!s.block_table) {
+        if (rows > 0) most = std::max(most, e.k_batch * batch + (rows - 1) * row + last);
+        continue;
+      }
+      const int64_t end = std::min(e.k_row + e.T, s.table_stride * s.page_size);
+      int64_t at = std::max<int64_t>(0, e.k_row);
+      if (s.new_k > 0) at = std::clamp<int64_t>(s.used_k[b], 0, at);  // leftpad may hide new rows
+      for (; at < end; ++at) {
+        const int64_t page = s.block_table[b * s.table_stride + at / s.page_size];
+        if (page < p_.caches) most = std::max(most, page * batch + at % s.page_size * row + last);
       }
     }
     return most;

@@ -87,11 +87,11 @@ struct Problem {
   double softmax_scale = 1, softcap = 0;
   int64_t window_left = -1, window_right = -1;  // -1: unbounded
   bool top_left = false;
+  bool allow_tf32 =
+      false;  // products of float32 may round their operands to tf32, where there is one
   Scores bias, mask;
   Vectors alibi, sinks;
   Dropout dropout;  // score (b, h, s, t) is element ((b · H + h) · S + s) · T + t of the mask
-  bool allow_tf32 =
-      false;  // products of float32 may round their operands to tf32, where there is one
 
   // One sequence: where its rows begin and how many there are.
   struct Extent {

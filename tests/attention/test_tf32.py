@@ -123,7 +123,8 @@ def test_options(backend: Backend, options: tuple[str, ...]) -> None:
 def test_compiled(backend: Backend) -> None:
     """The setting is part of what was compiled: where it changes, that is compiled again. There are
     two ways to set it."""
-    call = problem((), torch.float32, Shape(), backend.device)
+    shape = Shape(B=1, S=3, T=5, H=2, K=1, D=8, Dv=8)
+    call = problem((), torch.float32, shape, backend.device)
     torch._dynamo.reset()
     compiled = torch.compile(gradients, backend="aot_eager")
 

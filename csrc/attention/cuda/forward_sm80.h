@@ -216,18 +216,17 @@ void forward_sm80_kernel(WEFT_GRID_CONSTANT const ForwardCall call) {
     const int32_t row = min(row0 + static_cast<int32_t>(r), rows - 1), i = row / plan.group;
     return Row{i, k * plan.group + row - i * plan.group};
   };
-  const Span early = keys_of(p, e, row_of(0).i), late = keys_of(p, e, row_of(kM - 1).i),
-             own = {static_cast<int32_t>(split * plan.split_keys),
-                    static_cast<int32_t>(min((split + 1) * plan.split_keys, int64_t{e.T}))},
-             whole = {late.begin, early.end};  // seen by all rows
-  KeyTiles<X, kD, kDv, kPlain> tiles(call, smem, e, b, k, chunk,
-                                     intersect({early.begin, late.end}, own));
+  const Span own = {static_cast<int32_t>(split * plan.split_keys),
+                    static_cast<int32_t>(min((split + 1) * plan.split_keys, int64_t{e.T}))};
   if constexpr (!kPlain)
     if (p.fresh) {
       append_own<X>(p, e, b, k, own);
       sync_block();
     }
-
+  const Span early = keys_of(p, e, row_of(0).i), late = keys_of(p, e, row_of(kM - 1).i),
+             whole = {late.begin, early.end};  // seen by all rows
+  KeyTiles<X, kD, kDv, kPlain> tiles(call, smem, e, b, k, chunk,
+                                     intersect({early.begin, late.end}, own));
   const auto query_at = [&](const Row& row) {
     return static_cast<const X*>(p.q.data) + e.q_batch * p.q.batch +
            int64_t{e.q_row + row.i} * p.q.row + row.h * p.q.head;

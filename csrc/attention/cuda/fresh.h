@@ -64,6 +64,7 @@ WEFT_DEVICE void append_own(const Forward& p, const Sequence& e, int32_t b, int3
   const int32_t used = load(p.sequences.used_k + b), first = used - e.k_row;  // key of new row 0
   const int32_t begin = max(own.begin == 0 ? -e.k_row : own.begin, first),
                 end = min(own.end, first + static_cast<int32_t>(p.sequences.new_k));
+  if (begin >= end) return;  // by far, where lengths say so
   for (int32_t task = static_cast<int32_t>(warp()); task < 2 * (end - begin);
        task += static_cast<int32_t>(threads() / kWarp)) {
     const int32_t t = begin + task / 2, j = t - first;
