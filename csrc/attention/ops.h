@@ -75,15 +75,17 @@ class Ops {
     return {out, lse};
   }
 
-  // ---- attention: forward without options and without lse, for inference. A small call is spent on
-  // its arguments and its tensors: this one has few.
+  // ---- attention: forward without options and without lse, for inference and decoding. A small call
+  // is spent on its arguments and its tensors: this one has few.
 
-  static Tensor attention(Tensor q, Tensor k, Tensor v, double softmax_scale, int64_t window_left,
-                          int64_t window_right, bool top_left, bool heads_first, bool allow_tf32) {
+  static Tensor attention(Tensor q, Tensor k, Tensor v, OptionalTensor seqused_k,
+                          double softmax_scale, int64_t window_left, int64_t window_right,
+                          bool top_left, bool heads_first, bool allow_tf32) {
     Call call("attention", q, "q");
     Forward p;
     call.dtypes(q, k, v, /*int8=*/false);
     call.dense(p, q, k, v, heads_first);
+    if (seqused_k) call.used_keys(p, seqused_k);
     call.windows(p, window_left, window_right, top_left);
     p.softmax_scale = softmax_scale;
     p.allow_tf32 = allow_tf32;
@@ -516,6 +518,11 @@ class Ops {
         *view = {const_cast<void*>(tensor->const_data_ptr()), dtype_of(*tensor), strides[0],
                  strides[rows], strides[head]};
       }
+    }
+
+    void used_keys(Problem& p, const OptionalTensor& seqused_k) const {
+      p.sequences.used_k = index(seqused_k, "seqused_k", {p.B}, "B");
+      with_indices(p, [&](const Problem& read) { check_values(read, p.B, p.T); });
     }
 
     void windows(Problem& p, int64_t left, int64_t right, bool top_left) const {

@@ -87,9 +87,11 @@ def test_forward(grad: bool) -> None:
 
 
 @pytest.mark.parametrize("heads_first", [False, True])
-def test_plain(heads_first: bool) -> None:
+@pytest.mark.parametrize("lengths", [None, [3, 1]], ids=str)
+def test_plain(heads_first: bool, lengths: list[int] | None) -> None:
     q, k, v = rand(2, 6, 6, 8), rand(2, 3, 3, 8), rand(2, 3, 3, 6)
-    opcheck(OPS.attention.default, (q, k, v, 0.4, -1, 0, True, heads_first, False))
+    used = None if lengths is None else integers(lengths)
+    opcheck(OPS.attention.default, (q, k, v, used, 0.4, -1, 0, True, heads_first, False))
 
 
 def test_forward_for_inference() -> None:

@@ -9,7 +9,7 @@ from torch import Tensor
 import weft
 from backends import Backend
 
-from .cases import FLOATS, draw, name
+from .cases import FLOATS, draw, integers, name
 
 dtypes = pytest.mark.parametrize("dtype", FLOATS, ids=name)
 WINDOWS = [(-1, -1, False), (-1, 0, False), (-1, 0, True), (3, 2, False)]
@@ -20,29 +20,44 @@ def heads_first(*tensors: Tensor) -> list[Tensor]:
     return [t.transpose(1, 2) for t in tensors]
 
 
-def both(q: Tensor, k: Tensor, v: Tensor, window: tuple[int, int, bool]) -> tuple[Tensor, Tensor]:
+def both(
+    q: Tensor, k: Tensor, v: Tensor, window: tuple[int, int, bool], used: Tensor | None = None
+) -> tuple[Tensor, Tensor]:
     """With few arguments, and with many."""
     left, right, top_left = window
     scale = q.shape[-1] ** -0.5
-    plain = torch.ops.weft.attention(q, k, v, scale, left, right, top_left, False, False)
+    plain = torch.ops.weft.attention(q, k, v, used, scale, left, right, top_left, False, False)
     options = {"window_size": (left, right), "top_left": top_left, "return_lse": True}
+    options["seqused_k"] = used
     return plain, weft.attention(q, k, v, **options)[0]
 
 
 @dtypes
 @pytest.mark.parametrize("window", WINDOWS, ids=str)
-@pytest.mark.parametrize("S, T", [(1, 1), (1, 700), (5, 0), (0, 5), (70, 33)])
+@pytest.mark.parametrize(
+    "S, T, used",
+    [
+        (1, 1, None), (1, 700, None), (1, 700, [700, 33]), (5, 0, None), (0, 5, None),
+        (70, 33, None), (70, 33, [0, 20]),
+    ],
+)  # fmt: skip
 def test_same_bits(
-    backend: Backend, dtype: torch.dtype, window: tuple[int, int, bool], S: int, T: int
+    backend: Backend,
+    dtype: torch.dtype,
+    window: tuple[int, int, bool],
+    S: int,
+    T: int,
+    used: list[int] | None,
 ) -> None:
+    lengths = None if used is None else integers(used, backend.device)
     q, k, v = (
         draw(shape, dtype, backend.device)
         for shape in ((2, S, 4, 24), (2, T, 2, 24), (2, T, 2, 40))
     )
-    plain, forward = both(q, k, v, window)
+    plain, forward = both(q, k, v, window, lengths)
     assert torch.equal(plain, forward) and plain.is_contiguous()
     scale, first = q.shape[-1] ** -0.5, heads_first(q, k, v)
-    out = torch.ops.weft.attention(*first, scale, *window, True, False)
+    out = torch.ops.weft.attention(*first, lengths, scale, *window, True, False)
     assert out.shape == (2, 4, S, 40) and torch.equal(out.transpose(1, 2), forward)
     assert out.transpose(1, 2).is_contiguous()
 
@@ -68,6 +83,7 @@ def test_who_calls_it(backend: Backend) -> None:
         return {e.key for e in profile.key_averages() if e.key.startswith("weft::attention")}
 
     assert ops(q, k, v, causal=True) == {"weft::attention"}
+    assert ops(q, k, v, seqused_k=integers([3], backend.device)) == {"weft::attention"}
     assert ops(q, k, v, softcap=1.0) == {"weft::attention", "weft::attention_forward"}
     assert ops(q.clone().requires_grad_(), k, v) == {"weft::attention_forward"}
 

@@ -37,6 +37,7 @@ def plain_attention(
     q: Tensor,
     k: Tensor,
     v: Tensor,
+    seqused_k: Tensor | None,
     softmax_scale: float | None,
     window_left: int,
     window_right: int,
@@ -57,11 +58,11 @@ def plain_attention(
     ):
         return None
     scale = q.shape[-1] ** -0.5 if softmax_scale is None else softmax_scale
-    tf32 = allows_tf32(q)
+    options = scale, window_left, window_right, top_left, heads_first, allows_tf32(q)
     if torch.is_inference_mode_enabled():  # below autograd already
-        return _run_plain(q, k, v, scale, window_left, window_right, top_left, heads_first, tf32)
+        return _run_plain(q, k, v, seqused_k, *options)
     with torch._C._AutoDispatchBelowAutograd():
-        return _run_plain(q, k, v, scale, window_left, window_right, top_left, heads_first, tf32)
+        return _run_plain(q, k, v, seqused_k, *options)
 
 
 def attention_forward(args: AttentionArgs) -> tuple[Tensor, Tensor]:

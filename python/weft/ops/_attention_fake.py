@@ -29,7 +29,9 @@ def _forward(*args):
     )
 
 
-def _plain(q, k, v, softmax_scale, window_left, window_right, top_left, heads_first, allow_tf32):
+def _plain(
+    q, k, v, seqused_k, softmax_scale, window_left, window_right, top_left, heads_first, allow_tf32
+):
     B, *rows, _ = q.shape
     if not heads_first:
         return q.new_empty((B, *rows, v.shape[-1]))

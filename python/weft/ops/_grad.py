@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from typing import Any
+import functools
+from collections.abc import Callable
+from typing import Any, ParamSpec, TypeVar
 
 import torch
 from torch import Tensor
@@ -51,3 +53,20 @@ def call(op: OpOverload, *args: Any) -> Any:
         return op(*args)
     with torch._C._AutoDispatchBelowAutograd():
         return op(*args)
+
+
+_Args = ParamSpec("_Args")
+_Result = TypeVar("_Result")
+
+
+def without_grad(function: Callable[_Args, _Result]) -> Callable[_Args, _Result]:
+    """`torch.no_grad()` as a decorator, which costs nothing where gradients are off already."""
+
+    @functools.wraps(function)
+    def call(*args: _Args.args, **kwargs: _Args.kwargs) -> _Result:
+        if not torch.is_grad_enabled():
+            return function(*args, **kwargs)
+        with torch.no_grad():
+            return function(*args, **kwargs)
+
+    return call

@@ -139,12 +139,13 @@ def attention(
     # fmt: off
     without = not (return_lse or softcap or dropout_p or num_splits) and (
         bias is mask is alibi_slopes is sinks is cu_seqlens_q is cu_seqlens_k is seqused_q
-        is seqused_k is leftpad_k is cache_batch_idx is block_table is k_scale is v_scale
-        is out_scale is out_shift is out_smooth is None
+        is leftpad_k is cache_batch_idx is block_table is k_scale is v_scale is out_scale
+        is out_shift is out_smooth is None
     )
     # fmt: on
     if without:
-        out = plain_attention(q, k, v, softmax_scale, left, right, top_left, False)
+        used = _contiguous(seqused_k)
+        out = plain_attention(q, k, v, used, softmax_scale, left, right, top_left, False)
         if out is not None:
             return out
     if cu_seqlens_q is not None and max_seqlen_q is None:
@@ -278,7 +279,7 @@ def scaled_dot_product_attention(
         query, key, value = _broadcast(query, key, value, enable_gqa)
     if attn_mask is None and not dropout_p:
         right = 0 if is_causal else -1
-        plain = plain_attention(query, key, value, scale, -1, right, True, True)
+        plain = plain_attention(query, key, value, None, scale, -1, right, True, True)
         if plain is not None:
             return plain
     is_bool = attn_mask is not None and attn_mask.dtype == torch.bool

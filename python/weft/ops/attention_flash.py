@@ -13,6 +13,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from ._grad import without_grad
 from .attention import attention, attention_with_kvcache_
 
 Window = tuple[int | None, int | None]
@@ -200,7 +201,7 @@ def flash_attn_varlen_kvpacked_func(
     )
 
 
-@torch.no_grad()
+@without_grad
 def flash_attn_with_kvcache(
     q: Tensor,
     k_cache: Tensor,
