@@ -115,20 +115,28 @@ cuda: $(VENV)/.weft build/simulator/.built
 	$(BIN)/python $(PYTEST) -q tests/gpu/test_machine_code.py
 
 # On a machine with a GPU. PYTHON has a CUDA build of torch, and what requirements/build.txt and the extras test and bench
-# name; nothing is installed. INSTALLED=1 takes weft as PYTHON has it, from a wheel, instead of building it here.
-gpu_weft := $(if $(INSTALLED),,PYTHONPATH=python)
+# name; nothing is installed. INSTALLED=1 takes weft as PYTHON has it, from a wheel, instead of building it here; the
+# kernels of tests/gpu, which no wheel holds, are built where there is nvcc.
+gpu_weft := $(if $(INSTALLED),,PYTHONPATH="python$${PYTHONPATH:+:$$PYTHONPATH}")
 .PHONY: gpu-build gpu-test gpu-bench
 gpu-build:
 ifndef INSTALLED
 	WEFT_CUDA=on WEFT_BUILD_DIR=build/cuda CMAKE_ARGS='-DWEFT_SIMULATOR=on -DWEFT_GPU_TESTS=on' $(PYTHON) setup.py --quiet build_ext --inplace
+else
+	@command -v "$${CUDACXX:-nvcc}" || { echo "No nvcc here: tests/gpu has what build/cuda holds"; exit 0; }; \
+	$(PYTHON) -m cmake -S . -B build/cuda -G Ninja --log-level=WARNING -DWEFT_CUDA=on -DWEFT_SIMULATOR=on \
+	  -DCMAKE_MAKE_PROGRAM="$$($(PYTHON) -c 'import ninja; print(ninja.BIN_DIR)')/ninja" \
+	  -DPython_EXECUTABLE="$$($(PYTHON) -c 'import sys; print(sys.executable)')" && \
+	$(PYTHON) -m cmake --build build/cuda --target weft_gpu_tests weft_gpu_tests_cuda weft_simulated_ops
 endif
 
-# The whole suite on the GPU; if it passes, the ledger says so.
+# The whole suite on the GPU, some of it under compute-sanitizer too; if it passes, and weft was built here, the ledger
+# says so.
 gpu-test: gpu-build
-	$(gpu_weft) WEFT_SIMULATOR_DIR=build/cuda $(PYTHON) -m tests.hardware record
+	$(gpu_weft) WEFT_SIMULATOR_DIR=build/cuda $(PYTHON) -m tests.hardware $(if $(INSTALLED),run,record)
 
 # Into bench/results/<gpu>/.
-gpu-bench: gpu-build
+gpu-bench: $(if $(INSTALLED),,gpu-build)
 	$(gpu_weft) $(PYTHON) -m bench --device cuda --save
 
 # The libraries that were built against the pinned torch, in the newest one (a CUDA build: some 6 GB).

@@ -71,6 +71,8 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
 
 def _backend_of(item: pytest.Item) -> str:
     """The name of the backend that a test runs on; empty if it is no test of a kernel."""
+    if item.get_closest_marker("gpu"):
+        return "cuda"
     parameters = item.callspec.params if hasattr(item, "callspec") else {}
     if "everywhere" in parameters:  # tests/gpu: the GPU, or a mode of the simulator
         return "cuda" if parameters["everywhere"] == "cuda" else "simulator"

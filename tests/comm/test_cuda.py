@@ -16,11 +16,14 @@ from weft.distributed import Communicator
 from .ranks import run
 from .test_collectives import OPS, assert_within_int8, everyones, expected
 
-pytestmark = pytest.mark.skipif(
-    not torch.cuda.is_available()
-    or not torch._C._dispatch_has_kernel_for_dispatch_key("weft::all_reduce", "CUDA"),
-    reason="no GPU, or weft without CUDA",
-)
+pytestmark = [
+    pytest.mark.gpu,
+    pytest.mark.skipif(
+        not torch.cuda.is_available()
+        or not torch._C._dispatch_has_kernel_for_dispatch_key("weft::all_reduce", "CUDA"),
+        reason="no GPU, or weft without CUDA",
+    ),
+]
 
 DTYPES = [torch.float32, torch.bfloat16, torch.float16]
 SIZES = [0, 1, 7, 1000, 65_537, (1 << 20) + 3]

@@ -19,7 +19,7 @@ LEDGER = Path(__file__).with_name("ledger.json")
 # Of csrc: what the CUDA library is compiled from is all but this.
 NOT_CUDA = (
     "gpu/sim/", "cpu/", "python/", "torch/threads.cpp", "torch/libtorch_cuda_stub.cpp",
-    "library.cpp", "library_simulator.cpp",
+    "library.cpp", "library_simulator",
 )  # fmt: skip
 SUFFIXES = (".h", ".cuh", ".cu", ".cpp")
 
@@ -52,6 +52,8 @@ class Pass:
     commit: str
     passed: int
     skipped: int
+    sanitized: int
+    """Tests that have passed under compute-sanitizer, too; 0: it was not there."""
 
 
 @dataclass
