@@ -29,20 +29,15 @@ template <Cache kCache = Cache::normal, class T>
 WEFT_DEVICE void store(T* p, T v);
 
 // ---- accesses that may race by intent: 4 or 8 bytes. What was written before a release is seen
-// after an acquire that reads it (or a later value of the chain). relaxed orders nothing. volatile_
-// is relaxed at system scope.
+// after an acquire that reads it (or a later value of the chain). relaxed orders nothing.
 template <Scope kScope, class T>
 WEFT_DEVICE T load_relaxed(const T* p);
 template <Scope kScope, class T>
 WEFT_DEVICE T load_acquire(const T* p);
-template <class T>
-WEFT_DEVICE T load_volatile(const T* p);
 template <Scope kScope, class T>
 WEFT_DEVICE void store_relaxed(T* p, T v);
 template <Scope kScope, class T>
 WEFT_DEVICE void store_release(T* p, T v);
-template <class T>
-WEFT_DEVICE void store_volatile(T* p, T v);
 
 // Orders all of this thread's accesses before it with all after it, for the threads of the scope.
 template <Scope kScope>

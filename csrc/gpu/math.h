@@ -22,7 +22,6 @@ WEFT_DEVICE double fma(double a, double b, double c);
 
 // NaN where one is NaN, unlike fmaxf.
 WEFT_DEVICE float max_nan(float a, float b);
-WEFT_DEVICE float min_nan(float a, float b);
 
 template <class T>
 WEFT_DEVICE T max(T a, T b) {
@@ -35,8 +34,5 @@ WEFT_DEVICE T min(T a, T b) {
 
 using ::weft::ceil_div;
 using ::weft::round_up;
-
-// d = c + Σ a_i · b_i over four signed bytes each.
-WEFT_DEVICE int32_t dot4(uint32_t a, uint32_t b, int32_t c);
 
 }  // namespace weft::gpu

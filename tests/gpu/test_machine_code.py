@@ -19,6 +19,22 @@ from .conftest import BUILD, CUDA_LIBRARY
 LDMATRIX = "LDSM.16"
 STAGE = {"WARPGROUP.ARRIVE": 1, "WARPGROUP.DEPBAR": 1}
 STEPS = 8  # of K, in wgmma_kernel
+TENSOR_SPELLINGS = {
+    rf"tensor_spellings_kernel<{R}>": {
+        f"UTMALDG.{R}D": 2, f"UTMALDG.{R}D.MULTICAST": 1,
+        f"UTMASTG.{R}D": 1, f"UTMAREDG.{R}D.ADD": 1,
+    }
+    for R in range(1, 6)
+}  # fmt: skip
+STRONG_SPELLINGS = {
+    rf"strong_spellings_kernel<.*Scope\){number}, unsigned {word}>": {
+        f"LDG.E{bits}.STRONG.{scope}": 2, f"STG.E{bits}.STRONG.{scope}": 2,
+        f"ATOMG.E.MAX{bits}.STRONG.{scope}": 1, f"ATOMG.E.MIN{bits}.STRONG.{scope}": 1,
+        f"ATOMG.E.EXCH{bits}.STRONG.{scope}": 1, f"ATOMG.E.CAS{bits}.STRONG.{scope}": 1,
+    }
+    for number, scope in ((0, "SM"), (2, "GPU"), (3, "SYS"))
+    for word, bits in (("int", ""), ("long", ".64"))
+}  # fmt: skip
 EXPECTED = {
     "sm_90a": {
         r"mma_kernel<weft::bf16, float": {"HMMA.16816.F32.BF16": 6, LDMATRIX: 12},
@@ -41,6 +57,14 @@ EXPECTED = {
         r"wgmma_kernel<.*WgmmaCase<weft::f16, N,": {"HGMMA.64xNx16.F32": STEPS, **STAGE},
         r"wgmma_kernel<.*WgmmaCase<signed char, N,": {"IGMMA.64xNx32.S8.S8": STEPS, **STAGE},
         r"multimem_kernel<": {"LDGMC": 1, "STG": 2, "REDG": 2, "MEMBAR": 1},
+        **TENSOR_SPELLINGS,
+        **STRONG_SPELLINGS,
+        r"remote_spellings_kernel<1>": {"LD.E": 1, "ST.E": 1, "STAS": 1},
+        r"remote_spellings_kernel<2>": {"LD.E.64": 1, "ST.E.64": 1, "STAS.64": 1},
+        r"remote_spellings_kernel<4>": {"LD.E.128": 1, "ST.E.128": 1, "STAS.128": 1},
+        r"fence_spellings_kernel": {
+            "FENCE.VIEW.ASYNC.S": 1, "FENCE.VIEW.ASYNC.G": 1, "UBLKRED.G.S.ADD": 1, "UCGABAR_ARV": 1
+        },
         r"wgmma_gemm_kernel": {
             "HGMMA.64x128x16.F32.BF16": 4, "WARPGROUP.ARRIVE": 2, "WARPGROUP.DEPBAR": 2,
             "UTMALDG": 2, "USETMAXREG": 2

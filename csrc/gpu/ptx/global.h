@@ -196,10 +196,6 @@ template <Scope kScope, class T>
 WEFT_DEVICE T load_acquire(const T* p) {
   return detail::strong_load<kScope, true>(p);
 }
-template <class T>
-WEFT_DEVICE T load_volatile(const T* p) {
-  return detail::strong_load<Scope::system, false>(p);
-}
 template <Scope kScope, class T>
 WEFT_DEVICE void store_relaxed(T* p, T v) {
   detail::strong_store<kScope, false>(p, v);
@@ -207,10 +203,6 @@ WEFT_DEVICE void store_relaxed(T* p, T v) {
 template <Scope kScope, class T>
 WEFT_DEVICE void store_release(T* p, T v) {
   detail::strong_store<kScope, true>(p, v);
-}
-template <class T>
-WEFT_DEVICE void store_volatile(T* p, T v) {
-  detail::strong_store<Scope::system, false>(p, v);
 }
 
 template <Scope kScope>

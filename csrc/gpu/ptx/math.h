@@ -1,4 +1,4 @@
-// Arithmetic; PTX ISA: Floating Point Instructions, dp4a.
+// Arithmetic; PTX ISA: Floating Point Instructions.
 #pragma once
 
 #include "gpu/math.h"
@@ -41,17 +41,6 @@ WEFT_DEVICE float max_nan(float a, float b) {
   float y;
   asm("max.NaN.f32 %0, %1, %2;" : "=f"(y) : "f"(a), "f"(b));
   return y;
-}
-WEFT_DEVICE float min_nan(float a, float b) {
-  float y;
-  asm("min.NaN.f32 %0, %1, %2;" : "=f"(y) : "f"(a), "f"(b));
-  return y;
-}
-
-WEFT_DEVICE int32_t dot4(uint32_t a, uint32_t b, int32_t c) {
-  int32_t d;
-  asm("dp4a.s32.s32 %0, %1, %2, %3;" : "=r"(d) : "r"(a), "r"(b), "r"(c));
-  return d;
 }
 
 }  // namespace weft::gpu

@@ -22,11 +22,5 @@ WEFT_DEVICE double rsqrt(double x) { return 1 / std::sqrt(x); }
 WEFT_DEVICE float fma(float a, float b, float c) { return std::fma(a, b, c); }
 WEFT_DEVICE double fma(double a, double b, double c) { return std::fma(a, b, c); }
 WEFT_DEVICE float max_nan(float a, float b) { return a != a || a > b ? a : b; }
-WEFT_DEVICE float min_nan(float a, float b) { return a != a || a < b ? a : b; }
-
-WEFT_DEVICE int32_t dot4(uint32_t a, uint32_t b, int32_t c) {
-  for (int i = 0; i < 32; i += 8) c += static_cast<int8_t>(a >> i) * static_cast<int8_t>(b >> i);
-  return c;
-}
 
 }  // namespace weft::gpu

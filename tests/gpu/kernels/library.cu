@@ -1,5 +1,6 @@
 // The test kernels on CUDA. Loaded after library.cpp's, which declares the op.
 #include "library.h"
+#include "spellings.h"
 
 namespace weft::gpu::tests {
 namespace {

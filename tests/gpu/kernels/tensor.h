@@ -91,4 +91,42 @@ const Register tensor_3("tensor_3", tensor_case<bf16, 3, Back::none>);
 const Register tensor_4("tensor_4", tensor_case<float, 4, Back::store>);
 const Register tensor_5("tensor_5", tensor_case<int32_t, 5, Back::add>);
 
+// Each block of a cluster loads a row of x [blocks, 64] for all: y[b] = x, in every block.
+WEFT_KERNEL void tensor_multicast_kernel(WEFT_GRID_CONSTANT const TensorMap x, float* y) {
+  const uint32_t size = cluster_blocks(), rank = cluster_rank();
+  constexpr uint32_t kRow = 64;
+  SharedLayout layout;
+  const Shared<float> rows = layout.take<float>(size * kRow, 128);
+  const Shared<MBarrier> full = layout.take<MBarrier>(1);
+  if (thread() == 0) {
+    mbarrier_init(full, 1);
+    fence_mbarrier_init();
+    mbarrier_arrive_expect(full, rows.bytes());
+  }
+  sync_cluster();
+  if (thread() == 0)
+    tensor_load_multicast(rows.from(rank * kRow, kRow), x, {0, static_cast<int32_t>(rank)}, full,
+                          static_cast<uint16_t>((1u << size) - 1));
+  mbarrier_wait(full, 0);
+  for (uint32_t i = thread(); i < size * kRow; i += threads())
+    store<Cache::normal, float>(y + rank * size * kRow + i, rows[i]);
+  sync_cluster();
+}
+const Register tensor_multicast("tensor_multicast", [](const Call& call) {
+  const auto size = static_cast<uint32_t>(call.inputs[0].count / 64);
+  TensorDescription x;
+  x.data = call.inputs[0].data;
+  x.dtype = DType::f32;
+  x.ndim = 2;
+  x.size[0] = x.box[0] = 64;
+  x.size[1] = size, x.box[1] = 1;
+  x.stride[0] = 64 * sizeof(float);
+  launch<tensor_multicast_kernel>({.grid = {size},
+                                   .block = kWarp,
+                                   .cluster = {size},
+                                   .shared_bytes = size * 64 * 4 + 8,
+                                   .stream = call.stream},
+                                  make_tensor_map(x), call.outputs[0].as<float>());
+});
+
 }  // namespace weft::gpu::tests

@@ -5,7 +5,7 @@
 
 namespace weft::gpu::tests {
 
-// One block; thread t writes column t of out [13, threads].
+// One block; thread t writes column t of out [14, threads].
 WEFT_KERNEL void warp_words_kernel(const int32_t* x, int32_t* out) {
   const int32_t v = load(x + thread());
   int row = 0;
@@ -23,6 +23,7 @@ WEFT_KERNEL void warp_words_kernel(const int32_t* x, int32_t* out) {
   put(all(v > -900) ? 1 : 0);
   put(warp_sum(v));
   put(warp_max<8>(v));
+  put(warp_min<4>(v));
 }
 
 // The same for values of eight bytes, and votes of half a warp; out [3, threads].
