@@ -7,6 +7,7 @@
 #include <tuple>
 #include <vector>
 
+#include "attention/cuda/backward_plan.h"
 #include "attention/cuda/plan.h"
 #include "int8/cuda/plan.h"
 #include "int8/cuda/plan_sm90.h"
@@ -20,9 +21,10 @@ namespace weft {
 namespace {
 
 void configure(int64_t seed, bool late_completion, bool clusters) {
-  gpu::sim::options() = {static_cast<uint64_t>(seed), late_completion, /*check_races=*/true};
   simulator::limits() =
       clusters ? gpu::Limits{4, 227 << 10, true, true} : gpu::Limits{4, 163 << 10};
+  gpu::sim::options() = {static_cast<uint64_t>(seed), late_completion, /*check_races=*/true,
+                         simulator::limits().multiprocessors};
 }
 
 // Who works on rows of a width, with up to `most` columns a thread in registers.
@@ -51,6 +53,24 @@ std::tuple<int64_t, int64_t, int64_t, int64_t, int64_t, int64_t> attention_plan(
           plan.split_keys,
           plan.grid,
           plan.workspace_bytes};
+}
+
+// What sm_90's backward makes of dense bf16 tensors of these sizes: blocks of keys, key heads that are
+// gone over together, and the rows of a block of queries.
+std::tuple<int64_t, int64_t, int64_t> attention_backward_plan(int64_t B, int64_t S, int64_t T,
+                                                              int64_t H, int64_t K, int64_t D,
+                                                              int64_t multiprocessors) {
+  alignas(16) static char somewhere[16];
+  attention::Backward p;
+  p.B = B, p.S = S, p.T = T, p.H = H, p.K = K, p.D = p.Dv = D;
+  const auto tensor = [&](int64_t rows, int64_t heads) {
+    return attention::Heads{somewhere, DType::bf16, rows * heads * D, heads * D, D};
+  };
+  p.q = p.out = p.dout = p.dq = tensor(S, H), p.k = p.v = p.dk = p.dv = tensor(T, K);
+  const auto plan =
+      attention::cuda::plan(p, {static_cast<uint32_t>(multiprocessors), 227 << 10, true, true});
+  const auto& own = plan.sm90;
+  return {own.schedule.tiles, own.schedule.section, own.queries};
 }
 
 // The tile that block `block` of `grid` takes in a round, as {head, block of rows}; -1: none.
@@ -151,6 +171,9 @@ STABLE_TORCH_LIBRARY(weft_simulator, m) {
       "multiprocessors) -> (int kernel, int row_blocks, int splits, int split_keys, int grid, int "
       "workspace_bytes)");
   m.def(
+      "attention_backward_plan(int B, int S, int T, int H, int K, int D, int multiprocessors) -> "
+      "(int tiles, int section, int queries)");
+  m.def(
       "attention_tile(int heads, int blocks, int section, bool last_first, int round, int block, "
       "int grid) -> (int head, int block)");
 }
@@ -174,6 +197,7 @@ STABLE_TORCH_LIBRARY_IMPL(weft_simulator, CompositeExplicitAutograd, m) {
   m.impl("int8_plan_sm90", TORCH_BOX(&weft::int8_plan_sm90));
   m.impl("geometry", TORCH_BOX(&weft::geometry));
   m.impl("attention_plan", TORCH_BOX(&weft::attention_plan));
+  m.impl("attention_backward_plan", TORCH_BOX(&weft::attention_backward_plan));
   m.impl("attention_tile", TORCH_BOX(&weft::attention_tile));
 }
 

@@ -75,9 +75,10 @@ def _attention_backward_sm90(D: int, steps: int, starts: int, waits: int) -> Exp
     """
     scores, sums, dq = D // 16, 64 // 16, 128 // 16
     products = scores + 2 * (steps * 2 * (scores + sums) + dq) + dq
+    adds = {"UBLKRED": 1, "FENCE.VIEW.ASYNC.G": 1}
     return Expected(
         rf"attention::cuda::backward_sm90_kernel<.*Shape<{D}>",
-        {"HGMMA": products, "UTMALDG": 4, "UBLKRED": 1, "STSM": 8, "USETMAXREG": 2},
+        {"HGMMA": products, "UTMALDG": 4, **adds, "STSM": 8, "USETMAXREG": 2},
         {"HGMMA": products, "WARPGROUP.ARRIVE": starts, "WARPGROUP.DEPBAR": waits},
         architectures=("sm_90a",),
     )

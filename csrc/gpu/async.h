@@ -68,6 +68,9 @@ WEFT_DEVICE void store_async(Remote<T> to, uint32_t i, const V& v, Shared<MBarri
 // What this thread, or others that it has waited for, stored in shared memory is now seen by bulk
 // copies, tensor copies and wgmma that come later.
 WEFT_DEVICE void fence_async();
+// The same in global memory, of what threads have stored and copies of other blocks have written,
+// before this thread heard of it.
+WEFT_DEVICE void fence_async_global();
 
 // The first `count` elements, counted in bytes by the barrier.
 template <class T>

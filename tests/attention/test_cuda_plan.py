@@ -69,3 +69,18 @@ def test_prefill_goes_to_sm90() -> None:
         kernel, _, splits, _, grid, workspace = plan(8, S, S, 32, 8)
         assert kernel in SM90 and splits == 1 and workspace == 0 and grid == MULTIPROCESSORS
     assert plan(1, 4, 4096, 32, 8)[0] in SM80
+
+
+def backward_plan(B: int, S: int, T: int, H: int, K: int) -> tuple[int, ...]:
+    op = torch.ops.weft_simulator.attention_backward_plan
+    return tuple(op(B, S, T, H, K, 128, MULTIPROCESSORS))
+
+
+@pytest.mark.parametrize("group", [1, 4, 8])
+@pytest.mark.parametrize("S, section", [(512, 8), (4096, 8), (16384, 2), (65536, 1)])
+def test_backward_goes_over_key_heads_together(S: int, section: int, group: int) -> None:
+    """As many as have room in L2 for what one query head of each reads and adds to.
+
+    Fewer would put more blocks of a head side by side, which wait for each other.
+    """
+    assert backward_plan(1, S, S, 8 * group, 8) == (8 * S // 128, section, 64)

@@ -43,12 +43,14 @@ def run(
 
 
 @contextmanager
-def simulator(seed: int = 0, late: bool = False, races: bool = True) -> Iterator[None]:
-    torch.ops.weft_gpu_tests.configure(seed, late, races)
+def simulator(
+    seed: int = 0, late: bool = False, races: bool = True, multiprocessors: int = 4
+) -> Iterator[None]:
+    torch.ops.weft_gpu_tests.configure(seed, late, races, multiprocessors)
     try:
         yield
     finally:
-        torch.ops.weft_gpu_tests.configure(0, False, True)
+        torch.ops.weft_gpu_tests.configure(0, False, True, 4)
 
 
 @contextmanager

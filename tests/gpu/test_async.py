@@ -43,10 +43,11 @@ def test_ring(kind: str, rows: int):
 )
 def test_bulk(name: str, dtype: torch.dtype):
     x = torch.randint(-9, 9, (5, 256)).to(dtype)
-    out, sums = torch.empty_like(x), torch.ones(256, dtype=dtype)
+    out, sums = torch.empty_like(x), torch.ones(2, 256, dtype=dtype)
     run(f"bulk_{name}", [x], [out], [sums])
     assert torch.equal(out, 2 * x)
-    assert torch.equal(sums, (1 + 2 * x.float().sum(0)).to(dtype))
+    for half in range(2):
+        assert torch.equal(sums[half], (1 + 2 * x[half::2].float().sum(0)).to(dtype))
 
 
 @pytest.mark.parametrize("size", [2, 8])
@@ -63,6 +64,14 @@ def test_multicast(size: int):
     y = torch.empty(size)
     run("multicast", [x], [y], numbers=[size])
     assert torch.equal(y, x.sum().expand(size))
+
+
+@pytest.mark.parametrize("size", [2, 4])
+def test_tensor_multicast(size: int):
+    x = torch.randn(size, 64)
+    y = torch.empty(size, size, 64)
+    run("tensor_multicast", [x], [y])
+    assert torch.equal(y, x.expand_as(y))
 
 
 def test_registers():

@@ -47,12 +47,42 @@ def test_same_seed_same_order():
     def left(seed: int) -> int:
         words = torch.zeros(5, dtype=torch.int32)
         with simulator(seed=seed):
-            run("atomics", [x], [], [words, torch.zeros(1)])
+            run("atomics", [x], [], [words, torch.zeros(640)])
         return int(words[3])
 
     last = [left(seed) for seed in range(8)]
     assert last == [left(seed) for seed in range(8)]
     assert len(set(last)) > 1
+
+
+def most_at_once(seed: int, multiprocessors: int) -> int:
+    words = torch.zeros(2, dtype=torch.int32)
+    with simulator(seed=seed, multiprocessors=multiprocessors):
+        run("side_by_side", inouts=[words])
+    assert words[0] == 0
+    return int(words[1])
+
+
+def test_blocks_side_by_side():
+    """As many as the seed says and the GPU holds, where they meet in global memory."""
+    assert {most_at_once(seed, 132) for seed in range(1, 20)} == {1, 2, 3, 4}
+    assert {most_at_once(seed, 2) for seed in range(1, 10)} == {1, 2}
+    assert {most_at_once(seed, 1) for seed in range(1, 5)} == {1}
+    assert most_at_once(0, 132) == 1
+
+
+def test_more_blocks_than_the_gpu_holds():
+    """A barrier of the grid is passed by as many blocks as run at once, and by no more."""
+    for blocks in (64, 65):
+        outputs = [torch.empty(blocks), torch.empty(blocks)]
+        arguments = [torch.randn(blocks)], outputs, [torch.zeros(1, dtype=torch.int32)]
+        with simulator(seed=5, multiprocessors=2):
+            if blocks == 64:
+                run("grid_barrier", *arguments)
+                continue
+            message = r"deadlock\n.*1 of 65 blocks have not begun: there is room for 64 at a time"
+            with pytest.raises(RuntimeError, match=message):
+                run("grid_barrier", *arguments)
 
 
 def test_unchecked_races():

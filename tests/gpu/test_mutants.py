@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import re
+
 import pytest
 import torch
 
-from .kernel import run
+from .kernel import run, simulator
 
 pytestmark = pytest.mark.usefixtures("simulated")
 
@@ -79,6 +81,15 @@ def test_endless_wait():
     caught("endless_wait", "deadlock", inouts=[torch.zeros(1, dtype=torch.int32)])
 
 
+def test_unordered_sum():
+    caught(
+        "unordered_sum",
+        "race: .* in no order have no one sum",
+        inputs=[torch.randn(32)],
+        inouts=[torch.zeros(1)],
+    )
+
+
 # Kernels in which a mistake takes one line away, by their number in kernels/mutants.h.
 KERNELS = [
     "neighbours",
@@ -93,13 +104,14 @@ KERNELS = [
     "dependent",
     "fenced_flag",
     "cluster_message",
+    "ordered_sum",
 ]
 
 
 def run_mutant(mistake: str, kernel: str) -> torch.Tensor:
-    x, y = torch.randn(256), torch.empty(256)
-    flag = torch.zeros(1, dtype=torch.int32)
-    run(mistake, [x], [y, torch.empty(256)], [flag], [KERNELS.index(kernel)], partly=True)
+    x, y = torch.randn(1280), torch.empty(256)
+    flags = torch.zeros(2, dtype=torch.int32)
+    run(mistake, [x], [y, torch.empty(256)], [flags], [KERNELS.index(kernel)], partly=True)
     return y
 
 
@@ -140,6 +152,18 @@ RACE = "race: .* not ordered with"
         ("narrow_scope", "cluster_message", RACE),
         ("early_exit", "cluster_exit", "the block ends while|which has ended"),
         ("no_wait", "dependent", "without wait_for_prerequisites"),
+        ("no_wait", "ordered_sum", f"{RACE}|not been written"),
+        ("no_acquire", "ordered_sum", RACE),
+        ("no_release", "ordered_sum", RACE),
+        ("narrow_scope", "ordered_sum", RACE),
+        ("no_fence", "ordered_sum", f"{RACE} .*(\n.*)*no fence_async_global"),
+        # Whoever comes next may add before the copy has.
+        ("early_exit", "ordered_sum", RACE),
+        (
+            "wrong_order",
+            "ordered_sum",
+            r"deadlock\n  \d+ of 40 blocks have not begun: there is room for 4 at a time",
+        ),
     ],
 )
 def test_mistakes_in_order(mistake: str, kernel: str, message: str):
@@ -147,6 +171,20 @@ def test_mistakes_in_order(mistake: str, kernel: str, message: str):
         run_mutant(mistake, kernel)
     assert f"::{kernel}_kernel<" in str(error.value)
     assert "mutants.h:" in str(error.value)
+
+
+@pytest.mark.parametrize("late", [False, True])
+def test_a_wait_for_one_too_few(late: bool):
+    """Seen where blocks run side by side, and the one that is not waited for comes late."""
+    refused = 0
+    for seed in range(1, 9):
+        with simulator(seed=seed, late=late):
+            try:
+                run_mutant("wrong_phase", "ordered_sum")
+            except RuntimeError as error:
+                assert re.search(f"({RACE}|not been written)(.|\n)*ordered_sum_kernel", str(error))
+                refused += 1
+    assert refused >= 4
 
 
 def test_stale_cache():

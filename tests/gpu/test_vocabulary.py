@@ -21,7 +21,7 @@ def test_row_sum():
 def test_warp_words(warps: int):
     n = 32 * warps
     x = torch.randint(-1000, 1000, (n,), dtype=torch.int32)
-    out = torch.empty(13, n, dtype=torch.int32)
+    out = torch.empty(14, n, dtype=torch.int32)
     run("warp_words", [x], [out])
 
     lane = torch.arange(32)
@@ -45,6 +45,7 @@ def test_warp_words(warps: int):
         (v > -900).all(1, keepdim=True).long().expand(-1, 32),
         v.sum(1, keepdim=True).expand(-1, 32),
         v.view(warps, 4, 8).amax(2).repeat_interleave(8, 1),
+        v.view(warps, 8, 4).amin(2).repeat_interleave(4, 1),
     ]
     for row, want in zip(out, expected, strict=True):
         assert torch.equal(row, want.reshape(-1).to(torch.int32))
@@ -179,8 +180,8 @@ def test_blocks_that_wait_for_each_other():
 def test_atomics():
     x = torch.randperm(640).to(torch.int32) - 300
     words = torch.tensor([0, -(2**31), 2**31 - 1, 0, 7], dtype=torch.int32)
-    total = torch.zeros(1)
-    run("atomics", [x], [], [words, total])
+    sums = torch.ones(640)
+    run("atomics", [x], [], [words, sums])
     assert words[:3].tolist() == [int(x.sum()), int(x.max()), int(x.min())]
     assert words[3] in x and words[4] in x
-    assert total.item() == x.sum().item()
+    assert torch.equal(sums, x + 1.5)

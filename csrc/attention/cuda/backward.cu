@@ -9,7 +9,8 @@ template <class T>
 void launch_rows(const BackwardCall& call, bool vector, gpu::Stream stream) {
   constexpr uint32_t kThreads = 256;
   const Backward& p = call.p;
-  const int64_t S = call.sm90.D ? call.sm90.longest * call.sm90.queries : p.S, rows = p.B * S * p.H;
+  const int64_t S = call.sm90.D ? int64_t{call.sm90.longest} * call.sm90.queries : p.S,
+                rows = p.B * S * p.H;
   if (rows == 0) return;
   uint32_t lanes = 1;
   while (lanes < kWarp && lanes * kVecSize<T> < p.Dv) lanes *= 2;

@@ -28,7 +28,8 @@ struct BackwardCall {
 // Of sm_90's kernel, the block of queries with which head h of a sequence begins.
 WEFT_DEVICE int64_t first_block(const BackwardCall& call, const Sequence& e, int64_t b, int64_t h) {
   const BackwardSm90& own = call.sm90;
-  return h * own.blocks + (call.p.sequences.cu_q ? e.q_row / own.queries + b : b * own.longest);
+  const auto row = static_cast<uint32_t>(e.q_row);
+  return h * own.blocks + (call.p.sequences.cu_q ? row / own.queries + b : b * own.longest);
 }
 
 // Where `rows` has the shift and the δ of query i of head h. sm_80's kernels read pairs, in the order

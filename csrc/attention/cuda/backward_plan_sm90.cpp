@@ -24,11 +24,12 @@ bool has_reached_tensors(const Backward& p) {
          keys(p.v, p.Dv) && keys(p.dk, p.D) && keys(p.dv, p.Dv);
 }
 
-// Key heads whose queries, upstream gradients and dQ take up to 40 MiB: in L2 each block of keys reads
-// them, and adds to them.
+// Key heads that are gone over together: each block of keys reads, and adds to, queries, upstream
+// gradients and dQ of one query head after the other, which of all of them take up to 40 MiB of L2.
+// The more there are, the fewer blocks of a head begin together, and wait for each other.
 int64_t section_of(const Backward& p, int64_t D) {
   constexpr int64_t kBytes = 40 << 20;
-  return std::clamp<int64_t>(kBytes / (p.H / p.K * p.S * ((p.D + p.Dv) * 2 + D * 4)), 1, p.B * p.K);
+  return std::clamp<int64_t>(kBytes / (p.S * ((p.D + p.Dv) * 2 + D * 4)), 1, p.B * p.K);
 }
 
 // Each sequence has whole blocks of fp32 dQ: of many short ones that is a workspace, and work, of
@@ -55,8 +56,8 @@ void take(const Backward& p, BackwardPlan& plan) {
   own.D = D;
   own.schedule = {count(heads * key_blocks), count(heads), count(key_blocks),
                   count(section_of(p, D)), /*last_first=*/false};
-  own.queries = kQueries;
-  own.longest = longest;
+  own.queries = Shape::kQueries;
+  own.longest = count(longest);
   own.blocks = blocks;
 }
 

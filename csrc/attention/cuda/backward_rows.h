@@ -42,7 +42,7 @@ void backward_rows_kernel(WEFT_GRID_CONSTANT const BackwardCall call, const int6
   if (!mine || thread() % lanes != 0) return;
   const RowPlace to = row_place(call, e, b, h, i);
   if (!here) {
-    if (!call.sm90.D || i >= round_up<int64_t>(e.S, call.sm90.queries)) return;
+    if (!call.sm90.D || i >= round_up(static_cast<uint32_t>(e.S), call.sm90.queries)) return;
     store(call.rows + to.shift, -__builtin_inff());
     store(call.rows + to.delta, 0.0f);
     return;

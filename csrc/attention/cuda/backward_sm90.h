@@ -160,7 +160,8 @@ WEFT_DEVICE void load_blocks(const BackwardTilesSm90<T, Shape>& smem, const Tens
                              const TensorMap& k, const TensorMap& v, const TensorMap& dout,
                              const BackwardCall& call, const KeyBlock<Shape>& own) {
   using M = BackwardTilesSm90<T, Shape>;
-  constexpr CachePolicy kOnce = CachePolicy::evict_first, kOften = CachePolicy::evict_last;
+  // K and V come once. Q and dO are as the sums of dQ: used by block after block, then by none.
+  constexpr CachePolicy kOnce = CachePolicy::evict_first, kOften = CachePolicy::normal;
   const Sequence& e = own.at;
   mbarrier_arrive_expect(smem.k_full, M::Keys::kSize * sizeof(T));
   load_panels<typename M::Keys, kOnce>(smem.k, k, e.k_row + own.first, own.head, e.k_batch,
@@ -221,6 +222,9 @@ WEFT_DEVICE void add_parts(const BackwardTilesSm90<T, Shape>& smem, const Backwa
       } else {
         while (load_acquire<Scope::gpu>(done) < before) {
         }
+        // The PTX ISA orders accesses of the asynchronous proxy as they are within a block alone.
+        // The other block's copy ended with a proxy fence, which bulk_wait has seen; this is ours.
+        fence_async_global();
         bulk_reduce_add(to, part, Shape::kPart);
       }
       bulk_commit();
@@ -607,11 +611,11 @@ WEFT_DEVICE void backward_finish(const BackwardCall& call) {
   using Tile = MatrixTile<T, Major::k, Swizzle::bytes128, 16, 64>;  // of a warp
   constexpr bool kTwo = Shape::kHalves == 2;
   const Backward& p = call.p;
-  const uint32_t piece = block().x % 2;
-  int64_t n = block().x / 2;
-  const auto m = static_cast<int32_t>(n % call.sm90.longest);
-  n /= call.sm90.longest;
-  const auto h = static_cast<int32_t>(n % p.H), b = static_cast<int32_t>(n / p.H);
+  const uint32_t piece = block().x % 2, n = block().x / 2;
+  const auto H = static_cast<uint32_t>(p.H);
+  const auto m = static_cast<int32_t>(n % call.sm90.longest),
+             h = static_cast<int32_t>(n / call.sm90.longest % H),
+             b = static_cast<int32_t>(n / call.sm90.longest / H);
   const Sequence e = sequence_of(p, b);
   constexpr auto kQueries = static_cast<int32_t>(Shape::kQueries);
   const int32_t query = m * kQueries + static_cast<int32_t>(kTwo ? 64 * piece : 0);

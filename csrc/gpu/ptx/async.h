@@ -150,6 +150,9 @@ WEFT_DEVICE void store_async(Remote<T> to, uint32_t i, const V& v, Shared<MBarri
 WEFT_DEVICE void fence_async() {
   WEFT_PTX_SM90(asm volatile("fence.proxy.async.shared::cta;" :: : "memory"));
 }
+WEFT_DEVICE void fence_async_global() {
+  WEFT_PTX_SM90(asm volatile("fence.proxy.async.global;" :: : "memory"));
+}
 
 // ---- PTX ISA: cp.async.bulk
 template <class T>

@@ -364,6 +364,11 @@ void fence_async() {
     if (m.initialiser == self().id) m.fenced = true;
 }
 
+void fence_async_global() {
+  WEFT_SIM_ENTER;
+  if (engine().options.check_races) fence_global_for_async(self());
+}
+
 void load_boxes(Task& task, const char* name, uint32_t barrier, uint32_t blocks, uint32_t bytes,
                 const std::vector<BoxPiece>& pieces) {
   Block& own = block_of(task);
@@ -400,6 +405,7 @@ void load_boxes(Task& task, const char* name, uint32_t barrier, uint32_t blocks,
 void store_boxes(Task& task, const char* name, const Reduction* reduction,
                  const std::vector<BoxPiece>& pieces) {
   Block& block = block_of(task);
+  if (reduction) talk();
   const Actor reader = engine_actor(task, kBulkReads, name, task.bulk_reads.open(), true);
   const Actor writer = engine_actor(task, kBulkWrites, name, task.bulk_writes.open(), true);
   note_visitor(reader, block);
@@ -419,7 +425,7 @@ void store_boxes(Task& task, const char* name, const Reduction* reduction,
       if (reduction) {
         const uint32_t n = reduction->element_bytes;
         for (uint32_t i = 0; i < piece.bytes; i += n)
-          reduction->add(global_access_by(writer, piece.global + i, n, Access::update), from + i,
+          reduction->add(global_access_by(writer, piece.global + i, n, reduction->access), from + i,
                          1);
       } else {
         std::memcpy(global_access_by(writer, piece.global, piece.bytes, Access::write), from,
@@ -477,6 +483,7 @@ void bulk_commit() {
 void bulk_wait(uint32_t pending, bool read_only) {
   WEFT_SIM_ENTER;
   Task& task = self();
+  if (!read_only) linger();
   task.bulk_reads.wait(pending);
   task.own[kBulkReads].known = task.bulk_reads.done();
   if (read_only) return;

@@ -23,7 +23,7 @@ void add_elements(void* to, const void* from, uint32_t count) {
   }
 }
 template <class T>
-constexpr sim::Reduction kAdd = {sizeof(T), add_elements<T>};
+constexpr sim::Reduction kAdd = {sizeof(T), sim::kAdding<T>, add_elements<T>};
 }  // namespace detail
 
 template <int N, class T>
@@ -84,6 +84,7 @@ WEFT_DEVICE void store_async(Remote<T> to, uint32_t i, const V& v, Shared<MBarri
 }
 
 WEFT_DEVICE void fence_async() { sim::fence_async(); }
+WEFT_DEVICE void fence_async_global() { sim::fence_async_global(); }
 
 template <class T>
 WEFT_DEVICE void bulk_load(Shared<T> to, const T* from, uint32_t count, Shared<MBarrier> barrier) {

@@ -1,8 +1,9 @@
-// Launches. A grid's clusters run one after the other, each until all its threads have exited; a
-// second one joins only when all threads of the first do nothing but look at memory, waiting for
-// somebody else to change it. Where there are several streams, each has a cluster that runs. A
-// thread runs until it has to wait, and the choice of the next is drawn from the seed: mostly a lane
-// of the same warp, whose stacks are in the cache.
+// Launches. A grid's clusters run one after the other, each until all its threads have exited. From
+// the first atomic, or other access that synchronises in global memory, on, several run side by side,
+// as many as the seed says, and when all threads do nothing but look at memory, waiting for somebody
+// else to change it, one more joins; but never more than the GPU has room for. Where there are several
+// streams, each is a GPU of its own. A thread runs until it has to wait, and the choice of the next is
+// drawn from the seed: mostly a lane of the same warp, whose stacks are in the cache.
 #include "gpu/sim/engine.h"
 #include "gpu/math.h"
 
@@ -25,6 +26,12 @@ constexpr uint32_t kMostThreads = 1024, kMostSharedBytes = 227 << 10, kMostClust
 // Spinning threads look so often, with nothing happening, before they are declared stuck.
 constexpr int kPatience = 1000;
 constexpr uint64_t kRound = 1'000'000;  // nanoseconds that pass meanwhile
+
+// A multiprocessor of sm_90. Registers do not count: nobody knows here how many a thread has.
+constexpr uint32_t kMostWarps = 64, kMostBlocks = 32, kSharedBytes = 228 << 10,
+                   kSystemBytes = 1 << 10;  // of a block's shared memory
+// Clusters that run side by side where the grid talks, and threads of theirs: stacks take memory.
+constexpr uint64_t kMostCompany = 4, kMostCompanyThreads = 4096;
 
 Engine* active = nullptr;
 
@@ -121,7 +128,7 @@ void admit(Engine& e, Lane& lane) {
   const uint32_t blocks = static_cast<uint32_t>(size.count());
   cluster.live = cluster.threads = blocks * config.block;
   ClockRef start = new_clock(++e.admitted);
-  if (grid.before) start = merge(start, grid.before);
+  if (grid.before) start = fenced_global(merge(start, grid.before));
   for (uint32_t rank = 0; rank < blocks; ++rank) {
     if (e.spare.empty()) e.spare.push_back(std::make_unique<Block>());
     cluster.blocks.push_back(std::move(e.spare.back()));
@@ -136,23 +143,31 @@ void admit(Engine& e, Lane& lane) {
   }
 }
 
-bool waits_for_room(const Lane& lane) {
-  return lane.turn < lane.grids.size() &&
-         lane.grids[lane.turn]->admitted < lane.grids[lane.turn]->clusters;
+uint64_t room_for(const LaunchConfig& c, uint32_t multiprocessors) {
+  const uint32_t blocks = std::min({kMostBlocks, kMostWarps / ceil_div<uint32_t>(c.block, kWarp),
+                                    kSharedBytes / (c.shared_bytes + kSystemBytes)});
+  return std::max<uint64_t>(1, uint64_t{multiprocessors} * blocks / c.cluster.count());
 }
 
-// A stream whose grid has clusters that do not run yet; null if there is none.
+// Has the stream's grid clusters that do not run yet, and the GPU room for one?
+bool may_admit(const Lane& lane) {
+  if (lane.turn == lane.grids.size()) return false;
+  const Grid& grid = *lane.grids[lane.turn];
+  return grid.admitted < grid.clusters && lane.resident < grid.room;
+}
+
+// A stream with a cluster that may join those that run; null if there is none.
 Lane* next_lane(Engine& e) {
   std::vector<Lane>& lanes = *e.lanes;
   const size_t start = e.options.seed != 0 && lanes.size() > 1 ? e.draw() % lanes.size() : 0;
   for (size_t i = 0; i < lanes.size(); ++i) {
     Lane& lane = lanes[(start + i) % lanes.size()];
-    if (waits_for_room(lane)) return &lane;
+    if (may_admit(lane)) return &lane;
   }
   return nullptr;
 }
 
-// Streams whose grid has ended go on to the next, and each has a cluster that runs.
+// Streams whose grid has ended go on to the next, and each has as many clusters that run as it should.
 void fill(Engine& e) {
   for (Lane& lane : *e.lanes) {
     while (lane.turn < lane.grids.size() &&
@@ -160,14 +175,16 @@ void fill(Engine& e) {
       ClockRef known = std::move(lane.grids[lane.turn]->after);
       if (++lane.turn < lane.grids.size()) lane.grids[lane.turn]->before = std::move(known);
     }
-    if (lane.resident == 0 && waits_for_room(lane)) admit(e, lane);
+    while (may_admit(lane)) {
+      const Grid& grid = *lane.grids[lane.turn];
+      if (lane.resident >= (grid.talks ? grid.company : 1)) break;
+      admit(e, lane);
+    }
   }
 }
 
-// One piece of asynchronous work; the oldest where no seed says otherwise.
-void do_pending(Engine& e) {
-  const size_t i = e.options.seed == 0 ? 0 : e.draw() % e.pending.size();
-  const Work work = std::move(e.pending[i]);
+void do_pending(Engine& e, size_t i) {
+  const Work work = std::move(e.pending[i].work);
   e.pending.erase(e.pending.begin() + static_cast<std::ptrdiff_t>(i));
   e.progress = true;
   try {
@@ -177,12 +194,30 @@ void do_pending(Engine& e) {
   }
 }
 
+// What an ended cluster has left.
+void finish_pending(Engine& e, const Cluster& cluster) {
+  for (size_t i = 0; i < e.pending.size() && !e.failure;)
+    if (e.pending[i].of == &cluster)
+      do_pending(e, i);
+    else
+      ++i;
+}
+
+void wake_polling(Engine& e) {
+  e.progress = false;
+  for (Task* task : e.polling) {
+    task->waits_for = nullptr;
+    make_ready(e, *task);
+  }
+  e.polling.clear();
+}
+
 // Nobody can run. Lets something happen that may change that; false if there is nothing.
 bool stir(Engine& e) {
   if (e.failure) return false;
   if (e.polling.empty() || !e.progress) {
-    if (!e.pending.empty()) {
-      do_pending(e);
+    if (!e.pending.empty()) {  // the oldest where no seed says otherwise
+      do_pending(e, e.options.seed == 0 ? 0 : e.draw() % e.pending.size());
       return !e.failure;
     }
     if (e.polling.empty()) return false;
@@ -195,21 +230,21 @@ bool stir(Engine& e) {
   } else {
     e.fruitless = 0;
   }
-  e.progress = false;
-  for (Task* task : e.polling) {
-    task->waits_for = nullptr;
-    make_ready(e, *task);
-  }
-  e.polling.clear();
+  wake_polling(e);
   return true;
 }
 
 // The thread to run, which is taken from those that can; null where none can.
 Task* next_task(Engine& e) {
+  const bool random = e.options.seed != 0;
   while (e.ready.empty())
     if (!stir(e)) return nullptr;
-  const bool random = e.options.seed != 0;
   const uint64_t drawn = random ? e.draw() : 0;
+  // Who waits for memory need not be the last to see that it has changed.
+  if (random && e.progress && drawn >> 58 == 0 && !e.polling.empty()) {
+    e.fruitless = 0;
+    wake_polling(e);
+  }
   Warp* warp = e.current;
   if (!warp || warp->listed < 0 || drawn % 8 == 7) {
     const size_t n = e.ready.size();
@@ -338,7 +373,11 @@ void run_together(std::vector<Lane>& lanes) {
   e.admitted = e.turn = e.now = 0;
   for (Lane& lane : lanes)
     for (const auto& grid : lane.grids) {
+      const LaunchConfig& config = grid->config;
+      grid->room = room_for(config, e.options.multiprocessors);
       if (e.options.seed == 0 || grid->clusters <= 1) continue;
+      const uint64_t most = kMostCompanyThreads / (config.cluster.count() * config.block);
+      grid->company = 1 + e.draw() % std::clamp<uint64_t>(most, 1, kMostCompany);
       grid->first = e.draw() % grid->clusters;
       do grid->stride = 1 + e.draw() % (grid->clusters - 1);
       while (std::gcd(grid->stride, grid->clusters) != 1);
@@ -357,10 +396,10 @@ void run_together(std::vector<Lane>& lanes) {
     else if (!e.failure)
       e.failure = std::make_exception_ptr(std::runtime_error(deadlock_report(e)));
     running = nullptr;
-    while (!e.pending.empty() && !e.failure) do_pending(e);
     e.current = nullptr;
     for (size_t i = e.resident.size(); i-- > 0;) {
       Cluster& cluster = *e.resident[i];
+      if (cluster.live == 0) finish_pending(e, cluster);
       if (cluster.live > 0 && !e.failure) continue;
       ++cluster.grid->ended;
       --cluster.lane->resident;
@@ -436,9 +475,16 @@ void wake(Task& task) {
 void start_work(Work work) {
   Engine& e = engine();
   if (e.options.late_completion)
-    e.pending.push_back(std::move(work));
+    e.pending.push_back({block_of(self()).cluster, std::move(work)});
   else
     work();
+}
+
+void talk() {
+  Grid& grid = grid_of(self());
+  if (grid.talks) return;
+  grid.talks = true;
+  fill(engine());
 }
 
 void poll() {
@@ -446,6 +492,15 @@ void poll() {
   Task& task = self();
   e.polling.push_back(&task);
   wait("memory that it looks at to change");
+}
+
+void linger() {
+  Engine& e = engine();
+  if (e.options.seed == 0 || e.draw() % 2) return;
+  wake_polling(e);
+  make_ready(e, self());
+  e.current = nullptr;
+  leave(e, self());
 }
 
 }  // namespace weft::gpu::sim

@@ -18,6 +18,7 @@
 #include <functional>
 #include <memory>
 #include <string>
+#include <type_traits>
 
 #include "gpu/global.h"
 #include "gpu/launch.h"
@@ -56,10 +57,13 @@ void run(const LaunchConfig& config, const char* kernel, std::function<void()> b
 enum class Access : uint8_t {
   read,
   write,
-  strong_read,   // relaxed, acquire, volatile: may race with other strong accesses by intent
-  strong_write,  // relaxed, release, volatile
+  strong_read,   // relaxed, acquire: may race with other strong accesses by intent
+  strong_write,  // relaxed, release
   update,        // atomics: strong, both
+  sum,           // those that add floats: in another order another sum
 };
+template <class T>
+constexpr Access kAdding = std::is_integral_v<T> ? Access::update : Access::sum;
 void* global_access(const void* p, uint32_t bytes, Access access);
 // The same for loads that take their data for constant while the kernel runs.
 const void* constant_access(const void* p, uint32_t bytes);
@@ -152,10 +156,12 @@ void copy_async_arrive(uint32_t barrier);
 // to[i] += from[i] on `count` elements.
 struct Reduction {
   uint32_t element_bytes;
+  Access access;
   void (*add)(void* to, const void* from, uint32_t count);
 };
 
 void fence_async();
+void fence_async_global();
 void store_async(uint32_t rank, uint32_t to, const void* value, uint32_t bytes, uint32_t barrier);
 // `blocks`: a bit for each block of the cluster; 0 is this block alone.
 void bulk_load(uint32_t to, const void* from, uint32_t bytes, uint32_t barrier, uint32_t blocks);

@@ -58,11 +58,11 @@ WEFT_DEVICE void strong_store(T* p, T v) {
   *to = v;
 }
 
-template <Scope kScope, Order kOrder, class T, class F>
+template <Scope kScope, Order kOrder, sim::Access kAccess = sim::Access::update, class T, class F>
 WEFT_DEVICE T update(T* p, const F& f) {
   static_assert(kScope != Scope::cluster);
-  auto* at = static_cast<T*>(sim::global_access(p, sizeof(T), sim::Access::update));
-  sim::synchronise(p, sim::Access::update, kOrder, kScope);
+  auto* at = static_cast<T*>(sim::global_access(p, sizeof(T), kAccess));
+  sim::synchronise(p, kAccess, kOrder, kScope);
   const T before = *at;
   *at = f(before);
   return before;
@@ -78,10 +78,6 @@ template <Scope kScope, class T>
 WEFT_DEVICE T load_acquire(const T* p) {
   return detail::strong_load<kScope, Order::acquire>(p);
 }
-template <class T>
-WEFT_DEVICE T load_volatile(const T* p) {
-  return detail::strong_load<Scope::system, Order::relaxed>(p);
-}
 template <Scope kScope, class T>
 WEFT_DEVICE void store_relaxed(T* p, T v) {
   detail::strong_store<kScope, Order::relaxed>(p, v);
@@ -89,10 +85,6 @@ WEFT_DEVICE void store_relaxed(T* p, T v) {
 template <Scope kScope, class T>
 WEFT_DEVICE void store_release(T* p, T v) {
   detail::strong_store<kScope, Order::release>(p, v);
-}
-template <class T>
-WEFT_DEVICE void store_volatile(T* p, T v) {
-  detail::strong_store<Scope::system, Order::relaxed>(p, v);
 }
 
 template <Scope kScope>
@@ -103,7 +95,8 @@ WEFT_DEVICE void fence() {
 
 template <Scope kScope, Order kOrder, class T>
 WEFT_DEVICE T atomic_add(T* p, T v) {
-  return detail::update<kScope, kOrder>(p, [=](T x) { return static_cast<T>(x + v); });
+  return detail::update<kScope, kOrder, sim::kAdding<T>>(
+      p, [=](T x) { return static_cast<T>(x + v); });
 }
 template <Scope kScope, Order kOrder, class T>
 WEFT_DEVICE void reduce_add(T* p, T v) {

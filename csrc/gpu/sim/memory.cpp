@@ -29,7 +29,7 @@ struct Region {
   std::vector<Record*> records;
   bool writable = false;  // one of them is
   Initialised initialised;
-  Cells cells;
+  Cells cells{Space::global};
   uint64_t launch = 0;                      // of which `cells` tell
   uint64_t written_by = 0, touched_by = 0;  // the latest launch that did
 };
@@ -126,13 +126,18 @@ std::string earlier_access(const Stamp& stamp, const Actor& now) {
 
 // Two accesses that nothing orders.
 [[noreturn]] void race(const Stamp& stamp, const Actor& now, Access access, uint32_t bytes,
-                       const std::string& place) {
+                       Space space, const std::string& place) {
   std::ostringstream text;
   text << "race: " << verb(access) << " of " << bytes << " bytes at " << place << " by "
        << name_of_actor(now.cluster, now.id) << ", not ordered with a "
        << earlier_access(stamp, now);
-  if (now.async && !stamp.async && stamp.write && seen(now, stamp.actor, stamp.epoch))
-    text << ": there is no fence_async between them";
+  Actor thread = now;
+  thread.async = false;
+  if (known(stamp, thread, space))
+    text << ": there is no fence_async" << (space == Space::global ? "_global" : "")
+         << " between them";
+  else if (access == Access::sum && stamp.sum)
+    text << ": floats that are added in no order have no one sum";
   error(text.str());
 }
 
@@ -152,7 +157,7 @@ void* shared_of(const Actor& actor, Block& block, uint32_t offset, uint32_t byte
   if (engine().options.check_races) {
     Stamp earlier;
     if (!block.cells.note(offset, bytes, access, actor, earlier))
-      race(earlier, actor, access, bytes, "shared" + place());
+      race(earlier, actor, access, bytes, Space::shared, "shared" + place());
   }
   if (writes(access)) {
     block.initialised.set(offset, bytes);
@@ -266,7 +271,7 @@ void check_global(const Actor& actor, const void* p, uint32_t bytes, Access acce
     if (!region->cells.note(offset, bytes, access, actor, earlier)) {
       std::ostringstream place;
       place << "global address " << p;
-      race(earlier, actor, access, bytes, place.str());
+      race(earlier, actor, access, bytes, Space::global, place.str());
     }
     if (e.dependent && !actor.clock->prerequisites &&
         (writes(access) ? region->touched_by : region->written_by) == e.launch - 1)
@@ -394,7 +399,9 @@ void view_error(uint64_t i, uint32_t n, uint32_t count, uint32_t element_bytes) 
 void synchronise(const void* p, Access access, Order order, Scope scope) {
   WEFT_SIM_ENTER;
   Engine& e = engine();
-  if (access == Access::strong_read) poll();
+  talk();
+  // Half of the looks come before what the others do meanwhile.
+  if (access == Access::strong_read && (e.options.seed == 0 || e.draw() % 2)) poll();
   if (!e.options.check_races) return;
   Task& task = self();
   const auto at = reinterpret_cast<uintptr_t>(p);

@@ -27,6 +27,7 @@ ClockRef copy_of(const Clock& clock) {
   copy->read = clock.read;
   copy->fenced = clock.fenced;
   copy->foreign = clock.foreign;
+  copy->global = clock.global;
   copy->prerequisites = clock.prerequisites;
   return copy;
 }
@@ -49,6 +50,12 @@ void join_into(Clock& to, const ClockRef& from) {
     else
       learn_foreign(to, cluster, clock);
   }
+  if (!from->global || from->global.get() == to.global.get()) return;
+  if (!to.global)
+    to.global = new_clock(to.cluster);
+  else if (to.global->references > 1)
+    to.global = copy_of(*to.global);
+  join_into(*to.global, from->global);
 }
 
 void learn_foreign(Clock& to, uint64_t cluster, const ClockRef& clock) {
@@ -63,25 +70,6 @@ void learn_foreign(Clock& to, uint64_t cluster, const ClockRef& clock) {
   ClockRef theirs = new_clock(cluster);
   theirs->seen = clock->seen;
   to.foreign.emplace_back(cluster, std::move(theirs));
-}
-
-// Is the access known to have happened?
-bool known(const Stamp& stamp, const Actor& actor) {
-  const Clock& clock = *actor.clock;
-  if (stamp.cluster != (actor.cluster & 0xFFFFFFFF)) {
-    for (const auto& [cluster, theirs] : clock.foreign)
-      if ((cluster & 0xFFFFFFFF) == stamp.cluster)
-        return stamp.epoch <= theirs->seen_of(stamp.actor);
-    return false;
-  }
-  if (stamp.actor == actor.id && stamp.epoch == actor.epoch) return true;
-  // A write by a thread reaches the asynchronous proxy through a fence.
-  const bool needs_fence = actor.async && !stamp.async && stamp.write;
-  uint32_t until = needs_fence ? clock.fenced_of(stamp.actor) : clock.seen_of(stamp.actor);
-  if (!stamp.write) until = std::max(until, clock.read_of(stamp.actor));
-  for (const Own& own : actor.own)
-    if (own.actor == stamp.actor) until = std::max(until, needs_fence ? own.fenced : own.known);
-  return stamp.epoch <= until;
 }
 
 using Others = std::vector<Stamp>;
@@ -135,10 +123,10 @@ void forget(Cell& cell) {
 constexpr size_t kMostStrong = 64;
 
 // Another access that a later write has to be ordered with.
-void remember(Cell& cell, const Stamp& stamp, const Actor& actor) {
+void remember(Cell& cell, const Stamp& stamp, const Actor& actor, Space space) {
   const auto covered = [&](const Stamp& old) {  // whoever is ordered after the new one is after it
-    return old.strong >= stamp.strong && old.write <= stamp.write && old.async == stamp.async &&
-           known(old, actor);
+    return old.strong >= stamp.strong && old.write <= stamp.write && old.sum <= stamp.sum &&
+           old.async == stamp.async && known(old, actor, space);
   };
   if (!cell.others) {
     if (!cell.read.epoch || covered(cell.read)) {
@@ -156,29 +144,31 @@ void remember(Cell& cell, const Stamp& stamp, const Actor& actor) {
   set.push_back(stamp);
 }
 
-bool conflict(const Stamp& earlier, const Stamp& now, const Actor& actor) {
-  return earlier.epoch && (earlier.write || now.write) && !(earlier.strong && now.strong) &&
-         !known(earlier, actor);
+bool conflict(const Stamp& earlier, const Stamp& now, const Actor& actor, Space space) {
+  const bool by_intent = earlier.strong && now.strong && !(earlier.sum && now.sum);
+  return earlier.epoch && (earlier.write || now.write) && !by_intent &&
+         !known(earlier, actor, space);
 }
 
-bool note_cell(Cell& cell, const Stamp& now, const Actor& actor, Stamp& earlier) {
-  if (conflict(cell.write, now, actor)) return earlier = cell.write, false;
+bool note_cell(Cell& cell, const Stamp& now, const Actor& actor, Space space, Stamp& earlier) {
+  if (conflict(cell.write, now, actor, space)) return earlier = cell.write, false;
   if (!now.write) {
     if (cell.others)
       for (const Stamp& other : pool().sets[cell.others])
-        if (conflict(other, now, actor)) return earlier = other, false;
+        if (conflict(other, now, actor, space)) return earlier = other, false;
     if (cell.read.actor != now.actor || cell.read.epoch != now.epoch ||
         cell.read.cluster != now.cluster || cell.read.strong != now.strong)
-      remember(cell, now, actor);
+      remember(cell, now, actor, space);
     return true;
   }
-  if (conflict(cell.read, now, actor)) return earlier = cell.read, false;
+  if (conflict(cell.read, now, actor, space)) return earlier = cell.read, false;
   if (cell.others)
     for (const Stamp& other : pool().sets[cell.others])
-      if (conflict(other, now, actor)) return earlier = other, false;
+      if (conflict(other, now, actor, space)) return earlier = other, false;
   if (now.strong) {  // strong accesses that are not ordered with it stay
     const Stamp before = cell.write;
-    if (before.epoch && before.strong && !known(before, actor)) remember(cell, before, actor);
+    if (before.epoch && before.strong && (before.sum > now.sum || !known(before, actor, space)))
+      remember(cell, before, actor, space);
   } else {
     if (cell.others) pool().give(cell.others);
     cell.others = 0;
@@ -199,6 +189,7 @@ ClockRef::ClockRef(const ClockRef& other) : ClockRef(other.clock_) {}
 ClockRef::~ClockRef() {
   if (clock_ && --clock_->references == 0) {
     clock_->foreign.clear();
+    clock_->global = {};
     spare_clocks().push_back(clock_);
   }
 }
@@ -295,6 +286,20 @@ void fence_for_async(Actor& actor) {
   actor.advance();
 }
 
+ClockRef fenced_global(const ClockRef& clock) {
+  ClockRef fenced = copy_of(*clock);
+  fenced->global = {};
+  fenced->global = copy_of(*fenced);
+  return fenced;
+}
+
+void fence_global_for_async(Actor& actor) {
+  actor.clock = fenced_global(actor.clock);
+  for (const Own& own : actor.own)
+    if (own.actor != kNoActor) raise(actor.clock->global->seen, own.actor, own.known);
+  actor.advance();
+}
+
 bool seen(const Actor& actor, uint32_t other, uint32_t epoch) {
   uint32_t until = std::max(actor.clock->seen_of(other), actor.clock->read_of(other));
   for (const Own& own : actor.own)
@@ -303,6 +308,29 @@ bool seen(const Actor& actor, uint32_t other, uint32_t epoch) {
 }
 
 // ---- cells
+
+bool known(const Stamp& stamp, const Actor& actor, Space space) {
+  const bool own_cluster = stamp.cluster == (actor.cluster & 0xFFFFFFFF);
+  // Through a fence alone the asynchronous proxy sees what threads have written, and what the copies
+  // of other blocks have.
+  const bool needs_fence = actor.async && stamp.write && !(stamp.async && own_cluster),
+             global = needs_fence && space == Space::global;
+  const Clock* clock = global ? actor.clock->global.get() : actor.clock.get();
+  if (!clock) return false;
+  if (!own_cluster) {
+    for (const auto& [cluster, theirs] : clock->foreign)
+      if ((cluster & 0xFFFFFFFF) == stamp.cluster)
+        return stamp.epoch <= theirs->seen_of(stamp.actor);
+    return false;
+  }
+  if (stamp.actor == actor.id && stamp.epoch == actor.epoch) return true;
+  if (global) return stamp.epoch <= clock->seen_of(stamp.actor);
+  uint32_t until = needs_fence ? clock->fenced_of(stamp.actor) : clock->seen_of(stamp.actor);
+  if (!stamp.write) until = std::max(until, clock->read_of(stamp.actor));
+  for (const Own& own : actor.own)
+    if (own.actor == stamp.actor) until = std::max(until, needs_fence ? own.fenced : own.known);
+  return stamp.epoch <= until;
+}
 
 void Cells::clear() {
   for (auto& page : pages_)
@@ -338,6 +366,7 @@ bool Cells::note(size_t at, uint32_t bytes, Access access, const Actor& actor, S
   now.actor = actor.id;
   now.write = access != Access::read && access != Access::strong_read;
   now.strong = access != Access::read && access != Access::write;
+  now.sum = access == Access::sum;
   now.async = actor.async;
   while (bytes > 0) {
     Cell& whole = cell(at / 4);
@@ -364,8 +393,9 @@ bool Cells::note(size_t at, uint32_t bytes, Access access, const Actor& actor, S
     }
     if (whole.bytes) {
       for (uint32_t i = first; i < first + n; ++i)
-        if (!note_cell(quads().quads[whole.bytes]->bytes[i], now, actor, earlier)) return false;
-    } else if (!note_cell(whole, now, actor, earlier)) {
+        if (!note_cell(quads().quads[whole.bytes]->bytes[i], now, actor, space_, earlier))
+          return false;
+    } else if (!note_cell(whole, now, actor, space_, earlier)) {
       return false;
     }
     at += n, bytes -= n;

@@ -52,7 +52,8 @@ struct Clock {
   std::vector<uint32_t> read;    // of which the reads are known, if not all
   std::vector<uint32_t> fenced;  // of which the writes can be seen by asynchronous copies, too
   std::vector<std::pair<uint64_t, ClockRef>> foreign;  // of other clusters
-  bool prerequisites = false;                          // wait_for_prerequisites has been passed
+  ClockRef global;  // what asynchronous copies may know of global memory: the clock at a fence
+  bool prerequisites = false;  // wait_for_prerequisites has been passed
 
   uint32_t read_of(uint32_t actor) const { return actor < read.size() ? read[actor] : 0; }
   uint32_t seen_of(uint32_t actor) const { return actor < seen.size() ? seen[actor] : 0; }
@@ -101,13 +102,16 @@ class Join {
 void acquire(Actor& actor, const ClockRef& published);
 ClockRef merge(const ClockRef& a, const ClockRef& b);  // from a's point of view
 void fence_for_async(Actor& actor);
+void fence_global_for_async(Actor& actor);
+ClockRef fenced_global(const ClockRef& clock);  // all that it knows, for copies, too
 bool seen(const Actor& actor, uint32_t other, uint32_t epoch);  // of the same cluster
 
 // One access, as a word of memory remembers it.
 struct Stamp {
   uint32_t epoch = 0;  // 0: none
   uint32_t where = 0;  // the lower half of the address in the kernel's code
-  uint64_t cluster : 32 = 0, actor : 24 = 0, write : 1 = 0, strong : 1 = 0, async : 1 = 0;
+  uint64_t cluster : 32 = 0, actor : 24 = 0, write : 1 = 0, strong : 1 = 0, sum : 1 = 0,
+                     async : 1 = 0;
 };
 
 // What a word, or a byte of one, remembers.
@@ -118,9 +122,15 @@ struct Cell {
   uint32_t bytes = 0;   // another: a cell for each byte instead of this one
 };
 
+enum class Space : bool { shared, global };
+
+// Is the access known to have happened?
+bool known(const Stamp& stamp, const Actor& actor, Space space);
+
 // The memory of a stretch of memory.
 class Cells {
  public:
+  explicit Cells(Space space) : space_(space) {}
   ~Cells() { clear(); }
   // Forgets everything; for `bytes` bytes.
   void reset(size_t bytes);
@@ -139,6 +149,7 @@ class Cells {
   void clear();
   Cell& cell(size_t word);
 
+  const Space space_;
   std::vector<std::unique_ptr<Page>> pages_;
   uint32_t generation_ = 0;
 };

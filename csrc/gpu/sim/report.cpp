@@ -145,6 +145,14 @@ std::string name_of_actor(uint64_t cluster, uint32_t actor) {
 std::string deadlock_report(const Engine& e) {
   std::ostringstream text;
   text << "simulator: deadlock";
+  for (const Lane& lane : *e.lanes) {
+    if (lane.turn == lane.grids.size()) continue;
+    const Grid& grid = *lane.grids[lane.turn];
+    const uint64_t blocks = grid.config.cluster.count();
+    if (grid.admitted < grid.clusters)
+      text << "\n  " << (grid.clusters - grid.admitted) * blocks << " of " << grid.clusters * blocks
+           << " blocks have not begun: there is room for " << grid.room * blocks << " at a time";
+  }
   int shown = 0;
   std::string before;
   for (const auto& cluster : e.resident) {

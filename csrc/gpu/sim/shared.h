@@ -39,11 +39,11 @@ WEFT_DEVICE void check_view(uint64_t i, uint32_t n, uint32_t count, uint32_t ele
     sim::view_error(i, n, count, element_bytes);
 }
 
-template <class T, class F>
+template <sim::Access kAccess = sim::Access::update, class T, class F>
 WEFT_DEVICE T shared_update(Shared<T> x, uint32_t i, const F& f) {
   check_view(i, 1, x.count(), sizeof(T));
-  auto* at = static_cast<T*>(sim::shared_access(x.offset() + i * static_cast<uint32_t>(sizeof(T)),
-                                                sizeof(T), sim::Access::update));
+  auto* at = static_cast<T*>(
+      sim::shared_access(x.offset() + i * static_cast<uint32_t>(sizeof(T)), sizeof(T), kAccess));
   const T before = *at;
   *at = f(before);
   return before;
@@ -58,7 +58,8 @@ WEFT_DEVICE uint32_t Shared<T>::address() const {
 
 template <class T>
 WEFT_DEVICE T atomic_add(Shared<T> x, uint32_t i, T v) {
-  return detail::shared_update(x, i, [=](T before) { return static_cast<T>(before + v); });
+  return detail::shared_update<sim::kAdding<T>>(
+      x, i, [=](T before) { return static_cast<T>(before + v); });
 }
 template <class T>
 WEFT_DEVICE T atomic_max(Shared<T> x, uint32_t i, T v) {

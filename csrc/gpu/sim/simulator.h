@@ -15,6 +15,8 @@ struct Options {
   bool late_completion = false;
   // Two threads, one address, one a write, no order between them: an error.
   bool check_races = true;
+  // Of the GPU, an H200 where nothing else is said. What it has no room for waits for a block to end.
+  uint32_t multiprocessors = 132;
 };
 
 // Taken by launches that begin later. Not to be changed while a kernel runs.

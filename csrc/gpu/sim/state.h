@@ -24,6 +24,10 @@ struct WgmmaState;
 
 // A piece of asynchronous work, done on behalf of a thread.
 using Work = std::function<void()>;
+struct PendingWork {
+  const Cluster* of;
+  Work work;
+};
 
 // Asynchronous work that a thread waits for in groups, which end in order. Early: done when added.
 // Late: when waited for.
@@ -134,7 +138,7 @@ struct Block {
   std::byte* shared = nullptr;
   uint32_t shared_bytes = 0;
   Initialised initialised;
-  Cells cells;
+  Cells cells{Space::shared};
   std::unordered_map<uint32_t, MBarrierState> mbarriers;
 
   Join ended;                       // what its threads knew when they exited
@@ -151,6 +155,9 @@ struct Grid {
   std::function<void()> body;
   uint64_t clusters = 0, admitted = 0, ended = 0;
   uint64_t first = 0, stride = 1;  // the order of clusters
+  uint64_t room = 1;               // clusters that the GPU holds at a time
+  uint64_t company = 1;            // … that run side by side once the grid talks:
+  bool talks = false;              // its threads have met in global memory
   // What its threads know from the start, and, where another follows, what they knew at their ends.
   ClockRef before, after;
   bool followed = false;
@@ -217,7 +224,7 @@ struct Engine {
   uint64_t random = 0;
   std::exception_ptr failure;
 
-  std::vector<Work> pending;  // asynchronous work that nobody can be waiting for by name
+  std::vector<PendingWork> pending;  // asynchronous work that nobody can be waiting for by name
   std::unordered_map<uintptr_t, Published> published;
   uint64_t launch = 0;            // counts what runs together
   const Actor* acting = nullptr;  // who does asynchronous work now, if anybody
@@ -237,7 +244,10 @@ inline Grid& grid_of(const Task& task) { return *block_of(task).cluster->grid; }
 // ---- scheduling
 void wait(const char* for_what, uint64_t detail = 0);  // until wake()
 void wake(Task& task);
-void poll();  // lets the others run first
+void poll();    // lets the others run first
+void linger();  // lets others run meanwhile: what is waited for takes its time
+// The running thread's grid meets in global memory: from now on several of its clusters run.
+void talk();
 // Asynchronous work without a queue: now, or when nobody can run.
 void start_work(Work work);
 // At a barrier that completes when others exit.

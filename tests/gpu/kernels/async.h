@@ -107,8 +107,8 @@ void ring(const Call& call) {
 const Register ring_bulk("ring_bulk", ring<true>);
 const Register ring_copies("ring_copies", ring<false>);
 
-// out = 2 x by way of a bulk load and a bulk store; sums += 2 x by bulk_reduce_add. Each block moves
-// tiles of 256 through two buffers.
+// out = 2 x by way of a bulk load and a bulk store; sums += 2 x by bulk_reduce_add, those of every
+// other tile. Each block moves tiles of 256 through two buffers.
 template <class T>
 WEFT_KERNEL void bulk_kernel(const T* x, T* out, T* sums, int32_t tiles) {
   constexpr uint32_t kTile = 256;
@@ -124,7 +124,7 @@ WEFT_KERNEL void bulk_kernel(const T* x, T* out, T* sums, int32_t tiles) {
     if (thread() == 0) {
       mbarrier_arrive_expect(full, in.bytes());
       bulk_load(in, x + n * kTile, kTile, full);
-      bulk_wait_read<1>();  // the buffer of two rounds ago has been read
+      bulk_wait<1>();  // what was done two rounds ago with this buffer, and these sums
     }
     mbarrier_wait(full, n & 1);
     sync_block();
@@ -135,7 +135,7 @@ WEFT_KERNEL void bulk_kernel(const T* x, T* out, T* sums, int32_t tiles) {
     sync_block();
     if (thread() == 0) {
       bulk_store(out + n * kTile, buffer, kTile);
-      bulk_reduce_add(sums, buffer, kTile);
+      bulk_reduce_add(sums + n % 2 * kTile, buffer, kTile);
       bulk_commit();
     }
   }
@@ -162,15 +162,18 @@ WEFT_KERNEL void store_async_kernel(const float* x, float* y) {
   if (thread() == 0) {
     mbarrier_init(full, 1);
     fence_mbarrier_init();
-    mbarrier_arrive_expect(full, size * sizeof(float));
+    mbarrier_expect(full, size * sizeof(float));
+    mbarrier_arrive(full);
   }
   sync_cluster();
   if (lane() < size) store_async(sums.in_block(lane()), rank, load(x + block().x), full);
-  mbarrier_wait(full, 0);
+  while (!mbarrier_try_wait(full, 0)) {
+  }
   float sum = 0;
   for (uint32_t i = 0; i < size; ++i) sum += sums[i];
   if (thread() == 0) store(y + block().x, sum);
   sync_cluster();
+  if (thread() == 0) mbarrier_invalidate(full);
 }
 const Register store_async_case("store_async", [](const Call& call) {
   const auto size = static_cast<uint32_t>(call.numbers[0]);

@@ -44,15 +44,30 @@ const Register grid_barrier("grid_barrier", [](const Call& call) {
       call.outputs[1].as<float>());
 });
 
+// words: how many blocks run, and the most that ever have. A block of 120 KB fills a multiprocessor.
+WEFT_KERNEL void side_by_side_kernel(uint32_t* words) {
+  if (lane() == 0) atomic_max(words + 1, atomic_add(words, 1u) + 1);
+  for (int i = 0; i < 8; ++i) sync_block();
+  if (lane() == 0) atomic_add(words, ~0u);
+}
+const Register side_by_side("side_by_side", [](const Call& call) {
+  launch<side_by_side_kernel>(
+      {.grid = {16}, .block = kWarp, .shared_bytes = 120 << 10, .stream = call.stream},
+      call.inouts[0].as<uint32_t>());
+});
+
 // Every atomic once per thread, on words of their own: add, max, min, exchange, compare-exchange.
-WEFT_KERNEL void atomics_kernel(const int32_t* x, int32_t* words, float* sum) {
-  const int32_t v = load(x + block().x * threads() + thread());
+// Floats are added to a word of the thread's: of a common one the order would decide.
+WEFT_KERNEL void atomics_kernel(const int32_t* x, int32_t* words, float* sums) {
+  const uint32_t i = block().x * threads() + thread();
+  const int32_t v = load(x + i);
   atomic_add(words, v);
   atomic_max(words + 1, v);
   atomic_min(words + 2, v);
   atomic_exchange(words + 3, v);
   atomic_compare_exchange(words + 4, 7, v);
-  reduce_add(sum, static_cast<float>(v));
+  reduce_add(sums + i, static_cast<float>(v));
+  reduce_add(sums + i, 0.5f);
 }
 const Register atomics("atomics", [](const Call& call) {
   launch<atomics_kernel>({.grid = {static_cast<uint32_t>(call.inputs[0].count / 64)},

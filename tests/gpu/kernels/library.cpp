@@ -31,8 +31,9 @@ int64_t run(std::string name, std::vector<Tensor> inputs, std::vector<Tensor> in
                        allocations.end(), [](const Allocation& a) { return a.written(); });
 }
 
-void configure(int64_t seed, bool late_completion, bool check_races) {
-  sim::options() = {static_cast<uint64_t>(seed), late_completion, check_races};
+void configure(int64_t seed, bool late_completion, bool check_races, int64_t multiprocessors) {
+  sim::options() = {static_cast<uint64_t>(seed), late_completion, check_races,
+                    static_cast<uint32_t>(multiprocessors)};
 }
 
 }  // namespace
@@ -42,7 +43,7 @@ STABLE_TORCH_LIBRARY(weft_gpu_tests, m) {
   m.def(
       "run(str name, Tensor[] inputs, Tensor(a!)[] inouts, Tensor(b!)[] outputs, int[] numbers) -> "
       "int written");
-  m.def("configure(int seed, bool late_completion, bool check_races) -> ()");
+  m.def("configure(int seed, bool late_completion, bool check_races, int multiprocessors) -> ()");
 }
 
 STABLE_TORCH_LIBRARY_IMPL(weft_gpu_tests, CPU, m) {

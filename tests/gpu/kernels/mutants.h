@@ -98,14 +98,25 @@ const Register endless_wait("endless_wait", [](const Call& call) {
                               call.inouts[0].as<uint32_t>());
 });
 
+// Floats that threads add up as they come.
+WEFT_KERNEL void unordered_sum_kernel(const float* x, float* sum) {
+  reduce_add(sum, load(x + thread()));
+}
+const Register unordered_sum("unordered_sum", [](const Call& call) {
+  launch<unordered_sum_kernel>({.block = kWarp, .stream = call.stream}, call.inputs[0].as<float>(),
+                               call.inouts[0].as<float>());
+});
+
 // ---- order. In the kernels below a Mistake takes one line away.
 enum class Mistake {
   none,
   no_barrier,
   no_fence,
   no_release,
+  no_acquire,
   no_wait,
   wrong_phase,
+  wrong_order,
   early_reuse,
   early_exit,
   early_start,
@@ -294,6 +305,51 @@ WEFT_KERNEL void dependent_kernel(const float* x, float* y) {
   store(y + thread(), load(x + thread()) + 1);
 }
 
+// sum = Σ x over blocks of 32, by bulk copies of one block after the other: `counters` count who has
+// begun, and hence whose turn is when, and who has added. No two blocks fit into a multiprocessor.
+constexpr uint32_t kOneAMultiprocessor = 120 << 10;
+template <Mistake kMistake>
+WEFT_KERNEL void ordered_sum_kernel(const float* x, float* sum, uint32_t* counters) {
+  SharedLayout layout;
+  const Shared<float> part = layout.take<float>(kWarp, 128);
+  const Shared<uint32_t> turn = layout.take<uint32_t>(1);
+  uint32_t *begun = counters, *done = counters + 1;
+  if (lane() == 0)
+    turn[0] = kMistake == Mistake::wrong_order ? blocks().x - 1 - block().x : atomic_add(begun, 1u);
+  sync_block();
+  const uint32_t before = turn[0];
+  part[lane()] = load(x + before * kWarp + lane());
+  fence_async();
+  sync_block();
+  if (lane() != 0) return;
+  const auto added = [&] {
+    if constexpr (kMistake == Mistake::no_acquire)
+      return load_relaxed<Scope::gpu>(done);
+    else
+      return load_acquire<Scope::gpu>(done);
+  };
+  if (before == 0) {
+    bulk_store(sum, part, kWarp);
+  } else {
+    if constexpr (kMistake != Mistake::no_wait)
+      while (added() + (kMistake == Mistake::wrong_phase ? 1 : 0) < before) {
+      }
+    if constexpr (kMistake != Mistake::no_fence) fence_async_global();
+    bulk_reduce_add(sum, part, kWarp);
+  }
+  bulk_commit();
+  if constexpr (kMistake == Mistake::early_exit)
+    bulk_wait_read<0>();
+  else
+    bulk_wait<0>();
+  if constexpr (kMistake == Mistake::no_release)
+    reduce_add<Scope::gpu>(done, 1u);
+  else if constexpr (kMistake == Mistake::narrow_scope)
+    reduce_add<Scope::block, Order::release>(done, 1u);
+  else
+    reduce_add<Scope::gpu, Order::release>(done, 1u);
+}
+
 // Reads with Cache::read_only what the kernel writes.
 WEFT_KERNEL void stale_cache_kernel(float* y) {
   store(y + thread(), 1.0f);
@@ -343,6 +399,13 @@ void run_mutant(const Call& call, const std::string& kernel) {
   if (kernel == "cluster_visit") launch<cluster_visit_kernel<kMistake>>(pair, y);
   if (kernel == "cluster_exit") launch<cluster_exit_kernel<kMistake>>(pair, y);
   if (kernel == "cluster_message") launch<cluster_message_kernel<kMistake>>(pair, y);
+  if (kernel == "ordered_sum")
+    launch<ordered_sum_kernel<kMistake>>(
+        {.grid = {static_cast<uint32_t>(call.inputs[0].count) / kWarp},
+         .block = kWarp,
+         .shared_bytes = kOneAMultiprocessor,
+         .stream = call.stream},
+        x, y, call.inouts[0].as<uint32_t>());
   if (kernel == "dependent") {
     launch<dependent_kernel<kMistake>>(one, x, y);
     launch<dependent_kernel<kMistake>>({.block = kWarp, .stream = call.stream, .dependent = true},
@@ -353,18 +416,20 @@ void run_mutant(const Call& call, const std::string& kernel) {
 // numbers: which of the kernels.
 template <Mistake kMistake>
 void mutant(const Call& call) {
-  constexpr const char* kKernels[] = {"neighbours", "reused_tile",    "warp_tile",
-                                      "flag",       "unawaited_copy", "bulk_stage",
-                                      "bulk_store", "cluster_visit",  "cluster_exit",
-                                      "dependent",  "fenced_flag",    "cluster_message"};
+  constexpr const char* kKernels[] = {
+      "neighbours",  "reused_tile",     "warp_tile",     "flag",         "unawaited_copy",
+      "bulk_stage",  "bulk_store",      "cluster_visit", "cluster_exit", "dependent",
+      "fenced_flag", "cluster_message", "ordered_sum"};
   run_mutant<kMistake>(call, kKernels[call.numbers[0]]);
 }
 const Register correct("correct", mutant<Mistake::none>);
 const Register no_barrier("no_barrier", mutant<Mistake::no_barrier>);
 const Register no_fence("no_fence", mutant<Mistake::no_fence>);
 const Register no_release("no_release", mutant<Mistake::no_release>);
+const Register no_acquire("no_acquire", mutant<Mistake::no_acquire>);
 const Register no_wait("no_wait", mutant<Mistake::no_wait>);
 const Register wrong_phase("wrong_phase", mutant<Mistake::wrong_phase>);
+const Register wrong_order("wrong_order", mutant<Mistake::wrong_order>);
 const Register early_reuse("early_reuse", mutant<Mistake::early_reuse>);
 const Register early_exit("early_exit", mutant<Mistake::early_exit>);
 const Register early_start("early_start", mutant<Mistake::early_start>);
