@@ -84,19 +84,21 @@ configure = $(BIN)/cmake -S . -B build/$(1) -G Ninja --log-level=WARNING -DCMAKE
             -DPython_EXECUTABLE=$(abspath $(BIN))/python
 
 # Without dynamo: its inductor would run the compiler, too, under the sanitizers.
+sanitized = LD_PRELOAD="$$($(CXX) -print-file-name=libasan.so) $$($(CXX) -print-file-name=libstdc++.so)" \
+	ASAN_OPTIONS=detect_leaks=0:log_path=build/sanitize/report UBSAN_OPTIONS=print_stacktrace=1 TORCHDYNAMO_DISABLE=1
+# Collectives run in processes of their own, several a test.
+collectives := in_their_order and 3 or every_level or product_and_its or one_after_the_other or killed_rank and 100 or two_rounds
 sanitize: $(VENV)/.weft
 	WEFT_SANITIZE='address;undefined' WEFT_BUILD_DIR=build/sanitize/tree \
 	$(BIN)/python setup.py --quiet build --build-lib build/sanitize/site
 	rm -f build/sanitize/report.*
-	LD_PRELOAD="$$($(CXX) -print-file-name=libasan.so) $$($(CXX) -print-file-name=libstdc++.so)" \
-	ASAN_OPTIONS=detect_leaks=0:log_path=build/sanitize/report UBSAN_OPTIONS=print_stacktrace=1 TORCHDYNAMO_DISABLE=1 \
-	PYTHONPATH=build/sanitize/site $(BIN)/python $(PYTEST) $(WORKERS) --sample 23 tests/norm tests/attention tests/int8 -k 'not compile and not opcheck' \
+	$(sanitized) PYTHONPATH=build/sanitize/site $(BIN)/python $(PYTEST) $(WORKERS) --sample 23 \
+	tests/norm tests/attention tests/int8 -k 'not compile and not opcheck' || { cat build/sanitize/report.*; exit 1; }
+	$(sanitized) PYTHONPATH=build/sanitize/site $(BIN)/python $(PYTEST) tests/comm -k '$(collectives)' \
 	|| { cat build/sanitize/report.*; exit 1; }
 	$(call configure,sanitize/simulator) -DWEFT_SIMULATOR=on '-DWEFT_SANITIZE=address;undefined'
 	$(BIN)/cmake --build build/sanitize/simulator --target weft_gpu_tests
-	LD_PRELOAD="$$($(CXX) -print-file-name=libasan.so) $$($(CXX) -print-file-name=libstdc++.so)" \
-	ASAN_OPTIONS=detect_leaks=0:log_path=build/sanitize/report UBSAN_OPTIONS=print_stacktrace=1 \
-	WEFT_SIMULATOR_DIR=build/sanitize/simulator $(BIN)/python $(PYTEST) $(WORKERS) tests/gpu \
+	$(sanitized) WEFT_SIMULATOR_DIR=build/sanitize/simulator $(BIN)/python $(PYTEST) $(WORKERS) tests/gpu \
 	|| { cat build/sanitize/report.*; exit 1; }
 
 # Builds the distributions as a user would, and installs them into environments of their own.
