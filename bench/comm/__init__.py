@@ -1,4 +1,5 @@
-"""All-reduce between processes of this host, beside gloo and MPI; between its GPUs, beside NCCL.
+"""All-reduce between processes of this host, beside gloo, MPI and DeepSpeed; between its GPUs,
+beside NCCL.
 
 A family of its own kind: its contenders run in W processes at once, in step (`ranks.py`), and what
 is reported is the time of a call in which all take part.

@@ -21,13 +21,14 @@ import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 import torch
 import torch.distributed as dist
 
 from bench.timing import Spread
 
-WEFT, GLOO, MPI, NCCL = "weft", "gloo", "MPI", "NCCL"
+WEFT, GLOO, MPI, DEEPSPEED, NCCL = "weft", "gloo", "MPI", "DeepSpeed", "NCCL"
 SAMPLE = 0.02
 """Seconds that a sample should last, unless five calls take longer."""
 
@@ -72,7 +73,10 @@ def measure(
     if not cases:
         return []
     job = (world, list(cases), rounds, tables, device)
-    mpi = tables is None and device == "cpu" and not why_no_mpi()
+    peers = tables is None and device == "cpu"
+    if peers and has_deepspeed():
+        deepspeed()  # built before the processes ask for it
+    mpi = peers and not why_no_mpi()
     return launch(world, "bench.comm.ranks", job, mpi)
 
 
@@ -80,19 +84,29 @@ def launch(world: int, module: str, job: tuple, mpi: bool = False) -> list:
     """What rank 0 returns of ``module.rank_main(job, rank)``, run in `world` processes."""
     with tempfile.TemporaryDirectory() as folder:
         (Path(folder) / "job").write_bytes(pickle.dumps((world, module, job)))
-        environment = {**os.environ, "OMP_NUM_THREADS": "1", "GLOO_SOCKET_IFNAME": "lo"}
+        environment = {
+            **os.environ, "OMP_NUM_THREADS": "1", "GLOO_SOCKET_IFNAME": "lo",
+            # By which DeepSpeed knows who is on this host, and names its memory.
+            "LOCAL_SIZE": str(world), "MASTER_ADDR": Path(folder).name, "MASTER_PORT": "0",
+        }  # fmt: skip
         program = "import sys; from bench.comm.ranks import main; main(*sys.argv[1:])"
         command = [sys.executable, "-c", program, folder]
-        if mpi:
-            subprocess.run([*_mpirun(world), *command], env=environment, check=True)
-        else:
-            started = [
-                subprocess.Popen([*command, str(rank)], env=environment) for rank in range(world)
-            ]
-            codes = [process.wait() for process in started]
-            if any(codes):
-                raise RuntimeError(f"a rank of the benchmark failed: {codes}")
+        try:
+            _run(command, world, environment, mpi)
+        finally:
+            for left in Path("/dev/shm").glob(f"deepspeed*{Path(folder).name}*"):
+                left.unlink()
         return pickle.loads((Path(folder) / "rows").read_bytes())
+
+
+def _run(command: list[str], world: int, environment: dict[str, str], mpi: bool) -> None:
+    if mpi:
+        subprocess.run([*_mpirun(world), *command], env=environment, check=True)
+        return
+    started = [subprocess.Popen([*command, str(rank)], env=environment) for rank in range(world)]
+    codes = [process.wait() for process in started]
+    if any(codes):
+        raise RuntimeError(f"a rank of the benchmark failed: {codes}")
 
 
 def _mpirun(world: int) -> list[str]:
@@ -126,7 +140,30 @@ def _contenders(tables: dict[str, list] | None, device: torch.device) -> dict[st
     found[GLOO] = dist.all_reduce
     if loaded_mpi() is not None:
         found[MPI] = through_mpi
+    if has_deepspeed():
+        deepspeed().initialize(dist.get_world_size(), dist.get_rank())
+        found[DEEPSPEED] = torch.ops.deepspeed.inference_all_reduce_
     return found
+
+
+def has_deepspeed() -> bool:
+    return importlib.util.find_spec("deepspeed") is not None
+
+
+def deepspeed() -> Any:
+    """DeepSpeed's all-reduce through shared memory, from its sources: built at the first call."""
+    from torch.utils.cpp_extension import load
+
+    spec = importlib.util.find_spec("deepspeed")
+    assert spec is not None and spec.submodule_search_locations
+    cpu = Path(spec.submodule_search_locations[0], "ops/csrc/cpu")
+    os.environ["PATH"] += os.pathsep + str(Path(sys.executable).parent)  # ninja's
+    return load(
+        "deepspeed_shm",
+        [str(cpu / "comm" / name) for name in ("shm_interface.cpp", "shm.cpp")],
+        extra_include_paths=[str(cpu / "includes")],
+        extra_cflags=["-O2", "-fopenmp"],
+    )
 
 
 def loaded_mpi():
