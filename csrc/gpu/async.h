@@ -58,6 +58,17 @@ WEFT_DEVICE bool mbarrier_try_wait(Shared<MBarrier> barrier, uint32_t parity);
 template <Scope kScope = Scope::block>
 WEFT_DEVICE void mbarrier_wait(Shared<MBarrier> barrier, uint32_t parity);
 
+// Of a ring of stages, each with such barriers: the one whose turn it is, and its phase's parity.
+template <uint32_t kStages>
+struct Turn {
+  uint32_t stage = 0, parity = 0;
+  WEFT_DEVICE void next() {
+    if (++stage < kStages) return;
+    stage = 0;
+    parity ^= 1;
+  }
+};
+
 // One element, into a block of the cluster, whose barrier at `barrier` then counts its bytes. 4, 8
 // or 16 bytes.
 template <class V, class T>

@@ -5,12 +5,11 @@
 
 #include "attention/cuda/attention.h"
 #include "attention/cuda/backward_plan_sm90.h"
+#include "core/divide.h"
 #include "core/error.h"
 
 namespace weft::attention::cuda {
 namespace {
-
-int64_t ceil_div(int64_t a, int64_t b) { return (a + b - 1) / b; }
 
 bool is_vector(const Heads& t) {
   const auto size = static_cast<int64_t>(size_of(t.dtype));

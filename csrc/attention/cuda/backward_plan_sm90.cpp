@@ -3,11 +3,10 @@
 #include <algorithm>
 
 #include "attention/cuda/plan_sm90.h"
+#include "core/divide.h"
 
 namespace weft::attention::cuda {
 namespace {
-
-int64_t ceil_div(int64_t a, int64_t b) { return (a + b - 1) / b; }
 
 bool has_reached_tensors(const Backward& p) {
   const Sequences& s = p.sequences;

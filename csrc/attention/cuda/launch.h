@@ -3,14 +3,11 @@
 
 #include "attention/cuda/attention.h"
 #include "attention/cuda/finish.h"
-#include "core/error.h"
+#include "gpu/plan.h"
 
 namespace weft::attention::cuda {
 
-inline uint32_t grid_size(int64_t blocks) {
-  check(blocks <= INT32_MAX, "weft: ", blocks, " blocks are more than a CUDA grid holds");
-  return static_cast<uint32_t>(blocks);
-}
+using gpu::grid_size;
 
 // A tensor of heads in boxes of 64 elements of so many rows. Of a dimension of one element the
 // stride does not matter, and may be any.

@@ -4,6 +4,7 @@
 
 #include "attention/cuda/attention.h"
 #include "attention/cuda/plan_sm90.h"
+#include "core/divide.h"
 #include "core/error.h"
 
 namespace weft::attention::cuda {
@@ -22,8 +23,6 @@ bool is_plain(const Forward& p) {
 }
 
 namespace {
-
-int64_t ceil_div(int64_t a, int64_t b) { return (a + b - 1) / b; }
 
 // The keys are split where there are not blocks enough to fill 80 % of the GPU, two to a
 // multiprocessor: into the smallest number whose waves of blocks are at least 85 % as full as the

@@ -2,6 +2,8 @@
 
 #include <algorithm>
 
+#include "core/divide.h"
+
 namespace weft::attention::cuda {
 
 bool is_reached(const Heads& t, int64_t elements, int64_t rows, int64_t heads, int64_t batch) {
@@ -15,8 +17,6 @@ bool is_reached(const Heads& t, int64_t elements, int64_t rows, int64_t heads, i
 }
 
 namespace {
-
-int64_t ceil_div(int64_t a, int64_t b) { return (a + b - 1) / b; }
 
 bool has_reached_tensors(const Forward& p) {
   const Extents e(p);

@@ -43,15 +43,4 @@ struct Tiles {
   }
 };
 
-// The stage whose turn it is, and the parity of its phase.
-template <uint32_t kStages>
-struct Turn {
-  uint32_t stage = 0, parity = 0;
-  WEFT_DEVICE void next() {
-    if (++stage < kStages) return;
-    stage = 0;
-    parity ^= 1;
-  }
-};
-
 }  // namespace weft::attention::cuda

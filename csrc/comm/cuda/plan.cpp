@@ -2,14 +2,13 @@
 
 #include <algorithm>
 
+#include "core/divide.h"
+
 namespace weft::comm::cuda {
 namespace {
 
 constexpr int64_t kVector = 16;            // bytes
 constexpr int64_t kLeast = 128 * kVector;  // of a message, that are worth another block
-
-int64_t ceil_div(int64_t a, int64_t b) { return (a + b - 1) / b; }
-int64_t round_up(int64_t a, int64_t b) { return ceil_div(a, b) * b; }
 
 // The table. Up to some size a second round costs more than reading (W - 1) · n bytes; two ranks read
 // as much either way. A switch adds in an order of its own and rounds once: sums, and averages whose

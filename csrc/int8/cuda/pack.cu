@@ -1,7 +1,8 @@
 // Launches the kernels of pack.h.
 #include "int8/cuda/pack.h"
 
-#include "int8/cuda/launch.h"
+#include "gpu/plan.h"
+#include "int8/cuda/int8.h"
 
 namespace weft::int8::cuda {
 

@@ -2,33 +2,18 @@
 
 #include <algorithm>
 
+#include "core/divide.h"
+#include "gpu/plan.h"
 #include "int8/cuda/int8.h"
 #include "int8/cuda/packed.h"
 
 namespace weft::int8::cuda {
 namespace {
 
+using gpu::is_aligned, gpu::power_of_two;
+
 constexpr int64_t kWarp = 32, kMostTeam = 512, kTeamThreads = 128;
 constexpr int64_t kExtremesBytes = 16, kExtremesWarps = 8;
-
-int64_t ceil_div(int64_t a, int64_t b) { return (a + b - 1) / b; }
-int64_t round_up(int64_t a, int64_t b) { return ceil_div(a, b) * b; }
-int64_t power_of_two(int64_t least) {
-  int64_t power = 1;
-  while (power < least) power *= 2;
-  return power;
-}
-
-bool is_aligned(const void* data, int64_t bytes) {
-  return reinterpret_cast<uintptr_t>(data) % static_cast<uintptr_t>(bytes) == 0;
-}
-// Does every row begin at a multiple of so many bytes?
-bool is_aligned(const Rows& rows, int64_t bytes) {
-  const auto size = static_cast<int64_t>(size_of(rows.dtype));
-  for (int d = 0; d < rows.ndim; ++d)
-    if (rows.size[d] != 1 && rows.stride[d] * size % bytes != 0) return false;
-  return is_aligned(rows.data, bytes);
-}
 
 bool is_vector(const Quantize& p, int64_t chunk, int64_t span) {
   return p.C % chunk == 0 && span % chunk == 0 && is_aligned(p.x, 16) && is_aligned(p.q, chunk) &&

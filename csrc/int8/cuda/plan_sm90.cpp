@@ -2,16 +2,19 @@
 
 #include <algorithm>
 
+#include "core/divide.h"
+#include "gpu/plan.h"
+
 namespace weft::int8::cuda {
 namespace {
 
-int64_t ceil_div(int64_t a, int64_t b) { return (a + b - 1) / b; }
+using gpu::is_aligned;
 
 constexpr int64_t kMostDepth = 1 << 16, kFewOfFloats = 16;
 
 // Can tensor copies reach such rows?
 bool is_reached(const void* data, int64_t row_bytes) {
-  return reinterpret_cast<uintptr_t>(data) % 16 == 0 && row_bytes > 0 && row_bytes % 16 == 0 &&
+  return is_aligned(data, 16) && row_bytes > 0 && row_bytes % 16 == 0 &&
          row_bytes < int64_t{1} << 40;
 }
 

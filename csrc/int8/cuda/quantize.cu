@@ -1,6 +1,7 @@
 // Launches the kernels of quantize.h.
 #include "int8/cuda/quantize.h"
 
+#include "int8/cuda/int8.h"
 #include "int8/cuda/launch_quantize.h"
 
 namespace weft::int8::cuda {

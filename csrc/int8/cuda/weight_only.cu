@@ -1,7 +1,7 @@
 // Launches the kernels of weight_only.h.
 #include "int8/cuda/weight_only.h"
 
-#include "int8/cuda/launch.h"
+#include "gpu/plan.h"
 #include "int8/cuda/launch_linear.h"
 #include "int8/cuda/launch_sm90.h"
 

@@ -3,39 +3,29 @@
 #include <algorithm>
 #include <initializer_list>
 
+#include "core/divide.h"
+#include "gpu/plan.h"
+
 namespace weft::norm::cuda {
 namespace {
 
+using gpu::is_aligned, gpu::power_of_two;
+
 constexpr int64_t kWarp = 32, kMostThreads = 512;
 constexpr uint32_t kNarrowThreads = 128;  // of a block that takes several rows
-constexpr uint32_t kMostSplit = 16;
+constexpr int64_t kMostSplit = 16;
 constexpr int64_t kChunk = 8;               // of any dtype: spans are multiples of it
 constexpr int64_t kColumnWarpsWanted = 16;  // of each multiprocessor, to keep its loads under way
 
-int64_t ceil_div(int64_t a, int64_t b) { return (a + b - 1) / b; }
-int64_t round_up(int64_t a, int64_t b) { return ceil_div(a, b) * b; }
-
-uint32_t power_of_two(int64_t least) {
-  uint32_t power = 1;
-  while (power < least) power *= 2;
-  return power;
-}
-
 // Is every access of `chunk` elements aligned?
-bool aligned(const void* data, DType dtype, int64_t chunk) {
-  const auto bytes = std::min<int64_t>(16, chunk * static_cast<int64_t>(size_of(dtype)));
-  return reinterpret_cast<uintptr_t>(data) % static_cast<uintptr_t>(bytes) == 0;
+int64_t access(DType dtype, int64_t chunk) {
+  return std::min<int64_t>(16, chunk * static_cast<int64_t>(size_of(dtype)));
 }
 bool aligned(const Rows& rows, int64_t chunk) {
-  if (!rows) return true;
-  const auto size = static_cast<int64_t>(size_of(rows.dtype)),
-             bytes = std::min<int64_t>(16, chunk * size);
-  for (int d = 0; d < rows.ndim; ++d)
-    if (rows.size[d] > 1 && rows.stride[d] * size % bytes != 0) return false;
-  return aligned(rows.data, rows.dtype, chunk);
+  return !rows || is_aligned(rows, access(rows.dtype, chunk));
 }
 bool aligned(const Channels& channels, int64_t chunk) {
-  return aligned(channels.data, channels.dtype, chunk);
+  return is_aligned(channels.data, access(channels.dtype, chunk));
 }
 
 template <class Tensor>
@@ -100,13 +90,14 @@ Geometry geometry(int64_t C, int most, const Limits& limits) {
   Geometry g;
   g.span = C;
   if (C <= kWarp * most) {
-    g.lanes = power_of_two(ceil_div(C, C <= kWarp * kFew ? kFew : most));
+    g.lanes = static_cast<uint32_t>(power_of_two(ceil_div(C, C <= kWarp * kFew ? kFew : most)));
     g.threads = kNarrowThreads;
     g.rows = g.threads / g.lanes;
     return g;
   }
   if (C > kMostThreads * most && limits.clusters) {
-    g.split = std::min(kMostSplit, power_of_two(ceil_div(C, kMostThreads * most)));
+    g.split =
+        static_cast<uint32_t>(std::min(kMostSplit, power_of_two(ceil_div(C, kMostThreads * most))));
     g.span = round_up(ceil_div(C, g.split), kChunk);
   }
   g.lanes = static_cast<uint32_t>(std::min(kMostThreads, round_up(ceil_div(g.span, most), kWarp)));

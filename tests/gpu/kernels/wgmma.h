@@ -279,16 +279,6 @@ struct GemmTiles {
   Shared<MBarrier> full = layout.take<MBarrier>(kStages), empty = layout.take<MBarrier>(kStages);
 };
 
-// The stage whose turn it is, and the parity of its phase.
-struct GemmTurn {
-  uint32_t stage = 0, parity = 0;
-  WEFT_DEVICE void next() {
-    if (++stage < GemmTiles::kStages) return;
-    stage = 0;
-    parity ^= 1;
-  }
-};
-
 WEFT_KERNEL_BOUNDS(3 * kWarpgroup, 1)
 void wgmma_gemm_kernel(WEFT_GRID_CONSTANT const TensorMap map_a,
                        WEFT_GRID_CONSTANT const TensorMap map_b, float* d, uint32_t N, uint32_t K) {
@@ -310,7 +300,7 @@ void wgmma_gemm_kernel(WEFT_GRID_CONSTANT const TensorMap map_a,
   if (warpgroup == 0) {
     decrease_registers<40>();
     if (thread() > 0) return;
-    GemmTurn turn;
+    Turn<kStages> turn;
     for (uint32_t k = 0; k < K; k += kK, turn.next()) {
       const uint32_t s = turn.stage;
       const Shared<MBarrier> full = smem.full.from(s);
@@ -327,7 +317,7 @@ void wgmma_gemm_kernel(WEFT_GRID_CONSTANT const TensorMap map_a,
   const uint32_t first = (warpgroup - 1) * 64;  // row of the tile
   WgmmaAccumulator<float, 128> sums;
   wgmma_fence(sums);
-  GemmTurn turn;
+  Turn<kStages> turn;
   uint32_t before = 0;  // the stage whose products wgmma_wait<1> covers
   for (uint32_t k = 0; k < K; k += kK, turn.next()) {
     const uint32_t s = turn.stage;

@@ -1,32 +1,44 @@
-// What the launches of the INT8 family share, on the host.
+// What the plans and launches of all families are made of, on the host.
 #pragma once
+
+#include <cstdint>
 
 #include "core/error.h"
 #include "core/rows.h"
-#include "gpu/gpu.h"
-#include "int8/cuda/int8.h"
 
-namespace weft::int8::cuda {
+namespace weft::gpu {
 
-using namespace ::weft::gpu;
+// ---- numbers
 
+template <class T>
+constexpr T power_of_two(T least) {
+  T power = 1;
+  while (power < least) power *= 2;
+  return power;
+}
+
+// Blocks as a grid has them.
 inline uint32_t grid_size(int64_t blocks) {
   check(blocks <= INT32_MAX, "weft: ", blocks, " blocks are more than a CUDA grid holds");
   return static_cast<uint32_t>(blocks);
 }
+
+// ---- addresses
 
 inline bool is_aligned(const void* data, int64_t bytes) {
   return reinterpret_cast<uintptr_t>(data) % static_cast<uintptr_t>(bytes) == 0;
 }
 // Does every row begin at a multiple of so many bytes?
 inline bool is_aligned(const Rows& rows, int64_t bytes) {
+  const auto size = static_cast<int64_t>(size_of(rows.dtype));
   for (int d = 0; d < rows.ndim; ++d)
-    if (rows.size[d] != 1 && rows.stride[d] * static_cast<int64_t>(size_of(rows.dtype)) % bytes)
-      return false;
+    if (rows.size[d] > 1 && rows.stride[d] * size % bytes != 0) return false;
   return is_aligned(rows.data, bytes);
 }
 
-// f(X{}) for the dtype of floats. float64 has been refused.
+// ---- types
+
+// f(X{}) for the dtypes that kernels are compiled for: float64 has been refused.
 template <class F>
 void with_kernel_type(DType x, const F& f) {
   if (x == DType::bf16)
@@ -37,4 +49,4 @@ void with_kernel_type(DType x, const F& f) {
     f(float{});
 }
 
-}  // namespace weft::int8::cuda
+}  // namespace weft::gpu
