@@ -87,12 +87,25 @@ std::tuple<int64_t, int64_t> attention_tile(int64_t heads, int64_t blocks, int64
 }
 
 // Who takes products of int8 on sm_80, and the same of a weight alone, 16-bit x and one scale a row.
-std::tuple<int64_t, int64_t, int64_t, int64_t> int8_plan(int64_t M, int64_t N, int64_t K,
-                                                         int64_t multiprocessors) {
+std::tuple<int64_t, int64_t, int64_t, int64_t, int64_t> int8_plan(int64_t M, int64_t N, int64_t K,
+                                                                  int64_t multiprocessors) {
   const auto plan = int8::cuda::plan_gemm(
       M, N, K, {static_cast<uint32_t>(multiprocessors), 163 << 10, false, false});
-  return {plan.tiles_m, plan.tiles_n, plan.splits, plan.split_steps};
+  return {plan.tiles_m, plan.tiles_n, plan.splits, plan.split_steps, plan.rounds};
 }
+
+// What a whole linear layer of int8 rows takes, or, with outliers, of floats: sm_90a's shape, or -1.
+std::tuple<int64_t, int64_t> int8_linear_plan(int64_t M, int64_t N, int64_t K, bool outliers,
+                                              int64_t multiprocessors, bool wgmma) {
+  int8::Linear p;
+  p.M = M, p.N = N, p.K = p.group = K;
+  p.x = {nullptr, outliers ? DType::bf16 : DType::i8, 1, {M}, {(K + 15) / 16 * 16}};
+  p.operand = outliers ? int8::Operand::outliers : int8::Operand::int8;
+  const auto plan =
+      int8::cuda::plan(p, {static_cast<uint32_t>(multiprocessors), 227 << 10, wgmma, wgmma});
+  return {plan.sm90 ? static_cast<int64_t>(plan.sm90->shape) : -1, plan.workspace_bytes};
+}
+
 std::tuple<int64_t, int64_t, int64_t, int64_t, int64_t> weight_only_plan(int64_t M, int64_t N,
                                                                          int64_t K,
                                                                          int64_t multiprocessors) {
@@ -134,16 +147,22 @@ std::tuple<int64_t, int64_t, int64_t, int64_t> comm_plan(int64_t kind, int64_t r
   return {static_cast<int64_t>(plan.algorithm), plan.blocks, plan.threads, plan.piece};
 }
 
-// With what tiles sm_90a multiplies int8, by how many blocks, of which some split K; shape -1: not.
-std::tuple<int64_t, int64_t, int64_t> int8_plan_sm90(int64_t M, int64_t N, int64_t K,
-                                                     int64_t multiprocessors) {
+// With what tiles sm_90a multiplies int8, by how many blocks, of which some split K, and whether
+// tensor copies store a result of float32; shape -1: not. Of addresses and rows of x, the bytes beyond
+// a multiple of 16 count.
+std::tuple<int64_t, int64_t, int64_t, bool> int8_plan_sm90(int64_t M, int64_t N, int64_t K,
+                                                           int64_t multiprocessors, int64_t x_at,
+                                                           int64_t x_row, int64_t out_at) {
   int8::cuda::ProductSm90 product;
   product.M = M, product.N = N, product.K = K;
-  product.x_row = product.weight_row = (K + 15) / 16 * 16;
+  product.x = reinterpret_cast<const void*>(x_at);
+  product.out = reinterpret_cast<const void*>(out_at);
+  product.weight_row = (K + 15) / 16 * 16;
+  product.x_row = product.weight_row + x_row;
   gpu::Limits limits = {static_cast<uint32_t>(multiprocessors), 227 << 10, true, true};
   const auto plan = int8::cuda::plan_sm90(product, limits);
-  if (!plan) return {-1, 0, 0};
-  return {static_cast<int64_t>(plan->shape), plan->splits, plan->grid};
+  if (!plan) return {-1, 0, 0, false};
+  return {static_cast<int64_t>(plan->shape), plan->splits, plan->grid, plan->tensor_out};
 }
 
 }  // namespace
@@ -154,13 +173,16 @@ STABLE_TORCH_LIBRARY(weft_simulator, m) {
   weft::attention::define_ops(m);
   weft::int8::define_ops(m);
   m.def(
-      "int8_plan_sm90(int M, int N, int K, int multiprocessors) -> (int shape, int splits, int "
-      "grid)");
+      "int8_plan_sm90(int M, int N, int K, int multiprocessors, int x_at=0, int x_row=0, int "
+      "out_at=0) -> (int shape, int splits, int grid, bool tensor_out)");
   m.def("configure(int seed, bool late_completion, bool clusters) -> ()");
   m.def(
       "int8_plan(int M, int N, int K, int multiprocessors) -> (int tiles_m, int tiles_n, int "
-      "splits, "
-      "int steps)");
+      "splits, int steps, int rounds)");
+  m.def(
+      "int8_linear_plan(int M, int N, int K, bool outliers, int multiprocessors, bool wgmma) -> "
+      "(int "
+      "shape, int workspace_bytes)");
   m.def(
       "weight_only_plan(int M, int N, int K, int multiprocessors) -> (int tokens, int warps_n, int "
       "warps_k, int blocks_n, int blocks_m)");
@@ -193,6 +215,7 @@ STABLE_TORCH_LIBRARY_IMPL(weft_simulator_unchecked, CPU, m) {
 STABLE_TORCH_LIBRARY_IMPL(weft_simulator, CompositeExplicitAutograd, m) {
   m.impl("configure", TORCH_BOX(&weft::configure));
   m.impl("int8_plan", TORCH_BOX(&weft::int8_plan));
+  m.impl("int8_linear_plan", TORCH_BOX(&weft::int8_linear_plan));
   m.impl("weight_only_plan", TORCH_BOX(&weft::weight_only_plan));
   m.impl("int8_plan_sm90", TORCH_BOX(&weft::int8_plan_sm90));
   m.impl("geometry", TORCH_BOX(&weft::geometry));

@@ -156,6 +156,9 @@ EXPECTED = (
         )
         for shape, products, loads in ((0, 64, 24), (1, 32, 16), (2, 16, 12))
     ),
+    # Four columns of a part; an outlier's products with 8 rows by four columns.
+    Expected("int8::cuda::finish_parts_kernel", {"LDG.128": 4, "STG.128": 1}),
+    Expected("int8::cuda::finish_outliers_kernel", {"LDG.128": 4, "LDS.128": 2, "FFMA": 64}),
     Expected("int8::cuda::weight_only_kernel<.*, 8, 8>", {"HMMA.16816.F32": 8, "LDG.128": 8}),
     Expected("int8::cuda::weight_only_kernel<.*, 4, 8>", {"HMMA.16816.F32": 16, "LDG.128": 8}),
     Expected("int8::cuda::weight_only_kernel<.*, 32>", {"HMMA.16816.F32": 32, "LDG.128": 16}),

@@ -62,6 +62,7 @@ def assert_linear(
     x64, w64, b64, r64 = wide
     assert x64 is not None and w64 is not None
     truth = reference.int8.linear(x64, w64, b64, activation, r64)
+    assert result.shape == truth.shape
     terms = x64.abs() @ w64.abs().t()
     missing = rounding * x64.abs().amax(-1, keepdim=True) * w64.abs().sum(-1)
     largest = terms + (0 if b64 is None else b64.abs()) + (0 if r64 is None else r64.abs())

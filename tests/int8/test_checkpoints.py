@@ -8,6 +8,7 @@ import pickle
 
 import pytest
 import torch
+from safetensors import torch as safetensors
 from torch import nn
 from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.testing import assert_close
@@ -69,7 +70,6 @@ def test_copies(config):
 
 
 def test_safetensors(tmp_path):
-    safetensors = pytest.importorskip("safetensors.torch")
     model = quantized(CONFIGS["static, all"])
     safetensors.save_model(model, tmp_path / "model.safetensors")
     again = quantized(CONFIGS["static, all"])

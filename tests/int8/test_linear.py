@@ -188,6 +188,20 @@ def test_many_rows_and_long_sums(backend: Backend):
         assert_linear(y, x8, reference.int8.weight(weight, scale.double()))
 
 
+@pytest.mark.parametrize("N, K", [(3, 65664), (300, 131200)])
+def test_long_sums_are_exact(backend: Backend, N: int, K: int):
+    """What zero points take away is a thousand times the rest; more than a round of splits."""
+    weight = torch.randint(100, 128, (N, K), dtype=torch.int8)
+    q = torch.full((2, K), -128, dtype=torch.int8)
+    q[:, ::1000] = integers(2, len(range(0, K, 1000)))
+    points = torch.full((2, 1), -128, dtype=torch.int32)
+    y = weft.int8_linear(
+        q, packed(weight), torch.ones(N), x_scale=torch.ones(2), x_zero_point=points
+    )
+    exact = reference.int8.products(q, weight, points)
+    assert exact.abs().max() < 2**24 and torch.equal(y.long(), exact)
+
+
 def test_rows_without_numbers(backend: Backend):
     """NaN and infinity spoil their rows and no other; zeros give the bias."""
     weight, scale, bias = integers(70, 33), scales(70), draw(70)

@@ -55,6 +55,19 @@ def test_repairs_what_int8_loses(backend: Backend):
     assert split < plain / 20
 
 
+def test_outliers_beside_long_sums(backend: Backend):
+    """More columns than int32 holds sums of, and more outliers than a block takes at once."""
+    M, N, K = 2, 600, 65664
+    x, weight, scale, bias = draw(M, K).clamp(-5, 5), integers(N, K), scales(N), draw(N)
+    x[0, ::700] = 40
+    y = weft.llm_int8_linear(x, packed(weight), scale, bias, activation="relu")
+    outliers = (x.abs() >= 6).any(0)
+    rest = weft.quantize_int8(torch.where(outliers, 0, x))
+    x8 = reference.int8.dequantize(rest.values.double(), rest.scale.double())
+    both = torch.where(outliers, x.double(), x8)
+    assert_linear(y, both, reference.int8.weight(weight, scale.double()), bias, "relu")
+
+
 def test_threshold_is_met_not_passed(backend: Backend):
     """|x| = threshold is an outlier, as the paper has it; so are NaN and infinity, in their row."""
     weight, scale = integers(70, 33), scales(70)

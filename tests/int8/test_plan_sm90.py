@@ -20,7 +20,7 @@ def library() -> None:
 
 
 def plan(M: int, N: int, K: int, multiprocessors: int = 132) -> tuple[int, int, int]:
-    return torch.ops.weft_simulator.int8_plan_sm90(M, N, K, multiprocessors)
+    return torch.ops.weft_simulator.int8_plan_sm90(M, N, K, multiprocessors)[:3]
 
 
 @pytest.mark.parametrize("multiprocessors", [1, 4, 78, 132])
@@ -53,3 +53,16 @@ def test_shapes() -> None:
 def test_depth() -> None:
     """What int32 does not hold is left to other kernels."""
     assert plan(64, 128, 65536)[0] >= 0 and plan(64, 128, 65537)[0] == -1
+
+
+@pytest.mark.parametrize("M", [1, 64, 300])
+def test_addresses(M: int) -> None:
+    """Tensor copies reach rows that begin at multiples of 16 bytes, of x and of the result."""
+    find = torch.ops.weft_simulator.int8_plan_sm90
+    whole = find(M, 128, 300, 132)
+    assert whole[0] >= 0 and whole[3]
+    assert find(M, 128, 300, 132, x_at=16, x_row=32, out_at=16) == whole
+    for off in (1, 4, 8):
+        assert find(M, 128, 300, 132, x_at=off)[0] == find(M, 128, 300, 132, x_row=off)[0] == -1
+        assert find(M, 128, 300, 132, out_at=off) == (*whole[:3], False)
+    assert not find(M, 130, 300, 132)[3]  # its rows

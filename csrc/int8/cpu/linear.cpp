@@ -7,7 +7,7 @@
 //              floats: x is what is rounded, to 2^-15 or 2^-23 of the row's largest.
 //   multiply   tiles of kByteTileRows rows of A × 64 columns, int32 sums in registers over a section
 //              of the depth: all of it, a group of the weight's scales, or 65536, whose sums still
-//              fit. Sections are added up in floats.
+//              fit. Sections are added up in floats; where x is int8, in int64.
 //   finish     digits to one float, zero points, scales, outliers, bias, activation, residual, and
 //              the store: the tile is in L1.
 //
@@ -166,6 +166,13 @@ class Tile {
         scaled_row(r, v);
         finish(r, v);
       }
+    } else if (p_.operand != Operand::wide) {
+      long_sums(ahead);
+      for (int64_t r = 0; r < rows_; ++r) {
+        Row v;
+        scaled_long_row(r, v);
+        finish(r, v);
+      }
     } else {
       p_.bits == 8 ? sections<false>(ahead) : sections<true>(ahead);
       for (int64_t r = 0; r < rows_; ++r) {
@@ -197,6 +204,18 @@ class Tile {
     const auto multiply_rows = p_.bits == 8 ? byte_rows<false> : byte_rows<true>;
     multiply_rows(rows_ * o_.digits, ceil_div(p_.K, step), o_.a + row * o_.lda, o_.lda, panel_,
                   o_.init + row, 1, sum_, ahead);
+  }
+
+  // The sums over the whole depth, of which int32 holds a section's.
+  void long_sums(Ahead ahead) {
+    std::memset(long_, 0, static_cast<size_t>(rows_ * kBytePanel) * sizeof *long_);
+    for (int64_t s = 0; s < o_.sections; ++s) {
+      const int64_t k = s * o_.section, n = p_.K - k < o_.section ? p_.K - k : o_.section;
+      byte_rows<false>(rows_, ceil_div(n, 4), o_.a + begin_ * o_.lda + k, o_.lda,
+                       panel_ + k / 4 * kByteStep, o_.init + begin_ * o_.sections + s, o_.sections,
+                       sum_, s == 0 ? ahead : Ahead{});
+      for (int64_t i = 0; i < rows_ * kBytePanel; ++i) long_[i] += sum_[i];
+    }
   }
 
   // All sections of the tile's rows of A: total_ = Σ_s scale[s] · (sums of s - zero point · Σ A of s).
@@ -262,7 +281,7 @@ class Tile {
   Vec<int32_t> sums(int64_t r, int j) const {
     return load_vec<int32_t>(sum_ + r * kBytePanel + j * kFloats);
   }
-  // Where there is one section, zero points of x are taken from its sums, exactly.
+  // Zero points of x are taken from the sums themselves, exactly.
   Vec<int32_t> sums_without_zero(int64_t r, int j) const {
     if (!o_.zero_point) return sums(r, j);
     return sums(r, j) - load_vec<int32_t>(sums_ + j * kFloats) * o_.zero_point[begin_ + r];
@@ -301,13 +320,17 @@ class Tile {
         v[j] = multiply_add(v[j], broadcast(256.0f), of(r * o_.digits + d, j));
   }
 
+  // The same of sums in int64: zero points are taken from them exactly, too.
+  void scaled_long_row(int64_t r, Row& v) const {
+    const int64_t zero = o_.zero_point ? o_.zero_point[begin_ + r] : 0;
+    float lane[kBytePanel];
+    for (int64_t i = 0; i < kBytePanel; ++i)
+      lane[i] = static_cast<float>(long_[r * kBytePanel + i] - zero * sums_[i]);
+    for (int j = 0; j < kPieces; ++j) v[j] = load_vec<float>(lane + j * kFloats) * scale_.piece[j];
+  }
+
   void finish(int64_t r, Row& v) const {
     const Vec<float> scale = broadcast(o_.scale[begin_ + r]);
-    if (o_.zero_point && o_.sections > 1) {
-      const Vec<float> zero = broadcast(static_cast<float>(o_.zero_point[begin_ + r]));
-      for (int j = 0; j < kPieces; ++j)
-        v[j] -= to_float(load_vec<int32_t>(sums_ + j * kFloats)) * zero * scale_.piece[j];
-    }
     for (int j = 0; j < kPieces; ++j) v[j] *= scale;
     const int64_t m = o_.first_row + begin_ + r;
     if (o_.outlier_count) add_outliers(m, v);
@@ -378,6 +401,7 @@ class Tile {
   int64_t begin_ = 0, rows_ = 0;
   alignas(64) int32_t sum_[kMostRows * kBytePanel];
   alignas(64) Row total_[kMostRows];
+  alignas(64) int64_t long_[kMostRows * kBytePanel];
 };
 
 // What tile i of the last few fetches of the next panel: a step's bytes are 4 lines. A panel that is

@@ -72,9 +72,10 @@ WEFT_DEVICE ColumnValues column_values(const Epilogue& e, int64_t n) {
           e.x_zero_point ? load(e.weight_sum + n) : 0};
 }
 
-// Exact: |Σ| and the correction are below 2^31 for K up to 65536.
-WEFT_DEVICE int32_t without_zero(int32_t sum, const RowValues& row, const ColumnValues& column) {
-  return sum - row.zero_point * column.sum;
+// Exact: |Σ| and the correction are below 2^31 for K up to 65536, and below 2^38 for all K.
+template <class Sum>
+WEFT_DEVICE Sum without_zero(Sum sum, const RowValues& row, const ColumnValues& column) {
+  return sum - Sum{row.zero_point} * column.sum;
 }
 // Where the sums themselves are asked for: their bits, which float registers then carry.
 WEFT_DEVICE float as_bits(int32_t sum) {
@@ -82,7 +83,8 @@ WEFT_DEVICE float as_bits(int32_t sum) {
   __builtin_memcpy(&v, &sum, sizeof v);
   return v;
 }
-WEFT_DEVICE float scaled(int32_t sum, const RowValues& row, const ColumnValues& column) {
+template <class Sum>
+WEFT_DEVICE float scaled(Sum sum, const RowValues& row, const ColumnValues& column) {
   return fma(static_cast<float>(without_zero(sum, row, column)) * column.scale, row.scale,
              column.bias);
 }

@@ -8,8 +8,8 @@
 //   multiply   m16n8k32, both operands by ldmatrix.
 //   finish     sums go through shared memory, where the stages were, so that neighbouring threads hold
 //              neighbouring columns; each thread ends four at a time. Of a split, the sums themselves
-//              are written, and finish_splits_kernel adds them up: integers, which have the same bits
-//              in any order. Sums of more than 65536 products go on in floats there.
+//              are written, and finish_parts.h adds them up: integers, which have the same bits in any
+//              order.
 //
 // Cost: 2 M N K operations; the large tile reads 256 bytes of L2 for each 128 · 128 products of K, 64
 // products a byte, and 48 bytes of shared memory for each 16 of them. Bound by the tensor cores for large
@@ -22,13 +22,13 @@
 namespace weft::int8::cuda {
 
 struct GemmSm80 {
-  Ending ending;
+  Epilogue end;
   GemmPlan plan;
   const int8_t* x = nullptr;  // [M, K] in rows of x_row bytes, which begin at multiples of 16
   int64_t x_row = 0, K = 0;
   const int8_t* weight = nullptr;  // [weight_rows, K] likewise
   int64_t weight_row = 0, weight_rows = 0;
-  int32_t* parts = nullptr;  // [splits, M, N], where K is split
+  int32_t* parts = nullptr;  // [splits, M, N], where finish_parts.h ends the products
 };
 
 template <int kRows>
@@ -74,7 +74,7 @@ void gemm_sm80_kernel(WEFT_GRID_CONSTANT const GemmSm80 call) {
                 kStages = kTile.stages;
   constexpr int kTilesM = kM / kTile.warps_m / 16, kTilesN = kN / kTile.warps_n / 8;
   const GemmShared<kShape> smem;
-  const Epilogue& e = call.ending.end;
+  const Epilogue& e = call.end;
 
   // Blocks that run together share rows of the weight.
   uint32_t index = block().x;
@@ -167,46 +167,16 @@ void gemm_sm80_kernel(WEFT_GRID_CONSTANT const GemmSm80 call) {
     if (call.parts) {
       if (m >= e.M) continue;
       int32_t* const to = call.parts + (split * e.M + m) * e.N + columns.n;
-      WEFT_UNROLL
-      for (int i = 0; i < 4; ++i)
-        if (columns.n + i < e.N) store(to + i, sums[i]);
+      if (e.N % 4 == 0 && columns.n < e.N) {
+        store(to, sums);
+      } else {
+        WEFT_UNROLL
+        for (int i = 0; i < 4; ++i)
+          if (columns.n + i < e.N) store(to + i, sums[i]);
+      }
     } else {
-      finish_four(call.ending, rounding, m, columns, sums);
+      finish_four(e, rounding, m, columns, sums);
     }
-  }
-}
-
-// The sums of the splits, and what becomes of them: four columns a thread. With `Long` they are more
-// than int32 holds.
-constexpr uint32_t kFinishThreads = 128;
-
-template <bool kLong>
-WEFT_KERNEL_BOUNDS(kFinishThreads, 1)
-void finish_splits_kernel(WEFT_GRID_CONSTANT const GemmSm80 call) {
-  const Epilogue& e = call.ending.end;
-  const int64_t fours = ceil_div<int64_t>(e.N, 4),
-                i = static_cast<int64_t>(block().x) * kFinishThreads + thread(), m = i / fours,
-                n = i % fours * 4;
-  if (m >= e.M) return;
-  std::conditional_t<kLong, Vec<float, 4>, Vec<int32_t, 4>> sums = {};
-  for (uint32_t s = 0; s < call.plan.splits; ++s) {
-    const int32_t* const from = call.parts + (s * e.M + m) * e.N + n;
-    for (int j = 0; j < 4; ++j)
-      if (n + j < e.N) sums[j] += load(from + j);
-  }
-  const FourColumns columns(e, n);
-  const Rounding rounding(e);
-  if constexpr (!kLong) {
-    finish_four(call.ending, rounding, m, columns, sums);
-  } else {
-    const RowValues row = row_values(e, m);
-    for (int j = 0; j < 4; ++j) {
-      const ColumnValues& column = columns.value[j];
-      const float zero = static_cast<float>(row.zero_point) * static_cast<float>(column.sum);
-      sums[j] = fma((sums[j] - zero) * column.scale, row.scale, column.bias);
-    }
-    if (call.ending.outliers.count) add_outliers(call.ending, m, columns, sums);
-    store_four(e, rounding, m, n, sums);
   }
 }
 

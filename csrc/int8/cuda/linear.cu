@@ -1,4 +1,8 @@
 // The linear layers: the launches that a call takes, one after the other.
+#include <algorithm>
+
+#include "gpu/plan.h"
+#include "int8/cuda/finish_parts.h"
 #include "int8/cuda/gemm_sm80.h"
 #include "int8/cuda/launch_linear.h"
 #include "int8/cuda/launch_quantize.h"
@@ -32,16 +36,38 @@ void gemm_sm80(const GemmSm80& call, Stream stream) {
     launch_gemm<GemmShape::medium>(call, stream);
   else
     launch_gemm<GemmShape::small>(call, stream);
-  if (call.plan.splits == 1) return;
-  const Epilogue& e = call.ending.end;
-  const LaunchConfig config = {
-      .grid = {grid_size(ceil_div<int64_t>(e.M * ceil_div<int64_t>(e.N, 4), kFinishThreads))},
-      .block = kFinishThreads,
-      .stream = stream};
-  if (call.K > kMostDepth)
-    launch<finish_splits_kernel<true>>(config, call);
-  else
-    launch<finish_splits_kernel<false>>(config, call);
+}
+
+void finish_parts(const FinishParts& call, Stream stream) {
+  const int64_t fours = call.end.M * ceil_div(call.end.N, 4);
+  launch<finish_parts_kernel>({.grid = {grid_size(ceil_div(fours, kFinishThreads))},
+                               .block = kFinishThreads,
+                               .stream = stream},
+                              call);
+}
+
+void finish_outliers(const FinishOutliers& call, Stream stream) {
+  const Epilogue& e = call.sums.end;
+  launch<finish_outliers_kernel>(
+      {.grid = {grid_size(ceil_div(e.M, kOutlierRows) * ceil_div(e.N, kOutlierColumns))},
+       .block = kOutlierThreads,
+       .shared_bytes = OutliersShared{}.layout.bytes(),
+       .stream = stream},
+      call);
+}
+
+// The sums themselves, [M, N].
+Epilogue only_sums(const Epilogue& end, int32_t* to) {
+  Epilogue e;
+  e.M = end.M;
+  e.N = end.N;
+  e.x_scale = end.x_scale;
+  e.x_scale_row = end.x_scale_row;
+  e.weight_scale = end.weight_scale;
+  e.out = to;
+  e.out_dtype = DType::i32;
+  e.out_vector = vector_of(Rows{to, DType::i32, 1, {e.M}, {e.N}});
+  return e;
 }
 
 }  // namespace
@@ -80,17 +106,20 @@ void linear(const Linear& p, const Device& device) {
   auto* const scale = piece(float{}, plan.scale);
   auto* const zero_point = piece(int32_t{}, plan.zero_point);
 
-  GemmSm80 call;
-  call.ending.end = epilogue_of(p, scale, zero_point);
-  if (p.operand == Operand::outliers) {
+  const Epilogue end = epilogue_of(p, scale, zero_point);
+  FinishOutliers outliers = {{end}, p.x, layout.weight(p.packed), layout.row_bytes};
+  FinishParts& parts = outliers.sums;
+  int32_t* const part = piece(int32_t{}, plan.parts);
+  parts.parts = part;
+  parts.totals = piece(int64_t{}, plan.totals);
+  const bool has_outliers = p.operand == Operand::outliers;
+  if (has_outliers) {
     auto* const columns = piece(int32_t{}, plan.columns);
     auto* const count = piece(int32_t{}, plan.count);
     collect_outliers(extremes_of(p), plan.outliers, piece(char{}, plan.found), p.threshold,
                      piece(uint8_t{}, plan.left_out), columns, count, device.stream);
-    call.ending.outliers = {count, columns};
-    call.ending.x = p.x;
-    call.ending.weight = layout.weight(p.packed);
-    call.ending.weight_row = layout.row_bytes;
+    outliers.count = count;
+    outliers.columns = columns;
   }
   if (scale) {
     QuantizeCall quantize = {quantization_of(p), plan.quantize.span, plan.quantize.lanes,
@@ -109,18 +138,33 @@ void linear(const Linear& p, const Device& device) {
                               p.x, p.M, p.K, plan.x_row, a);
   }
   const int8_t* x = plan.rows_as_they_are ? static_cast<const int8_t*>(p.x.data) : a;
-  if (plan.sm90)
-    return gemm_sm90(product_of(p, x, DType::i8, plan.x_row), *plan.sm90, call.ending.end,
-                     device.stream);
-  call.plan = plan.gemm;
-  call.x = x;
-  call.x_row = plan.x_row;
-  call.K = p.K;
-  call.weight = layout.weight(p.packed);
-  call.weight_row = layout.row_bytes;
-  call.weight_rows = layout.rows;
-  call.parts = piece(int32_t{}, plan.parts);
-  gemm_sm80(call, device.stream);
+  if (plan.sm90) {
+    ProductSm90 product = product_of(p, x, DType::i8, plan.x_row);
+    if (!has_outliers) return gemm_sm90(product, *plan.sm90, end, device.stream);
+    product.out = part;
+    product.out_dtype = DType::i32;
+    gemm_sm90(product, *plan.sm90, only_sums(end, part), device.stream);
+    return finish_outliers(outliers, device.stream);
+  }
+  const int64_t depth = plan.gemm.splits * plan.gemm.split_steps * kDepth;  // of a round
+  for (int64_t k = 0; k < p.K; k += depth) {
+    GemmSm80 call = {end, plan.gemm};
+    call.x = x + k;
+    call.x_row = plan.x_row;
+    call.K = std::min(depth, p.K - k);
+    call.weight = layout.weight(p.packed) + k;
+    call.weight_row = layout.row_bytes;
+    call.weight_rows = layout.rows;
+    call.parts = part;
+    call.plan.splits = static_cast<uint32_t>(ceil_div(call.K, plan.gemm.split_steps * kDepth));
+    gemm_sm80(call, device.stream);
+    if (!part) return;
+    parts.splits = call.plan.splits;
+    parts.first = k == 0;
+    parts.last = k + depth >= p.K;
+    if (has_outliers && parts.last) return finish_outliers(outliers, device.stream);
+    finish_parts(parts, device.stream);
+  }
 }
 
 }  // namespace weft::int8::cuda

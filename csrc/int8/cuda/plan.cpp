@@ -70,16 +70,14 @@ GemmPlan plan_gemm(int64_t M, int64_t N, int64_t K, const Limits& limits) {
   plan.tiles_n = static_cast<uint32_t>(ceil_div(N, tile.n));
 
   // Where tiles do not fill the GPU, K is split, as long as the sums of the parts are few beside the
-  // weight. What int32 does not hold is split so that it does, the same way for every M.
-  int64_t splits = 1;
-  if (K > kMostDepth) {
-    plan.split_steps = kMostDepth / kDepth;
-  } else {
-    splits = std::clamp<int64_t>(slots / tiles(tile), 1,
-                                 std::max<int64_t>(std::min(steps / kLeastSteps, K / (32 * M)), 1));
-    plan.split_steps = ceil_div(steps, splits);
-  }
-  plan.splits = static_cast<uint32_t>(ceil_div(steps, plan.split_steps));
+  // weight. What int32 does not hold is split so that it does: in rounds, where that makes more splits
+  // than run at once, so that the workspace has no more parts than these.
+  const int64_t room = std::max<int64_t>(slots / tiles(tile), 1),
+                few = std::max<int64_t>(std::min(steps / kLeastSteps, K / (32 * M)), 1);
+  plan.split_steps = std::min(ceil_div(steps, std::min(room, few)), kMostDepth / kDepth);
+  const int64_t splits = ceil_div(steps, plan.split_steps);
+  plan.rounds = ceil_div(splits, room);
+  plan.splits = static_cast<uint32_t>(ceil_div(splits, plan.rounds));
   return plan;
 }
 
@@ -162,14 +160,15 @@ LinearPlan plan(const Linear& p, const Limits& limits) {
     plan.columns = take(p.K * 4);
     plan.count = take(4);
   }
-  if (p.operand == Operand::int8) {
-    // What lies in the workspace is aligned.
-    const void* x = plan.rows_as_they_are ? p.x.data : nullptr;
-    plan.sm90 = plan_sm90(product_of(p, x, DType::i8, plan.x_row), limits);
-    if (plan.sm90) return plan;
-  }
-  plan.gemm = plan_gemm(p.M, p.N, p.K, limits);
-  if (plan.gemm.splits > 1) plan.parts = take(plan.gemm.splits * p.M * p.N * 4);
+  // What lies in the workspace is aligned.
+  ProductSm90 product =
+      product_of(p, plan.rows_as_they_are ? p.x.data : nullptr, DType::i8, plan.x_row);
+  if (p.operand == Operand::outliers) product.out = nullptr, product.out_dtype = DType::i32;
+  plan.sm90 = plan_sm90(product, limits);
+  plan.gemm = plan.sm90 ? GemmPlan{} : plan_gemm(p.M, p.N, p.K, limits);
+  if (plan.gemm.splits * plan.gemm.rounds > 1 || p.operand == Operand::outliers)
+    plan.parts = take(plan.gemm.splits * p.M * p.N * 4);
+  if (plan.gemm.rounds > 1) plan.totals = take(p.M * p.N * 8);
   return plan;
 }
 

@@ -56,6 +56,7 @@ struct GemmPlan {
   uint32_t tiles_m = 0, tiles_n = 0;
   uint32_t splits = 1;      // of K, for each a block …
   int64_t split_steps = 0;  // … that takes so many times 128 of it
+  int64_t rounds = 1;       // … one after the other, of as many splits
 };
 GemmPlan plan_gemm(int64_t M, int64_t N, int64_t K, const Limits& limits);
 
@@ -75,7 +76,8 @@ struct LinearPlan {
   int64_t x_row = 0;              // bytes from row to row of A
   int64_t a = -1, scale = -1, zero_point = -1;
   int64_t found = -1, left_out = -1, columns = -1, count = -1;  // of outliers
-  int64_t parts = -1;                                           // [splits, M, N] of int32
+  int64_t parts = -1;   // [splits, M, N] of int32, where a launch of its own ends the products
+  int64_t totals = -1;  // [M, N] of int64, where these have several rounds
   QuantizePlan quantize, outliers;
   std::optional<PlanSm90> sm90;  // of the products, which its kernels then make; else …
   GemmPlan gemm;

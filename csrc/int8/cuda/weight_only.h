@@ -24,7 +24,7 @@
 // v + 0 · v is then NaN.
 #pragma once
 
-#include "int8/cuda/finish.h"
+#include "int8/cuda/epilogue.h"
 #include "int8/cuda/packed.h"
 #include "int8/cuda/plan.h"
 
