@@ -56,6 +56,8 @@ struct CpuAttention : Cpu {
 };
 
 struct CpuInt8 : Cpu {
+  static constexpr bool reads_values = true;
+  static constexpr int64_t packed_alignment = 1;
   static constexpr const char* dtypes = "float32, bfloat16 or float16";
   static bool takes(DType dtype) { return is_float(dtype) && dtype != DType::f64; }
   template <class Params>
@@ -68,12 +70,8 @@ struct CpuInt8 : Cpu {
   static int64_t packed_bytes(int64_t N, int64_t K, int bits) {
     return int8::cpu::packed_bytes(N, K, bits);
   }
-  static void check_packed(const char* op, const Tensor& packed, int64_t N, int64_t K, int bits) {
-    int8::cpu::check_packed(op, packed.const_data_ptr(), N, K, bits);
-  }
-  static void check_zero_points(const char* op, const char* name, const int32_t* points,
-                                int64_t count) {
-    int8::cpu::check_zero_points(op, name, points, count);
+  static int8::PackedHeader packed_header(int64_t N, int64_t K, int bits) {
+    return int8::cpu::packed_header(N, K, bits);
   }
   static void pack(const int8::Pack& p) { int8::cpu::pack(p); }
   static void unpack(const int8::Unpack& p) { int8::cpu::unpack(p); }

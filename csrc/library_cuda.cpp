@@ -3,6 +3,7 @@
 #include <torch/csrc/stable/accelerator.h>
 #include <torch/csrc/stable/library.h>
 
+#include <algorithm>
 #include <cstdint>
 #include <memory>
 #include <string>
@@ -38,6 +39,17 @@ struct Cuda {
   };
   static void prepare(void*, int64_t) {}
 
+  // Of the current device, or what an A100 has of them.
+  static inline bool as_sm80 = false;
+  static gpu::Limits limits() {
+    gpu::Limits limits = gpu::limits();
+    if (as_sm80) {
+      limits.shared_bytes = std::min<uint32_t>(limits.shared_bytes, 163 << 10);
+      limits.clusters = limits.wgmma = false;
+    }
+    return limits;
+  }
+
   // torch's, on the current device.
   static gpu::Stream stream() {
     void* stream = nullptr;
@@ -46,7 +58,7 @@ struct Cuda {
   }
   template <class Device>
   static Device device() {
-    return {gpu::limits(), stream()};
+    return {limits(), stream()};
   }
 };
 
@@ -54,7 +66,7 @@ struct CudaNorm : Cuda {
   static norm::cuda::Device device() { return Cuda::device<norm::cuda::Device>(); }
   static int64_t workspace_bytes(const norm::Forward&) { return 0; }
   static int64_t workspace_bytes(const norm::Backward& p) {
-    return norm::cuda::workspace_bytes(p, gpu::limits());
+    return norm::cuda::workspace_bytes(p, limits());
   }
   static void forward(const norm::Forward& p) { norm::cuda::forward(p, device()); }
   static void backward(const norm::Backward& p) { norm::cuda::backward(p, device()); }
@@ -72,10 +84,10 @@ struct CudaAttention : Cuda {
     return device;
   }
   static int64_t workspace_bytes(const attention::Forward& p) {
-    return attention::cuda::workspace_bytes(p, gpu::limits());
+    return attention::cuda::workspace_bytes(p, limits());
   }
   static int64_t workspace_bytes(const attention::Backward& p) {
-    return attention::cuda::workspace_bytes(p, gpu::limits());
+    return attention::cuda::workspace_bytes(p, limits());
   }
   static bool takes_fresh(const attention::Forward& p) {
     return attention::cuda::takes_fresh(p, device());
@@ -88,10 +100,12 @@ struct CudaAttention : Cuda {
 };
 
 struct CudaInt8 : Cuda {
+  static constexpr bool reads_values = false;
+  static constexpr int64_t packed_alignment = 16;
   static int8::cuda::Device device() { return Cuda::device<int8::cuda::Device>(); }
   template <class Params>
   static int64_t workspace_bytes(const Params& p) {
-    return int8::cuda::workspace_bytes(p, gpu::limits());
+    return int8::cuda::workspace_bytes(p, limits());
   }
   static void quantize(const int8::Quantize& p) { int8::cuda::quantize(p, device()); }
   static void dequantize(const int8::Dequantize& p) { int8::cuda::dequantize(p, device()); }
@@ -99,12 +113,9 @@ struct CudaInt8 : Cuda {
   static int64_t packed_bytes(int64_t N, int64_t K, int bits) {
     return int8::cuda::packed_bytes(N, K, bits);
   }
-  // What is in the GPU's memory is not looked into: a packed weight is told by its length, and zero
-  // points beyond -128 … 127 make wrong sums.
-  static void check_packed(const char* op, const Tensor& packed, int64_t, int64_t, int) {
-    int8::check_begins_at_16_bytes(op, packed);
+  static int8::PackedHeader packed_header(int64_t N, int64_t K, int bits) {
+    return int8::cuda::packed_header(N, K, bits);
   }
-  static void check_zero_points(const char*, const char*, const int32_t*, int64_t) {}
   static void pack(const int8::Pack& p) { int8::cuda::pack(p, device()); }
   static void unpack(const int8::Unpack& p) { int8::cuda::unpack(p, device()); }
 };
@@ -180,6 +191,8 @@ std::tuple<int64_t, int64_t, std::string> cuda_build_info() {
 
 // For tests: sm_90's attention kernels take all calls that they can, worth it or not.
 void prefer_sm90(bool on) { CudaAttention::prefer_sm90 = on; }
+// … and: no kernel of sm_90's own takes any.
+void as_sm80(bool on) { Cuda::as_sm80 = on; }
 
 }  // namespace
 }  // namespace weft
@@ -187,6 +200,7 @@ void prefer_sm90(bool on) { CudaAttention::prefer_sm90 = on; }
 STABLE_TORCH_LIBRARY_FRAGMENT(weft, m) {
   m.def("cuda_build_info() -> (int runtime_version, int driver_version, str architectures)");
   m.def("_prefer_sm90(bool on) -> ()");
+  m.def("_as_sm80(bool on) -> ()");
   m.def(
       "_comm_open(int communicator, int rank, int world, float timeout, int blocks, "
       "bool multicast) -> str address");
@@ -203,6 +217,7 @@ STABLE_TORCH_LIBRARY_FRAGMENT(weft, m) {
 STABLE_TORCH_LIBRARY_IMPL(weft, CompositeImplicitAutograd, m) {
   m.impl("cuda_build_info", TORCH_BOX(&weft::cuda_build_info));
   m.impl("_prefer_sm90", TORCH_BOX(&weft::prefer_sm90));
+  m.impl("_as_sm80", TORCH_BOX(&weft::as_sm80));
   m.impl("_comm_open", TORCH_BOX(&weft::comm_open));
   m.impl("_comm_descriptors", TORCH_BOX(&weft::comm_descriptors));
   m.impl("_comm_connect", TORCH_BOX(&weft::comm_connect));

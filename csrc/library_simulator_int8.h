@@ -32,6 +32,8 @@ class Int8Memory : public simulator::Memory {
 };
 
 struct SimulatorInt8 : simulator::Backend {
+  static constexpr bool reads_values = false;  // as on a GPU
+  static constexpr int64_t packed_alignment = 16;
   template <class Params>
   static int64_t workspace_bytes(const Params& p) {
     return int8::cuda::workspace_bytes(p, simulator::limits());
@@ -86,11 +88,9 @@ struct SimulatorInt8 : simulator::Backend {
   static int64_t packed_bytes(int64_t N, int64_t K, int bits) {
     return int8::cuda::packed_bytes(N, K, bits);
   }
-  // Lengths and addresses tell all that a GPU's host can know.
-  static void check_packed(const char* op, const Tensor& packed, int64_t, int64_t, int) {
-    int8::check_begins_at_16_bytes(op, packed);
+  static int8::PackedHeader packed_header(int64_t N, int64_t K, int bits) {
+    return int8::cuda::packed_header(N, K, bits);
   }
-  static void check_zero_points(const char*, const char*, const int32_t*, int64_t) {}
 
   static void pack(const int8::Pack& p) {
     Int8Memory memory;

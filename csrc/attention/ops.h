@@ -16,7 +16,6 @@
 #pragma once
 
 #include <cmath>
-#include <cstdlib>
 #include <forward_list>
 #include <tuple>
 
@@ -702,13 +701,9 @@ class Ops {
 
    private:
     using Base::check_device, Base::check_no_repeats, Base::contiguous, Base::first_;
+    using Base::is_checked;
 
     // ---- index tensors on the host
-
-    static bool is_checked() {
-      const char* value = std::getenv("WEFT_CHECK");
-      return value && *value && *value != '0';
-    }
 
     // f(p), its index tensors such as the host can read; nothing where there are none.
     template <class Params, class F>

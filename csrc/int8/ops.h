@@ -4,16 +4,21 @@
 //   what torch/call.h asks for, with workspace_bytes(const Quantize& | const Linear&)
 //   static void quantize(const Quantize&), dequantize(const Dequantize&), linear(const Linear&);
 //   static int64_t packed_bytes(int64_t N, int64_t K, int bits);
-//   static void check_packed(const char* op, const Tensor&, int64_t N, int64_t K, int bits);
+//   static PackedHeader packed_header(int64_t N, int64_t K, int bits);
+//   static constexpr int64_t packed_alignment;          of a packed weight's address, in bytes
 //   static void pack(const Pack&), unpack(const Unpack&);
-//   static void check_zero_points(const char* op, const char* name, const int32_t*, int64_t count);
+//   static constexpr bool reads_values;                 the host reads what tensors hold
 //
+// Zero points beyond -128 … 127, with which integers overflow, and packed weights of another shape but
+// the same length are refused where reads_values, and where WEFT_CHECK=1 has them copied to the host.
 // All that is refused is refused here, so that a direct call of torch.ops.weft.* is memory-safe.
 #pragma once
 
+#include <cstring>
 #include <string>
 #include <tuple>
 
+#include "int8/packed.h"
 #include "int8/params.h"
 #include "torch/call.h"
 
@@ -21,12 +26,6 @@ namespace weft::int8 {
 
 constexpr int64_t kMostGroup = 1 << 16;    // whose sums fit int32
 constexpr int64_t kMostColumns = 1 << 24;  // of a weight, whose own sums do
-
-// For backends whose kernels read packed weights by 16 bytes.
-inline void check_begins_at_16_bytes(const char* op, const Tensor& packed) {
-  check(reinterpret_cast<uintptr_t>(packed.const_data_ptr()) % 16 == 0, "weft.", op,
-        ": packed is a view that begins between multiples of 16 bytes, expected a copy of its own");
-}
 
 template <class Backend>
 class Ops {
@@ -66,8 +65,8 @@ class Ops {
           call.vector(*scale, "scale", DType::f32, grid, "as the granularity has them")));
       if (zero_point)
         p.zero_point = const_cast<int32_t*>(call.zero_points(
-            call.vector(*zero_point, "zero_point", DType::i32, grid, "that of scale"), "zero_point",
-            p.scales));
+            *zero_point, call.vector(*zero_point, "zero_point", DType::i32, grid, "that of scale"),
+            "zero_point"));
     } else {
       p.scale = static_cast<float*>(scales.mutable_data_ptr());
       if (!symmetric) p.zero_point = static_cast<int32_t*>(points.mutable_data_ptr());
@@ -168,8 +167,9 @@ class Ops {
           call.numbers(*x_scale, "x_scale", DType::f32, by_row ? p.M : 1));
       if (x_zero_point)
         p.x_zero_point = call.zero_points(
+            *x_zero_point,
             call.numbers(*x_zero_point, "x_zero_point", DType::i32, by_row ? p.M : 1),
-            "x_zero_point", by_row ? p.M : 1);
+            "x_zero_point");
     }
     call.ending(p, bias, residual, activation);
     check(out_scale || out_zero_point == 0,
@@ -287,10 +287,13 @@ class Ops {
       return contiguous(t).const_data_ptr();
     }
 
-    const int32_t* zero_points(const void* data, const char* name, int64_t count) const {
-      const auto* points = static_cast<const int32_t*>(data);
-      Backend::check_zero_points(op, name, points, count);
-      return points;
+    // t's, which lie at `data` one after the other.
+    const int32_t* zero_points(const Tensor& t, const void* data, const char* name) const {
+      if constexpr (Backend::reads_values)
+        check_zero_points(data, t.numel(), name);
+      else if (is_checked())
+        check_zero_points(on_host(t).const_data_ptr(), t.numel(), name);
+      return static_cast<const int32_t*>(data);
     }
 
     Smoothing smoothing(const OptionalTensor& shift, const OptionalTensor& smooth, int64_t C) {
@@ -362,7 +365,17 @@ class Ops {
             ": packed has shape ", sizes_of(packed), ", expected [", bytes,
             "], contiguous (a packed [", N, ", ", K, "] weight of ", bits,
             " bits; each kind of device has a form of its own: pack it there)");
-      Backend::check_packed(op, packed, N, K, bits);
+      check(reinterpret_cast<uintptr_t>(packed.const_data_ptr()) % Backend::packed_alignment == 0,
+            "weft.", op, ": packed is a view that begins between multiples of ",
+            Backend::packed_alignment, " bytes, expected a copy of its own");
+      const PackedHeader expected = Backend::packed_header(N, K, bits);
+      if constexpr (Backend::reads_values) {
+        check_header(packed.const_data_ptr(), expected);
+      } else if (is_checked()) {
+        Tensor begin = packed;
+        begin = on_host(torch::stable::narrow(begin, 0, 0, sizeof expected));
+        check_header(begin.const_data_ptr(), expected);
+      }
     }
 
     void problem(Linear& p, const Tensor& x, const Tensor& packed, const Tensor& weight_scale,
@@ -416,7 +429,25 @@ class Ops {
     }
 
    private:
-    using Base::contiguous, Base::first_;
+    using Base::contiguous, Base::first_, Base::is_checked;
+
+    void check_zero_points(const void* data, int64_t count, const char* name) const {
+      const auto* points = static_cast<const int32_t*>(data);
+      for (int64_t i = 0; i < count; ++i)
+        check(points[i] >= -128 && points[i] <= 127, "weft.", op, ": ", name, " holds ", points[i],
+              ", expected -128 to 127");
+    }
+
+    void check_header(const void* data, const PackedHeader& expected) const {
+      PackedHeader found;
+      std::memcpy(&found, data, sizeof found);
+      check(found.magic == expected.magic, "weft.", op, ": packed is no packed weight");
+      check(found.version == expected.version, "weft.", op, ": packed has version ", found.version,
+            ", expected ", expected.version, ": pack the weight again");
+      check(found.N == expected.N && found.K == expected.K && found.bits == expected.bits, "weft.",
+            op, ": packed holds a [", found.N, ", ", found.K, "] weight of ", found.bits,
+            " bits, expected [", expected.N, ", ", expected.K, "] of ", expected.bits);
+    }
 
     Sizes out_sizes(const Linear& p) const {
       Sizes sizes = sizes_of(first_);

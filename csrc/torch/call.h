@@ -11,6 +11,7 @@
 //   static int64_t workspace_bytes(const Params&);      of each params that run() is given
 #pragma once
 
+#include <cstdlib>
 #include <forward_list>
 #include <optional>
 #include <vector>
@@ -117,6 +118,12 @@ class Call {
   }
 
  protected:
+  // What lies in a GPU's memory is copied to the host and looked into.
+  static bool is_checked() {
+    const char* value = std::getenv("WEFT_CHECK");
+    return value && *value && *value != '0';
+  }
+
   const Tensor& first_;
   const char* const first_name_;
 

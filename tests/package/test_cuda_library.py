@@ -24,17 +24,25 @@ pytestmark = [
 
 
 @pytest.fixture(scope="module")
-def doctor(tmp_path_factory: pytest.TempPathFactory) -> dict:
-    """`weft doctor` of the package with this library in it."""
+def site(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The package with this library in it."""
     package = tmp_path_factory.mktemp("site") / "weft"
     shutil.copytree(Path(weft.__file__).parent, package)
     shutil.copy(LIBRARY, package)
-    report = subprocess.run(
-        [sys.executable, "-m", "weft.cli", "doctor", "--json"],
-        env={**os.environ, "PYTHONPATH": str(package.parent)},
+    return package.parent
+
+
+def run(site: Path, *arguments: str) -> str:
+    return subprocess.run(
+        [sys.executable, *arguments],
+        env={**os.environ, "PYTHONPATH": str(site)},
         check=True, capture_output=True, text=True,
     ).stdout  # fmt: skip
-    return json.loads(report)
+
+
+@pytest.fixture(scope="module")
+def doctor(site: Path) -> dict:
+    return json.loads(run(site, "-m", "weft.cli", "doctor", "--json"))
 
 
 def test_it_loads_and_says_what_it_was_built_for(doctor: dict) -> None:
@@ -52,3 +60,9 @@ def test_it_says_whether_there_is_a_gpu(doctor: dict) -> None:
         assert why_not is None and doctor["cuda"]["gpus"]
     else:
         assert why_not in ("there is no GPU driver", "torch finds no GPU")
+
+
+@pytest.mark.parametrize("switch", ["_prefer_sm90", "_as_sm80"])
+def test_it_lets_tests_choose_kernels(site: Path, switch: str) -> None:
+    call = f"import torch, weft; [torch.ops.weft.{switch}(on) for on in (True, False)]"
+    assert run(site, "-c", call) == ""

@@ -30,29 +30,19 @@ int64_t columns_of(const P& p, int64_t panel) {
 
 int64_t packed_bytes(int64_t N, int64_t K, int bits) { return PackedLayout(N, K, bits).bytes; }
 
-void check_packed(const char* op, const void* packed, int64_t N, int64_t K, int bits) {
+PackedHeader packed_header(int64_t N, int64_t K, int bits) {
   PackedHeader header;
-  std::memcpy(&header, packed, sizeof header);
-  check(header.magic == kPackedMagic, "weft.", op, ": packed is no packed weight");
-  check(header.version == kPackedVersion, "weft.", op, ": packed has version ", header.version,
-        ", expected ", kPackedVersion, ": pack the weight again");
-  check(header.N == N && header.K == K && header.bits == bits, "weft.", op, ": packed holds a [",
-        header.N, ", ", header.K, "] weight of ", header.bits, " bits, expected [", N, ", ", K,
-        "] of ", bits);
-}
-
-void check_zero_points(const char* op, const char* name, const int32_t* points, int64_t count) {
-  for (int64_t i = 0; i < count; ++i)
-    check(points[i] >= -128 && points[i] <= 127, "weft.", op, ": ", name, " holds ", points[i],
-          ", expected -128 to 127");
+  header.version = kPackedVersion;
+  header.N = N;
+  header.K = K;
+  header.bits = bits;
+  return header;
 }
 
 void pack(const Pack& p) {
   const PackedLayout layout(p.N, p.K, p.bits);
-  PackedHeader header;
-  header.N = p.N;
-  header.K = p.K;
-  header.bits = p.bits;
+  const PackedHeader header = packed_header(p.N, p.K, p.bits);
+  std::memset(p.packed, 0, kPackedHeader);
   std::memcpy(p.packed, &header, sizeof header);
   std::atomic<bool> outside = false;  // tasks do not throw
   ::weft::cpu::parallel_for(layout.panels, [&](int64_t panel) {

@@ -11,18 +11,12 @@
 
 #include "core/divide.h"
 #include "core/inline.h"
+#include "int8/packed.h"
 
 namespace weft::int8::cpu {
 
-constexpr uint32_t kPackedMagic = 0x74666577, kPackedVersion = 1;  // "weft"
-constexpr int64_t kPackedPanel = 64, kPackedStep = 256;
-
-struct PackedHeader {
-  uint32_t magic = kPackedMagic, version = kPackedVersion;
-  int64_t N = 0, K = 0, bits = 0;
-  int64_t reserved[4] = {};
-};
-static_assert(sizeof(PackedHeader) == 64);
+constexpr uint32_t kPackedVersion = 1;
+constexpr int64_t kPackedHeader = 64, kPackedPanel = 64, kPackedStep = 256;
 
 struct PackedLayout {
   int64_t panels, steps, panel_bytes, bytes;
@@ -31,14 +25,14 @@ struct PackedLayout {
       : panels(ceil_div(N, kPackedPanel)),
         steps((K * bits + 31) / 32),
         panel_bytes(steps * kPackedStep),
-        bytes(64 + panels * (kPackedPanel * 4 + panel_bytes)) {}
+        bytes(kPackedHeader + panels * (kPackedPanel * 4 + panel_bytes)) {}
 
   WEFT_INLINE const int32_t* sums(const void* packed, int64_t panel) const {
-    return reinterpret_cast<const int32_t*>(static_cast<const char*>(packed) + 64) +
+    return reinterpret_cast<const int32_t*>(static_cast<const char*>(packed) + kPackedHeader) +
            panel * kPackedPanel;
   }
   WEFT_INLINE const uint8_t* panel(const void* packed, int64_t panel) const {
-    return static_cast<const uint8_t*>(packed) + 64 + panels * kPackedPanel * 4 +
+    return static_cast<const uint8_t*>(packed) + kPackedHeader + panels * kPackedPanel * 4 +
            panel * panel_bytes;
   }
 };

@@ -5,6 +5,7 @@
 
 #include "gpu/device.h"
 #include "gpu/launch.h"
+#include "int8/packed.h"
 #include "int8/params.h"
 
 namespace weft::int8::cuda {
@@ -24,6 +25,7 @@ void dequantize(const Dequantize&, const Device&);
 void linear(const Linear&, const Device&);
 
 int64_t packed_bytes(int64_t N, int64_t K, int bits);
+PackedHeader packed_header(int64_t N, int64_t K, int bits);
 // 4-bit weights beyond -8 … 7 become the nearest of these.
 void pack(const Pack&, const Device&);
 void unpack(const Unpack&, const Device&);

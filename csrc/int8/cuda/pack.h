@@ -19,11 +19,10 @@ WEFT_KERNEL_BOUNDS(kPackThreads, 1) void pack_kernel(const Pack p, const PackedH
   const PackedLayout layout(p.N, p.K, p.bits);
   char* const packed = static_cast<char*>(p.packed);
   if (block().x == 0 && thread() < kPackedHeader / 8) {
-    uint64_t words[kPackedHeader / 8];
+    uint64_t words[sizeof header / 8], word = 0;
     __builtin_memcpy(words, &header, sizeof header);
-    uint64_t word = 0;
     WEFT_UNROLL
-    for (uint32_t i = 0; i < kPackedHeader / 8; ++i) word = i == thread() ? words[i] : word;
+    for (uint32_t i = 0; i < sizeof header / 8; ++i) word = i == thread() ? words[i] : word;
     store(reinterpret_cast<uint64_t*>(packed) + thread(), word);
   }
   const int64_t n = static_cast<int64_t>(block().x) * (kPackThreads / kWarp) + warp();

@@ -1,6 +1,6 @@
 // A packed weight on CUDA, the same for all GPUs:
 //
-//   header           128 bytes, the first as the CPU's packed weights have them
+//   header           128 bytes
 //   column sums      Σ_k w[n, k] as int32, of N rounded up to 64
 //   rows             of as many n. 8 bits: w[n, k] by k, in whole units of 16 bytes, as tensor copies
 //                    and ldmatrix want it. 4 bits: w + 8, in blocks of 128 k
@@ -13,24 +13,18 @@
 //   k        7      5      3      1      6      4      2      0
 //
 // What pads N and K is 0. The length is 128 more than a multiple of 256, which no weight packed on a
-// CPU has: so one is never taken for the other, and nobody has to look into the GPU's memory.
+// CPU has: so one is never taken for the other without a look into the GPU's memory.
 #pragma once
 
 #include <cstdint>
 
 #include "core/inline.h"
+#include "int8/packed.h"
 
 namespace weft::int8::cuda {
 
-constexpr uint32_t kPackedMagic = 0x74666577, kPackedVersion = 0x101;  // "weft"
+constexpr uint32_t kPackedVersion = 0x101;
 constexpr int64_t kPackedHeader = 128;
-
-struct PackedHeader {
-  uint32_t magic = kPackedMagic, version = kPackedVersion;
-  int64_t N = 0, K = 0, bits = 0;
-  int64_t reserved[12] = {};
-};
-static_assert(sizeof(PackedHeader) == kPackedHeader);
 
 struct PackedLayout {
   int64_t rows, row_bytes, bytes;

@@ -10,6 +10,7 @@ of them belongs to weft, and checkpoints keep the plain int8 weight and its scal
 
 from __future__ import annotations
 
+import weakref
 from typing import NamedTuple
 
 import torch
@@ -134,20 +135,51 @@ def pack_int8_weight(weight: Tensor, *, bits: int = 8) -> Tensor:
     Args:
         weight: int8 [N, K], any strides (a Conv1D's [K, N] transposed); of 4 bits, -8 to 7 each. K
             is at most 2^24.
-        bits: 8, or 4: two to a byte.
+        bits: 8, or 4: two to a byte. Values beyond 4 bits are refused, but on a GPU under
+            torch.compile, where they become the nearest.
 
     Returns:
         uint8 [bytes], which :func:`weft.unpack_int8_weight` undoes.
     """
-    if bits == 4 and weight.is_cuda and not torch.compiler.is_compiling():
+    if not weight.is_cuda or torch.compiler.is_compiling():
+        return _pack(weight, bits)
+    if bits == 4:
         _check_nibbles(weight)  # kernels on a GPU cannot refuse what they find
-    return _pack(weight, bits)
+    packed = _pack(weight, bits)
+    n, k = weight.shape
+    _remember(packed, n, k, bits)
+    return packed
 
 
 def _check_nibbles(weight: Tensor) -> None:
     if weight.numel() and not -8 <= int(weight.amin()) <= int(weight.amax()) <= 7:
         raise RuntimeError(
             "weft.int8_pack: weight holds values that are not of 4 bits, expected -8 to 7"
+        )
+
+
+# What packed weights on GPUs hold, whose headers the host does not read: by id, while they live.
+_held: dict[int, tuple[weakref.ref[Tensor], tuple[int, ...]]] = {}
+
+
+def _remember(packed: Tensor, n: int, k: int, bits: int) -> None:
+    def forget(gone: weakref.ref[Tensor], key: int = id(packed)) -> None:
+        if key in _held and _held[key][0] is gone:
+            del _held[key]
+
+    _held[id(packed)] = weakref.ref(packed, forget), (n, k, bits)
+
+
+def _check_held(
+    op: torch._ops.OpOverload, x: Tensor, packed: Tensor, weight_scale: Tensor, bits: int
+) -> None:
+    """Weights of other shapes may be as long in packed form."""
+    ref, held = _held.get(id(packed), (None, ()))
+    expected = (*weight_scale.shape[:1], *x.shape[-1:], bits)
+    if ref is not None and ref() is packed and held != expected:
+        raise RuntimeError(
+            f"weft.{op._opname}: packed holds a {list(held[:2])} weight of {held[2]} bits, "
+            f"expected {list(expected[:-1])} of {bits}"
         )
 
 
@@ -303,6 +335,9 @@ def llm_int8_linear(
 def _run(op: torch._ops.OpOverload, args: tuple) -> Tensor:
     if torch.compiler.is_compiling():
         return op(*args)
+    if _held:
+        x, packed, weight_scale = args[:3]
+        _check_held(op, x, packed, weight_scale, args[-1] if op is _weight_only_linear else 8)
     tensors = [a for a in args if isinstance(a, Tensor)]
     if needs_grad(*tensors) or has_tangent(*tensors) or torch._C._are_functorch_transforms_active():
         return op(*args)
