@@ -25,7 +25,7 @@ def tiny(monkeypatch: pytest.MonkeyPatch, tmp_path: Path, threads: None) -> None
     monkeypatch.setattr(demo, "QUICK", demo.Size(sentences=40, rounds=1, llama=size))
     monkeypatch.setattr(demo.llama, "MODEL", demo.llama.LEARNER)
     monkeypatch.setattr(demo.parallel, "SENTENCES", 8)
-    monkeypatch.setattr(demo.int8, "WAYS", demo.int8.WAYS[::4])  # two good ones and the bad one
+    monkeypatch.setattr(demo.int8, "WAYS", demo.int8.WAYS[::5])  # two good ones and the bad one
 
 
 @needed
