@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import re
+
 import pytest
 import torch
 
 from .kernel import run, simulator
+from .test_mutants import RACE, run_mutant
 
 
 @pytest.mark.usefixtures("simulated")
@@ -73,16 +76,30 @@ def test_blocks_side_by_side():
 
 def test_more_blocks_than_the_gpu_holds():
     """A barrier of the grid is passed by as many blocks as run at once, and by no more."""
-    for blocks in (64, 65):
+    for blocks in (32, 33):
         outputs = [torch.empty(blocks), torch.empty(blocks)]
         arguments = [torch.randn(blocks)], outputs, [torch.zeros(1, dtype=torch.int32)]
-        with simulator(seed=5, multiprocessors=2):
-            if blocks == 64:
+        with simulator(seed=5, multiprocessors=1):
+            if blocks == 32:
                 run("grid_barrier", *arguments)
                 continue
-            message = r"deadlock\n.*1 of 65 blocks have not begun: there is room for 64 at a time"
+            message = r"deadlock\n.*1 of 33 blocks have not begun: there is room for 32 at a time"
             with pytest.raises(RuntimeError, match=message):
                 run("grid_barrier", *arguments)
+
+
+@pytest.mark.parametrize("late", [False, True])
+def test_a_wait_for_one_too_few(late: bool):
+    """Seen where blocks run side by side, and the one that is not waited for takes its time."""
+    seen = 0
+    for seed in range(1, 9):
+        with simulator(seed=seed, late=late):
+            try:
+                run_mutant("wrong_phase", "ordered_sum")
+            except RuntimeError as error:
+                assert re.search(f"{RACE}|not been written", str(error))
+                seen += 1
+    assert seen >= 4
 
 
 def test_unchecked_races():

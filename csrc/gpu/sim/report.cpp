@@ -12,9 +12,9 @@
 
 namespace weft::gpu::sim {
 
-// "row_sum.h:23" for a return address, from the debug information, through binutils' addr2line; the
-// library and the offset where that is not at hand.
-std::string source_line(const void* address) {
+namespace {
+
+std::string look_up_line(const void* address) {
   Dl_info info;
   if (!address || !dladdr(address, &info) || !info.dli_fname) return "an unknown place";
   const size_t offset =
@@ -39,6 +39,17 @@ std::string source_line(const void* address) {
     return place.str();
   }
   return line.substr(line.rfind('/') + 1);
+}
+
+}  // namespace
+
+// "row_sum.h:23" for a return address, from the debug information, through binutils' addr2line; the
+// library and the offset where that is not at hand.
+std::string source_line(const void* address) {
+  static std::map<const void*, std::string> known;  // a process each takes its time
+  auto [line, is_new] = known.try_emplace(address);
+  if (is_new) line->second = look_up_line(address);
+  return line->second;
 }
 
 namespace {
