@@ -33,7 +33,7 @@ def offers(case: AttentionCase, threads: int) -> list[Offer]:
         found.append(offer(EAGER, plain.bind_loop, "a sequence at a time"))
         found.append(offer(EAGER, plain.bind_padded, "padded"))
     else:
-        found.append(offer(EAGER, _bind_eager))
+        found.append(offer(EAGER, _bind_eager, _paged(case)))
     if case.device == "cuda" and case.recipe != "decode":
         found.append(offer(CUDNN, partial(_bind_by, plain.by_cudnn)))
         found.append(
@@ -44,7 +44,7 @@ def offers(case: AttentionCase, threads: int) -> list[Offer]:
         found.append(offer(PRODUCT, plain.product, competes=False))
     if case.recipe == "decode":
         found += [
-            offer(GROUPED, partial(_bind_grouped, function), variant)
+            offer(GROUPED, partial(_bind_grouped, function), f"{variant} {_paged(case)}".strip())
             for variant, function in plain.GROUPED.items()
         ]
     found.append(_compiled(case))
@@ -55,6 +55,11 @@ def offers(case: AttentionCase, threads: int) -> list[Offer]:
     if case.shape[2] == 1:
         found.append(aten_op("q"))
     return found
+
+
+def _paged(case: AttentionCase) -> str:
+    """What torch has for pages."""
+    return "pages gathered first" if case.page else ""
 
 
 def _bind_eager(case: AttentionCase, tensors: Inputs) -> Bound:
@@ -79,13 +84,10 @@ def _compiled(case: AttentionCase) -> Offer:
         return Offer(COMPILED, reason=missing)
 
     def build() -> Callable[[Inputs], Bound]:
-        function = plain.products
-        if case.int8:
-            function = partial(plain.dequantise_first, function)
-        function = compiled(function)
+        function = compiled(plain.of_cache(case, plain.products))
         return lambda tensors: Bound(partial(function, *plain.arguments(case, tensors)), as_tuple)
 
-    return Offer(COMPILED, build=build)
+    return Offer(COMPILED, _paged(case), build=build)
 
 
 def _bind_weft(case: AttentionCase, tensors: Inputs) -> Bound:
@@ -104,9 +106,7 @@ def _bind_weft_decode(case: AttentionCase, tensors: Inputs) -> Bound:
     q, k, v = (_tokens_first(tensors[name]) for name in "qkv")
     table = None
     if case.page:
-        table = torch.randperm(k.shape[0] * k.shape[1] // case.page, device=k.device)
-        k, v = (_paged(t, table, case.page) for t in (k, v))
-        table = table.view(q.shape[0], -1).to(torch.int32)
+        k, v, table = plain.pages(case, tensors)
     return Bound(
         partial(
             weft.flash_attn_with_kvcache,
@@ -114,13 +114,6 @@ def _bind_weft_decode(case: AttentionCase, tensors: Inputs) -> Bound:
         ),
         _heads_first,
     )  # fmt: skip
-
-
-def _paged(t: Tensor, table: Tensor, page: int) -> Tensor:
-    """[B, T, heads, D] as [pages, page, heads, D], page i of the rows at table[i]."""
-    pages = torch.empty_like(t).view(-1, page, *t.shape[2:])
-    pages[table] = t.reshape(pages.shape)
-    return pages
 
 
 def _bind_weft_int8(case: AttentionCase, tensors: Inputs) -> Bound:

@@ -30,15 +30,44 @@ def bind_dense(case: AttentionCase, attention: Attention, tensors: Inputs) -> Bo
         return Bound(backward(attention, **tensors), as_tuple)
     if case.trains:
         return Bound(partial(train, attention, **tensors), as_tuple)
-    if case.int8:
-        attention = partial(dequantise_first, attention)
     mask = {"attn_mask": tensors["mask"]} if case.mask else {}
+    attention = of_cache(case, attention)
     return Bound(partial(attention, *arguments(case, tensors), **mask), as_tuple)
 
 
+def of_cache(case: AttentionCase, attention: Attention) -> Attention:
+    """Of what arguments() gives."""
+    if case.int8:
+        return partial(dequantise_first, attention)
+    return partial(gather_first, attention) if case.page else attention
+
+
 def arguments(case: AttentionCase, tensors: Inputs) -> list[Tensor]:
+    if case.page:
+        return [tensors["q"], *pages(case, tensors)]
     names = ("q", "k_int8", "v_int8", "k_scale", "v_scale") if case.int8 else ("q", "k", "v")
     return [tensors[name] for name in names]
+
+
+def pages(case: AttentionCase, tensors: Inputs) -> list[Tensor]:
+    """k and v as pages [pages, page, heads, D] in no order, and the table [B, pages of each]."""
+    k, v = (tensors[name].transpose(1, 2) for name in "kv")
+    table = torch.randperm(k.shape[0] * k.shape[1] // case.page, device=k.device)
+
+    def paged(t: Tensor) -> Tensor:
+        found = t.new_empty(len(table), case.page, *t.shape[2:])
+        found[table] = t.reshape(found.shape)
+        return found
+
+    return [paged(k), paged(v), table.view(len(k), -1).to(torch.int32)]
+
+
+def gather_first(attention: Attention, q: Tensor, k: Tensor, v: Tensor, table: Tensor) -> Tensor:
+    def rows(t: Tensor) -> Tensor:
+        found = t.index_select(0, table.flatten()).view(len(table), -1, *t.shape[2:])
+        return found.transpose(1, 2)
+
+    return attention(q, rows(k), rows(v))
 
 
 def train(attention: Attention, q: Tensor, k: Tensor, v: Tensor, do: Tensor) -> tuple[Tensor, ...]:
