@@ -163,6 +163,7 @@ class Simulator(Backend):
         "test_tiles",
         "test_tf32",
         "test_with_kvcache",
+        "test_far_apart",
     )
 
     def _runs_attention(self, file: str, test: str, parameters: dict[str, Any]) -> bool:
@@ -183,7 +184,7 @@ class Simulator(Backend):
                 return test == "test_backward" and parameters["window"] == "causal"
             is_half = parameters.get("dtype") in (torch.bfloat16, torch.float16)
             return file in ("test_forward", "test_backward") and is_half and draw % 8 == 4
-        return file in ("test_tiles", "test_tf32") or draw % 4 == 0
+        return file in ("test_tiles", "test_tf32", "test_far_apart") or draw % 4 == 0
 
     INT8_FILES: ClassVar = (
         "test_linear",

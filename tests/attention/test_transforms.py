@@ -13,6 +13,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch._dynamo.testing import CompileCounter
 from torch._subclasses.fake_tensor import FakeTensorMode
+from torch.fx.experimental.proxy_tensor import make_fx
 from torch.testing import assert_close
 from torch.utils.checkpoint import checkpoint
 
@@ -378,3 +379,36 @@ def test_fake_and_meta() -> None:
     assert out.dtype == torch.int8 and out.device.type == "meta" and lse.dtype == torch.float64
     with pytest.raises(RuntimeError, match="k is not on the device of q"):
         weft.attention(q, *inputs(grad=False)[1:])
+
+
+def test_compiled_for_cuda() -> None:
+    """Of fake tensors, without a GPU: nothing asks what lengths and pages are. One op each."""
+
+    def fake(*shape: int, dtype: torch.dtype = torch.bfloat16) -> Tensor:
+        return torch.empty(shape, dtype=dtype, device="cuda")
+
+    def attend(q: Tensor, k: Tensor, v: Tensor, starts: Tensor) -> Tensor:
+        return weft.flash_attn_varlen_func(q, k, v, starts, starts, 32, 32, causal=True)
+
+    def decode(q: Tensor, k: Tensor, k_cache: Tensor, v_cache: Tensor, *where: Tensor) -> Any:
+        used, pages = where
+        return weft.flash_attn_with_kvcache(
+            q, k_cache, v_cache, k, k, cache_seqlens=used, block_table=pages, causal=True
+        )
+
+    graphs = []
+
+    def collect(graph: Any, inputs: Any) -> Any:
+        graphs.append(graph)
+        return graph.forward
+
+    with FakeTensorMode(), torch.no_grad():
+        queries, keys, starts = fake(70, 4, 64), fake(70, 2, 64), fake(3, dtype=torch.int32)
+        out = torch.compile(attend, backend=collect, fullgraph=True)(queries, keys, keys, starts)
+        rows = fake(2, 1, 4, 64), fake(2, 1, 2, 64), fake(6, 16, 2, 64), fake(6, 16, 2, 64)
+        where = fake(2, dtype=torch.int32), fake(2, 3, dtype=torch.int32)
+        graphs.append(make_fx(decode)(*rows, *where))
+        assert out.device.type == "cuda" and out.shape == queries.shape
+    for graph, op in zip(graphs, ("attention_forward", "attention_with_kvcache_"), strict=True):
+        ours = [n.target for n in graph.graph.nodes if "weft" in str(n.target)]
+        assert ours == [getattr(torch.ops.weft, op).default]
