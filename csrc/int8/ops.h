@@ -461,17 +461,21 @@ class Ops {
 
   class Product {
    public:
-    // x: int8 [M, K], a scale for each row or one for all. What it is given must outlive it.
-    Product(const char* op, const Tensor& x, const Tensor& x_scale, const Tensor& packed,
+    // x: [M, K], int8 with a scale for each row or one for all, or floats, which are quantised by
+    // row, or by one scale. What it is given must outlive it.
+    Product(const char* op, const Tensor& x, const OptionalTensor& x_scale, const Tensor& packed,
             const Tensor& weight_scale, const OptionalTensor& bias, DType dtype)
         : call_(op, x, "x"), x_(x.is_contiguous() ? x : torch::stable::contiguous(x)) {
-      call_.check_dtype(x, "x", DType::i8);
-      call_.problem(p_, x_, packed, weight_scale, 8, /*given=*/true);
+      const bool given = dtype_of(x) == DType::i8;
+      call_.problem(p_, x_, packed, weight_scale, 8, given);
       check(weight_scale.dim() == 1, "weft.", op, ": weight_scale has shape ",
             sizes_of(weight_scale), ", expected [N]");
-      p_.x_scale_row = x_scale.numel() != 1 ? 1 : 0;
-      x_scale_ = static_cast<const float*>(
-          call_.numbers(x_scale, "x_scale", DType::f32, p_.x_scale_row ? p_.M : 1));
+      check(!given || x_scale, "weft.", op, ": x is int8, so x_scale is needed");
+      if (x_scale) {
+        p_.x_scale_row = given && x_scale->numel() != 1 ? 1 : 0;
+        x_scale_ = static_cast<const float*>(
+            call_.numbers(*x_scale, "x_scale", DType::f32, p_.x_scale_row ? p_.M : 1));
+      }
       call_.ending(p_, bias, {}, "none");
       p_.out_dtype = dtype;
     }
@@ -483,7 +487,7 @@ class Ops {
       Linear p = p_;
       p.M = rows;
       p.x.data = p_.x.row(row);
-      p.x_scale = x_scale_ + row * p_.x_scale_row;
+      if (x_scale_) p.x_scale = x_scale_ + row * p_.x_scale_row;
       p.column = column;
       p.columns = columns;
       p.out = out;
@@ -498,7 +502,7 @@ class Ops {
     Call call_;
     Tensor x_;
     Linear p_;
-    const float* x_scale_;
+    const float* x_scale_ = nullptr;
     OptionalTensor workspace_;
   };
 };

@@ -136,7 +136,7 @@ Table default_table(int world, int cpus) {
 // (call, op, phase, piece, begin, end) of what has been recorded.
 using SpanTuple = std::tuple<uint64_t, const char*, const char*, int64_t, int64_t, int64_t>;
 std::vector<SpanTuple> take_spans(Communicator& communicator) {
-  constexpr const char* phases[] = {"call", "put", "meanwhile", "wait", "take"};
+  constexpr const char* phases[] = {"call", "product", "put", "wait", "take"};
   std::vector<SpanTuple> spans;
   for (const comm::cpu::Span& s : communicator.take_spans())
     spans.emplace_back(s.call, comm::name_of(s.kind), phases[static_cast<int>(s.phase)], s.piece,

@@ -272,6 +272,13 @@ def test_int8_linear(dtype: torch.dtype):
             assert torch.equal(scattered[r], want[r * M // world : (r + 1) * M // world])
             mine = expected([parts[r], bias.expand(M, N)], "sum")
             assert torch.equal(gathered[r][r * M : (r + 1) * M], mine)
+        floats = [x.to(dtype) for x in xs]  # quantised by row, to themselves
+        total = 2 * sum(part.float() for part in parts)
+        coded = simulated.int8_linear_all_reduce
+        for y in group.calls(
+            [lambda r: coded(floats[r], None, packed[r], scale, None, group.handles[r], dtype)]
+        )[0]:
+            torch.testing.assert_close(y.float(), total, rtol=1e-2, atol=1e-2)
 
 
 def test_nan_stays_in_max():

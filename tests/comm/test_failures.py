@@ -35,6 +35,7 @@ def has_a_name(segment: str) -> bool:
     return (SHARED / segment.lstrip("/")).exists()
 
 
+ONES = weft.pack_int8_weight(torch.ones(20, 3, dtype=torch.int8))
 MISMATCHES = {
     "dtype": lambda c, odd: c.all_reduce(torch.ones(1000, dtype=torch.float16 if odd else None)),
     "size": lambda c, odd: c.all_reduce(torch.ones(500_000 if odd else 3)),
@@ -49,6 +50,11 @@ MISMATCHES = {
         else weft.linear_reduce_scatter(
             torch.ones(40 * c.world_size, 3), torch.ones(20, 3), None, c
         )
+    ),
+    "product of other numbers": lambda c, odd: (
+        weft.int8_linear_all_reduce(torch.ones(40, 3), ONES, torch.ones(20), None, c)
+        if odd
+        else weft.linear_all_reduce(torch.ones(40, 3), torch.ones(20, 3), None, c)
     ),
     "gathered": lambda c, odd: weft.all_gather_linear(
         torch.ones(40 if odd else 20, 3), torch.ones(20, 3), None, c

@@ -67,3 +67,25 @@ def record_two_shot(rank: int, world: int) -> None:
 
 def test_two_rounds_for_each_piece():
     run(record_two_shot, 3)
+
+
+def record_whole(rank: int, world: int) -> None:
+    with Communicator(dist.group.WORLD) as communicator:
+        for dtype in (torch.float32, torch.bfloat16):
+            x, weight = torch.ones(600, 8, dtype=dtype), torch.ones(700, 8, dtype=dtype)
+            for op in (weft.linear_all_reduce, weft.linear_reduce_scatter):
+                with Timeline(communicator) as timeline:
+                    op(x, weight, None, communicator)
+                mine = [span for span in timeline.spans if span.rank == rank]
+                pieces = {
+                    phase: [span.piece for span in mine if span.phase == phase]
+                    for phase in ("product", "copy", "reduce")
+                }
+                assert pieces["reduce"] == list(range(len(pieces["reduce"])))
+                in_tiles = dtype == torch.float32
+                assert pieces["product"] == (pieces["reduce"] if in_tiles else [0])
+                assert pieces["copy"] == ([] if in_tiles else pieces["reduce"])
+
+
+def test_a_product_in_tiles_and_a_whole_one():
+    run(record_whole, 2)

@@ -301,6 +301,22 @@ void Communicator::spread(int64_t n, int64_t bytes, int64_t align,
   });
 }
 
+// y[first, first + n) = ⊕ sources + bias; also to `also`.
+void Communicator::reduce(const Collective& c, const void* const* sources, int64_t first, int64_t n,
+                          void* also, bool stream) const {
+  const int64_t size = static_cast<int64_t>(size_of(c.dtype)), width = c.bias ? c.columns : n;
+  for (int64_t i = 0; i < n;) {
+    const int64_t column = c.bias ? (first + i) % width : 0,
+                  count = std::min(width - column, n - i);
+    const void* terms[kMaxWorld + 1];
+    for (int r = 0; r < world(); ++r) terms[r] = at(sources[r], i, size);
+    if (c.bias) terms[world()] = at(c.bias, column, size);
+    kernels().reduce(c.dtype, c.reduction, terms, world() + (c.bias ? 1 : 0),
+                     at(c.y, first + i, size), also ? at(also, i, size) : nullptr, count, stream);
+    i += count;
+  }
+}
+
 // put(k, slot) for each piece, one ahead of take(k, event).
 template <class Put, class Take>
 void Communicator::rounds(const Collective& c, int64_t pieces, Put&& put, Take&& take) {
@@ -338,8 +354,7 @@ void Communicator::one_shot(const Collective& c, int64_t piece, const Progress* 
             sources[r] = r == rank() ? at(c.x, k * step + begin, size)
                                      : at(segment_->slot(r, event), begin, size);
           }
-          kernels().reduce(c.dtype, c.reduction, sources, world(), at(c.y, k * step + begin, size),
-                           nullptr, end - begin, stream);
+          reduce(c, sources, k * step + begin, end - begin, nullptr, stream);
         });
         if (progress) (*progress)(k* step + count(k));
       });
@@ -384,8 +399,7 @@ void Communicator::two_shot(const Collective& c, int64_t piece, const Progress* 
         sources[r] = r == rank() ? at(c.x, own.begin + begin, size)
                                  : at(segment_->slot(r, event), rank() * share + begin, size);
       }
-      kernels().reduce(c.dtype, c.reduction, sources, world(), at(c.y, own.begin + begin, size),
-                       at(slot, begin, size), end - begin, stream);
+      this->reduce(c, sources, own.begin + begin, end - begin, at(slot, begin, size), stream);
     });
     turns_.publish();
     return result;
@@ -439,8 +453,7 @@ void Communicator::reduce_scatter(const Collective& c, int64_t piece) {
             sources[r] = r == rank() ? at(c.x, r * c.n + k * step + begin, size)
                                      : at(segment_->slot(r, event), rank() * step + begin, size);
           }
-          kernels().reduce(c.dtype, c.reduction, sources, world(), at(c.y, k * step + begin, size),
-                           nullptr, end - begin, stream);
+          reduce(c, sources, k * step + begin, end - begin, nullptr, stream);
         });
       });
 }

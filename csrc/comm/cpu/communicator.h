@@ -27,7 +27,7 @@ WEFT_API std::vector<Choice> default_table(int world, int cpus);
 
 // What a rank did when, of a call that was recorded: times in nanoseconds of the steady clock, which
 // all processes of a host share.
-enum class Phase : uint8_t { call, put, meanwhile, wait, take };
+enum class Phase : uint8_t { call, product, put, wait, take };
 struct Span {
   uint64_t call;
   Kind kind;
@@ -68,6 +68,8 @@ class WEFT_API Communicator {
   // linear_all_reduce and linear_reduce_scatter of what `product` computes, tile by tile, each
   // element once.
   void run_product(const Collective& collective, Product product);
+  // The same of what `product` puts into x, which may be y in linear_all_reduce: behind the whole.
+  void run_behind(const Collective& collective, FunctionRef<void()> product);
   // all_gather_linear: meanwhile(k, steps) for every k < steps, while the peers' parts come.
   void run_gather(const Collective& collective, FunctionRef<void(int64_t, int64_t)> meanwhile);
   // So many calls stand in a queue, which the thread that calls serve(true) before each and
@@ -117,8 +119,10 @@ class WEFT_API Communicator {
   void gather_meanwhile(const Collective& c, FunctionRef<void(int64_t, int64_t)> meanwhile);
   void add_up(const Collective& c, const Tile& tile, const void* const* parts, void* also) const;
   template <class Put, class Meanwhile, class Take>
-  void far_rounds(const Collective& c, int64_t pieces, Put&& put, Meanwhile&& meanwhile,
-                  Take&& take);
+  void far_rounds(const Collective& c, int64_t pieces, Phase phase, Put&& put,
+                  Meanwhile&& meanwhile, Take&& take);
+  void reduce(const Collective& c, const void* const* sources, int64_t first, int64_t n, void* also,
+              bool stream) const;
   void first_wait(const Collective& c, uint32_t event);
   void spread(int64_t n, int64_t bytes, int64_t align,
               FunctionRef<void(int64_t begin, int64_t end)> part) const;

@@ -11,6 +11,9 @@
 //   for each tile    compute k + 2 into a slot; publish; wait for k; y[k] = Σ_r slot_r[k] + bias
 //   two-shot         the same, but each rank adds up its rows of a tile, and reads the others'
 //
+// Where a product loses more in tiles than they hide (library_fused.h knows), the whole of it is
+// computed first, and what follows is all_reduce, in place, or reduce_scatter, with the bias.
+//
 // Besides the product a rank reads W tiles for each that it writes (two-shot: 2). With a core for
 // every rank and none to spare that is work no order can hide: it is what remains exposed.
 #include <algorithm>
@@ -70,21 +73,29 @@ void Communicator::run_product(const Collective& c, Product product) {
   });
 }
 
+void Communicator::run_behind(const Collective& c, FunctionRef<void()> product) {
+  call(c, [&] {
+    if (c.n) timed(Phase::product, 0, product);
+    return c.kind == Kind::linear_reduce_scatter ? reduce_scatter(c, choice(c).piece)
+                                                 : all_reduce(c);
+  });
+}
+
 void Communicator::run_gather(const Collective& c, FunctionRef<void(int64_t, int64_t)> meanwhile) {
   call(c, [&] { gather_meanwhile(c, meanwhile); });
 }
 
-// put(k, slot) for each piece, and when the peers can read it meanwhile(k), kAhead ahead of
-// take(k, event). The first is there also where there are none: calls meet in it.
+// put(k, slot) for each piece, which is a phase, and when the peers can read it meanwhile(k), kAhead
+// ahead of take(k, event). The first is there also where there are none: calls meet in it.
 template <class Put, class Meanwhile, class Take>
-void Communicator::far_rounds(const Collective& c, int64_t pieces, Put&& put, Meanwhile&& meanwhile,
-                              Take&& take) {
+void Communicator::far_rounds(const Collective& c, int64_t pieces, Phase phase, Put&& put,
+                              Meanwhile&& meanwhile, Take&& take) {
   uint32_t events[kAhead + 1];
   const int64_t rounds = std::max<int64_t>(pieces, 1);
   for (int64_t k = 0; k < rounds + kAhead; ++k) {
     if (k < rounds) {
       const uint32_t event = events[k % (kAhead + 1)] = turns_.next();
-      if (k < pieces) timed(Phase::put, k, [&] { put(k, segment_->slot(rank(), event)); });
+      if (k < pieces) timed(phase, k, [&] { put(k, segment_->slot(rank(), event)); });
       turns_.publish();
       if (k < pieces) meanwhile(k);
       turns_.worked();
@@ -124,7 +135,7 @@ void Communicator::product_one_shot(const Collective& c, Product product) {
   const int64_t size = static_cast<int64_t>(size_of(c.dtype));
   const Grid grid(c.rows(), c.columns, kSlot / size);
   far_rounds(
-      c, grid.tiles(),
+      c, grid.tiles(), Phase::product,
       [&](int64_t k, char* slot) {
         const Tile tile = grid.at(k);
         product(tile, slot, tile.columns);
@@ -153,7 +164,7 @@ void Communicator::product_two_shot(const Collective& c, Product product) {
     const uint32_t event = turns_.next();
     if (k < tiles) {
       const Tile tile = grid.at(k);
-      timed(Phase::put, k, [&] { product(tile, segment_->slot(rank(), event), tile.columns); });
+      timed(Phase::product, k, [&] { product(tile, segment_->slot(rank(), event), tile.columns); });
       turns_.worked();
     }
     turns_.publish();
@@ -202,7 +213,7 @@ void Communicator::product_scatter(const Collective& c, Product product) {
   const int64_t part = kSlot / size / W / kTileColumns * kTileColumns;
   const Grid grid(c.rows(), c.columns, part);
   far_rounds(
-      c, grid.tiles(),
+      c, grid.tiles(), Phase::product,
       [&](int64_t k, char* slot) {
         for (int64_t r = 0; r < W; ++r) {
           Tile tile = grid.at(k);
@@ -228,8 +239,9 @@ void Communicator::gather_meanwhile(const Collective& c,
   char* const y = static_cast<char*>(c.y);
   if (bytes) std::memcpy(y + rank() * bytes, c.x, static_cast<size_t>(bytes));
   far_rounds(
-      c, pieces, [&](int64_t k, char* slot) { std::memcpy(slot, at(c.x, k * step, 1), count(k)); },
-      [&](int64_t k) { timed(Phase::meanwhile, k, [&] { meanwhile(k, pieces); }); },
+      c, pieces, Phase::put,
+      [&](int64_t k, char* slot) { std::memcpy(slot, at(c.x, k * step, 1), count(k)); },
+      [&](int64_t k) { timed(Phase::product, k, [&] { meanwhile(k, pieces); }); },
       [&](int64_t k, uint32_t event) {
         for (int i = 1; i < world(); ++i) {
           const int r = (rank() + i) % world();

@@ -1,7 +1,7 @@
 """Linear layers and the collective next to them, in one: tensor and sequence parallelism.
 
-The product is computed tile by tile, and a tile is reduced while the next are computed.
-`docs/comm.md` says what that hides.
+Where that pays the product is computed tile by tile, and a tile is reduced while the next are
+computed: `docs/comm.md` says where, and what it hides.
 """
 
 from __future__ import annotations
@@ -29,7 +29,6 @@ def _autocast(
 
 
 def _float(op, x, weight, bias, group):
-    x, weight, bias = _autocast(x, weight, bias)
     communicator, x = communicator_of(group), x.contiguous()
     return communicator._run(x, lambda: call(op, x, weight, bias, communicator.handle))
 
@@ -113,7 +112,7 @@ def copy_linear(
     x: Tensor, weight: Tensor, bias: Tensor | None = None, group: Group | None = None
 ) -> Tensor:
     """``x @ weight.T + bias``, a linear layer whose outputs the ranks share out: forward is the
-    rank's own, and backward sums the gradient of x over the ranks, tile by tile as it is computed.
+    rank's own, and backward sums the gradient of x over the ranks, as `linear_all_reduce` does.
 
     Args:
         x: [..., K], the same on every rank.
@@ -212,26 +211,33 @@ def _int8(name, x, packed, weight_scale, bias, group, x_scale, out_dtype) -> Ten
             "torch.no_grad()"
         )
     x = x.to(autocast_dtype(x))
+    given = x.dtype == torch.int8
     if out_dtype is None:
-        out_dtype = torch.float32 if x.dtype == torch.int8 else x.dtype
+        out_dtype = torch.float32 if given else x.dtype
     if bias is not None and autocast_dtype(bias) != bias.dtype:
         bias = bias.to(out_dtype)
-    if x.dtype == torch.int8:
-        if x_scale is None:
-            raise ValueError(f"weft.{name}: x is int8, so x_scale is needed")
-    elif x_scale is None:
-        x, x_scale, _ = quantize_int8(x)
-    elif x_scale.numel() == 1:
-        x, x_scale, _ = quantize_int8(x, x_scale.reshape(()), granularity="tensor")
-    else:
+    if given and x_scale is None:
+        raise ValueError(f"weft.{name}: x is int8, so x_scale is needed")
+    if not given and x_scale is not None and x_scale.numel() != 1:
         raise ValueError(
             f"weft.{name}: x_scale has shape {list(x_scale.shape)}, expected one element for an x "
             f"of {x.dtype}"
         )
-    if name == "int8_all_gather_linear" and x_scale.numel() == 1:
-        x_scale = x_scale.reshape(1).expand(x.shape[:-1].numel())
+    if name == "int8_all_gather_linear":
+        x, x_scale = _by_row(x, x_scale)
     communicator, op = communicator_of(group), getattr(torch.ops.weft, name)
-    x, x_scale = x.contiguous(), x_scale.contiguous()
+    x = x.contiguous()
     return communicator._run(
         x, lambda: op(x, x_scale, packed, weight_scale, bias, communicator.handle, out_dtype)
     )
+
+
+def _by_row(x: Tensor, x_scale: Tensor | None) -> tuple[Tensor, Tensor]:
+    """In int8, as it travels, and a scale for each row."""
+    if x.dtype != torch.int8:
+        scale = None if x_scale is None else x_scale.reshape(())
+        x, x_scale, _ = quantize_int8(x, scale, granularity="token" if scale is None else "tensor")
+    assert x_scale is not None
+    if x_scale.numel() == 1:
+        x_scale = x_scale.reshape(1).expand(x.shape[:-1].numel())
+    return x, x_scale.contiguous()

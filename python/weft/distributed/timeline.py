@@ -153,9 +153,6 @@ class Timeline:
 
 def _phase(op: str, phase: str) -> str:
     """What a phase of the communicator's is of this op."""
-    product = op.startswith("linear_") and phase == "put"
-    if product or phase == "meanwhile":
-        return "product"
     copies = phase == "put" or (phase == "take" and "gather" in op)
     return "copy" if copies else {"take": "reduce"}.get(phase, phase)
 

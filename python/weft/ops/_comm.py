@@ -14,6 +14,7 @@ from torch import Tensor
 
 from .. import _C
 from ._fake import register
+from ._int8_autocast import autocast_dtype
 
 
 def _same(x, communicator, op, group_size=0):
@@ -106,6 +107,29 @@ _FAKES: dict[str, Callable[..., Any]] = {
 }
 for _name, _fake in _FAKES.items():
     register(_name, _fake)
+
+
+# Autocast: in its dtype, as arguments of torch's linear are ---------------------------------------
+
+
+def _autocast(op: Callable[..., Any], device_type: str) -> Callable[..., Any]:
+    keys = torch._C.DispatchKeySet(getattr(torch._C.DispatchKey, f"Autocast{device_type.upper()}"))
+
+    def kernel(x, weight, bias, communicator):
+        x, weight, bias = (
+            None if t is None else t.to(autocast_dtype(t)) for t in (x, weight, bias)
+        )
+        with torch._C._ExcludeDispatchKeyGuard(keys):
+            return op(x, weight, bias, communicator)
+
+    return kernel
+
+
+_library = torch.library.Library("weft", "IMPL")
+for _name in ("linear_all_reduce", "linear_reduce_scatter", "all_gather_linear"):
+    for _device in ("cpu", "cuda"):
+        _kernel = _autocast(getattr(torch.ops.weft, _name).default, _device)
+        _library.impl(_name, _kernel, f"Autocast{_device.upper()}")
 
 
 # Gradients of the sum of the ranks' losses, as in torch.distributed.nn ----------------------------

@@ -46,7 +46,7 @@ def call(op: OpOverload, *args: Any) -> Any:
     a gradient. A tangent, which torch would drop, is refused."""
     if torch.compiler.is_compiling():
         return op(*args)
-    if has_tangent(*filter(torch.is_tensor, args)):
+    if forward_ad._current_level >= 0 and has_tangent(*filter(torch.is_tensor, args)):
         raise NotImplementedError(f"weft.{op._opname}: it has no rule for forward-mode AD")
     asked = torch.is_grad_enabled() and torch._C._any_requires_grad(*args)
     if asked or torch._C._are_functorch_transforms_active():
