@@ -147,7 +147,8 @@ def _contenders(tables: dict[str, list] | None, device: torch.device) -> dict[st
 
 
 def has_deepspeed() -> bool:
-    return importlib.util.find_spec("deepspeed") is not None
+    spec = importlib.util.find_spec("deepspeed")
+    return spec is not None and spec.origin is not None  # and no mere folder of that name
 
 
 def deepspeed() -> Any:
