@@ -13,11 +13,14 @@ import weft
 
 from .cases import integers
 
-pytestmark = pytest.mark.skipif(
-    not torch.cuda.is_available()
-    or not torch._C._dispatch_has_kernel_for_dispatch_key("weft::attention_forward", "CUDA"),
-    reason="no GPU, or weft without CUDA",
-)
+pytestmark = [
+    pytest.mark.gpu,
+    pytest.mark.skipif(
+        not torch.cuda.is_available()
+        or not torch._C._dispatch_has_kernel_for_dispatch_key("weft::attention_forward", "CUDA"),
+        reason="no GPU, or weft without CUDA",
+    ),
+]
 H, K, D = 8, 2, 64
 
 

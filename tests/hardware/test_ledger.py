@@ -141,6 +141,14 @@ def test_nothing_is_recorded_without_a_gpu(
     assert (LEDGER.read_bytes() if LEDGER.exists() else None) == before
 
 
+def test_what_needs_a_gpu_is_marked() -> None:
+    """Or the suite, which chooses by backend, would pass it over."""
+    for part in command.PARTS:
+        for file in (command.ROOT / part).glob("test_*.py"):
+            text = file.read_text()
+            assert "cuda.is_available" not in text or "pytest.mark.gpu" in text, file
+
+
 def test_reports_are_counted_by_part(tmp_path: Path) -> None:
     report = tmp_path / "report.xml"
     report.write_text(
