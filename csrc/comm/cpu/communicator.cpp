@@ -28,6 +28,7 @@
 
 #include "comm/cpu/kernels.h"
 #include "comm/words.h"
+#include "core/divide.h"
 #include "core/error.h"
 #include "cpu/levels.h"
 #include "cpu/threads.h"
@@ -51,9 +52,6 @@ Patience patience_for(int world, int cpus, double timeout) {
   const auto limit = std::chrono::nanoseconds(static_cast<int64_t>(seconds * 1e9));
   return world <= cpus ? Patience{2000, 200, limit} : Patience{20, 200, limit};
 }
-
-int64_t ceil_div(int64_t a, int64_t b) { return (a + b - 1) / b; }
-int64_t round_up(int64_t a, int64_t b) { return ceil_div(a, b) * b; }
 
 template <class T>
 T* at(T* base, int64_t element, int64_t size) {

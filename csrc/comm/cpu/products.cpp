@@ -21,6 +21,7 @@
 
 #include "comm/cpu/communicator.h"
 #include "comm/cpu/kernels.h"
+#include "core/divide.h"
 
 namespace weft::comm::cpu {
 namespace {
@@ -32,8 +33,6 @@ constexpr int64_t kSlot = kSlotBytes;
 // Of a tile, at most: high ones, as torch's product puts the weight's columns in order for each. And
 // a multiple of which they are wide: a panel of a packed weight.
 constexpr int64_t kTileRows = 512, kTileColumns = 64;
-
-int64_t ceil_div(int64_t a, int64_t b) { return (a + b - 1) / b; }
 
 char* at(void* base, int64_t element, int64_t size) {
   return static_cast<char*>(base) + element * size;
