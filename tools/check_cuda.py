@@ -51,8 +51,11 @@ PRODUCTS = {"LDGSTS.128": 8, "LDSM": 8}
 TURNS = {"MEMBAR.SYS": 1, "STG.STRONG.SYS": 1, "LDG.STRONG.SYS": 1, "CCTL.IVALL": 1}
 
 
-def _attention_sm80(kernel: str, operands: str, least: dict[str, int]) -> Expected:
-    return Expected(f"attention::cuda::{kernel}<weft::attention::cuda::Operands<{operands}>", least)
+def _attention_sm80(
+    kernel: str, operands: str, least: dict[str, int], template: str = ""
+) -> Expected:
+    operands = f"weft::attention::cuda::Operands<{operands}>"
+    return Expected(f"attention::cuda::{kernel}<{operands}{template}", least)
 
 
 def _attention_sm90(shape: str, products: int, stages: int) -> Expected:
@@ -115,7 +118,10 @@ EXPECTED = (
         {"LDG.128": 8, "STSM": 4, "STG.128": 1},
         architectures=("sm_90a",),
     ),
-    _attention_sm80("forward_sm80_kernel", "weft::b?f16", {"HMMA.16816.F32": 32, **PRODUCTS}),
+    *(
+        _attention_sm80("forward_sm80_kernel", "weft::b?f16", {"HMMA.16816.F32": n, **PRODUCTS}, t)
+        for t, n in ((r".*ForwardKernel\)[24]>", 32), (r", 64, .*\)3>", 16), (r", 128, .*\)3>", 32))
+    ),
     _attention_sm80("forward_sm80_kernel", "float", {"HMMA.1688.F32.TF32": 48, "LDGSTS.128": 4}),
     _attention_sm80(
         "forward_sm80_kernel", "weft::gpu::tf32", {"HMMA.1688.F32.TF32": 16, "LDGSTS.128": 4}

@@ -11,14 +11,17 @@ if not SIMULATED_OPS.exists():
     pytest.skip("the simulator is not built: make build/simulator/.built", allow_module_level=True)
 torch.ops.load_library(SIMULATED_OPS)
 
-SM90, SM80 = (0, 1), (2, 3)  # kernels, as plan.h counts them
+SM90, SM80, FEW = (0, 1), (2, 3, 4), 3  # kernels, as plan.h counts them
 MULTIPROCESSORS, SLOTS = 132, 264
-KEYS = 32  # of a block of keys, at D = 128
+KEYS = 64  # of a block of keys, of few rows at D = 128
+QUERIES = 128  # of a tile of sm_90's, there
 
 
-def plan(B: int, S: int, T: int, H: int, K: int, num_splits: int = 0) -> tuple[int, ...]:
+def plan(
+    B: int, S: int, T: int, H: int, K: int, num_splits: int = 0, total_q: int = 0
+) -> tuple[int, ...]:
     op = torch.ops.weft_simulator.attention_plan
-    return tuple(op(B, S, T, H, K, 128, num_splits, MULTIPROCESSORS))
+    return tuple(op(B, S, T, H, K, 128, num_splits, MULTIPROCESSORS, total_q))
 
 
 @pytest.mark.parametrize("last_first", [False, True])
@@ -50,7 +53,7 @@ def test_schedule(heads: int, blocks: int, section: int, last_first: bool, grid:
 @pytest.mark.parametrize("K", [1, 8])
 def test_decoding_fills_the_gpu(B: int, T: int, K: int) -> None:
     kernel, row_blocks, splits, split_keys, _, workspace = plan(B, 1, T, 8 * K, K)
-    assert kernel in SM80 and row_blocks == 1
+    assert kernel == FEW and row_blocks == 1
     assert (splits - 1) * split_keys < T <= splits * split_keys and split_keys % KEYS == 0
     assert workspace == (splits * B * 8 * K * (128 + 1) * 4 if splits > 1 else 0)
     blocks = B * K * splits
@@ -61,7 +64,7 @@ def test_decoding_fills_the_gpu(B: int, T: int, K: int) -> None:
 
 def test_splits_that_are_asked_for() -> None:
     assert [plan(1, 1, 4096, 8, 1, n)[2] for n in (1, 3, 64)] == [1, 3, 64]
-    assert plan(1, 1, 40, 8, 1, 64)[2] == 2  # blocks of keys that there are
+    assert plan(1, 1, KEYS + 8, 8, 1, 64)[2] == 2  # blocks of keys that there are
 
 
 def test_prefill_goes_to_sm90() -> None:
@@ -84,3 +87,31 @@ def test_backward_goes_over_key_heads_together(S: int, section: int, group: int)
     Fewer would put more blocks of a head side by side, which wait for each other.
     """
     assert backward_plan(1, S, S, 8 * group, 8) == (8 * S // 128, section, 64)
+
+
+def test_rows_that_warps_share() -> None:
+    assert [plan(4, S, 4096, 8, 1)[0] == FEW for S in (1, 2, 3)] == [True, True, False]
+
+
+@pytest.mark.parametrize("lengths", [[2048] + 255 * [1], [1, 700, 3, 128, 129]], ids=len)
+def test_packed_sequences_have_the_tiles_that_they_fill(lengths: list[int]) -> None:
+    """But for one each: where a sequence begins is known to the GPU alone."""
+    B, total, H, K = len(lengths), sum(lengths), 32, 8
+    grid = plan(B, max(lengths), 4096, H, K, total_q=total)[4]
+    filled = sum(-(-n // QUERIES) for n in lengths)
+    assert H * filled <= grid <= H * (filled + B)
+    assert grid < B * H * -(-max(lengths) // QUERIES)
+
+
+def test_packed_sequences_of_one_length() -> None:
+    """The tiles of each, and none in between."""
+    assert plan(64, 512, 512, 32, 8, total_q=64 * 512)[4] == 64 * 32 * 512 // QUERIES
+    kernel, row_blocks, *_ = plan(64, 1, 4096, 32, 8, total_q=64)
+    assert kernel == FEW and row_blocks == 1
+
+
+def test_grids_beyond_65535() -> None:
+    kernel, row_blocks, splits, *_ = plan(100_000, 1, 4096, 8, 8)
+    assert kernel == FEW and row_blocks == splits == 1  # 800,000 blocks
+    tiles = 1 << 20 >> 7
+    assert plan(2, (1 << 20) - 1, 1 << 20, 128, 8, total_q=1 << 20)[4] == 128 * (tiles + 2)

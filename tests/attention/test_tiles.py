@@ -11,7 +11,17 @@ import torch
 
 from backends import Backend
 
-from .cases import Shape, check, check_backward, name, pack_keys, pack_queries, problem
+from .cases import (
+    Shape,
+    check,
+    check_backward,
+    name,
+    pack_keys,
+    pack_queries,
+    page,
+    problem,
+    quantize_cache,
+)
 
 each_half = pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16], ids=name)
 HEADS = ((64, 64), (128, 128), (192, 128), (256, 256), (80, 72), (160, 96))
@@ -54,6 +64,32 @@ def test_lengths(backend: Backend, D: int) -> None:
     options = ("causal", "seqused_q", "seqused_k")
     shape = Shape(B=4, S=150, T=200, H=1, K=1, D=D, Dv=D)
     check(problem(options, torch.bfloat16, shape, backend.device))
+
+
+@pytest.mark.parametrize("D", [64, 128])
+@pytest.mark.parametrize("options", [("causal", "sinks"), *OPTIONS[:3]], ids=name)
+def test_few_rows(backend: Backend, options: tuple[str, ...], D: int) -> None:
+    """Decoding: a tile whose rows the warps of a block share."""
+    shape = Shape(B=1, S=2, T=330, H=8, K=1, D=D, Dv=D - 8)
+    check(problem((*options, "splits"), torch.bfloat16, shape, backend.device))
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16], ids=name)
+@pytest.mark.parametrize("by_row", [True, False])
+def test_few_rows_of_int8(backend: Backend, by_row: bool, dtype: torch.dtype) -> None:
+    shape = Shape(B=2, S=1, T=150, H=12, K=1, D=128, Dv=128)
+    call = problem(("seqused_k",), dtype, shape, backend.device)
+    check(page(quantize_cache(call, by_row), 16))
+
+
+@pytest.mark.parametrize("D", [64, 128])
+@pytest.mark.parametrize("paged", [False, True])
+def test_packed(backend: Backend, paged: bool, D: int) -> None:
+    """Prefill and decoding in one call: tiles of all sequences, one after the other."""
+    shape = Shape(B=5, S=200, T=210, H=2, K=1, D=D, Dv=D)
+    call = problem(("causal",), torch.bfloat16, shape, backend.device)
+    call = pack_queries(call, [200, 1, 0, 130, 3])
+    check(page(call, 16) if paged else pack_keys(call, [210, 1, 7, 130, 90]))
 
 
 # ---------------------------------------------------------------------------------------- backward

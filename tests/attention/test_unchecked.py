@@ -83,6 +83,25 @@ def test_sequences_longer_than_the_longest(
     )
 
 
+def test_tiles_of_packed_sequences(backend: Backend, dtype: torch.dtype) -> None:
+    """Looked up in cu_seqlens_q, whatever it holds."""
+    q, k, v = (normal(backend, dtype, n, 1, D) for n in (310, 40, 40))
+    keys = {"k": k, "v": v, "cu_seqlens_k": ints(backend, 0, 20, 40), "max_seqlen_k": 20}
+
+    def run(*starts: int, q: Tensor = q) -> tuple[Tensor, Tensor]:
+        return forward(q=q, **keys, cu_seqlens_q=ints(backend, *starts), max_seqlen_q=300)
+
+    right = run(0, 300, 310)
+    same(run(0, 300, BEYOND), right)
+    same(run(BEHIND, 300, 310), right)
+    out, lse = run(100, 300, 310)
+    expected, expected_lse = run(0, 200, 210, q=q[100:])
+    assert torch.equal(out[100:], expected) and not out[:100].any()
+    assert torch.equal(lse[:, 100:], expected_lse) and lse[:, :100].isneginf().all()
+    for wrong in ((BEYOND, BEHIND, 300), (310, 300, 0), (300, 0, 310), (BEYOND, BEYOND, BEYOND)):
+        run(*wrong)
+
+
 @pytest.mark.parametrize("paged", [False, True])
 def test_more_keys_than_there_are(backend: Backend, dtype: torch.dtype, paged: bool) -> None:
     call = {"q": normal(backend, dtype, B, 20, H, D)}

@@ -18,12 +18,7 @@ constexpr uint32_t kCacheThreads = 128;
 // The sequence of packed row n, or none.
 WEFT_DEVICE int64_t sequence_with(const int32_t* cu, int64_t B, int64_t n) {
   if (n < load(cu) || n >= load(cu + B)) return -1;
-  int64_t low = 0, high = B;  // cu[low] <= n < cu[high]
-  while (high - low > 1) {
-    const int64_t middle = (low + high) / 2;
-    (load(cu + middle) <= n ? low : high) = middle;
-  }
-  return low;
+  return last_sequence(B, [&](int64_t b) { return load(cu + b) <= n; });
 }
 
 // Row n of a batch of S rows a sequence, or packed: of which sequence, which of its rows, and where.

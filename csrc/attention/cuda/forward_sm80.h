@@ -17,32 +17,37 @@
 // what it has brought itself into a tile of numbers, exactly; the scales of keys go to S, those of
 // values to P.
 //
-// The plain kernel knows windows and nothing else, no pages either. The other has all options as run-time switches,
-// rows that are no vectors are read element by element, and decoding appends its own keys (fresh.h).
+// The plain kernel knows windows and nothing else, no pages either. The others have all options as
+// run-time switches, read rows that are no vectors element by element, and in decoding append the keys
+// that are new (fresh.h). Where a tile has 16 rows at most, its warps all take these, and a quarter each
+// of its keys: what they have is added at the end (join_warps.h).
 // Cost: 4 · S · T · D FLOPs a head, half of it causal; K and V are read once for each tile of rows.
 // Bound by the tensor cores from some hundred rows a key head on, by reading K and V below.
 #pragma once
 
 #include "attention/cuda/finish.h"
 #include "attention/cuda/fresh.h"
+#include "attention/cuda/join_warps.h"
 #include "attention/cuda/tiles.h"
 
 namespace weft::attention::cuda {
 
-template <class X, int kD, int kDv, bool kPlain>
+template <class X, int kD, int kDv, ForwardKernel kKernel>
 struct ForwardTraits {
   static constexpr HeadSize kSize = {kD, kDv};
-  static constexpr ForwardTile kTile = forward_tile(sizeof(X), kSize, kPlain);
+  static constexpr ForwardTile kTile = forward_tile(sizeof(X), kSize, kKernel);
+  static constexpr bool kPlain = kKernel == ForwardKernel::sm80_plain;
   static constexpr int kThreads = kTile.threads(), kM = kTile.rows(), kN = kTile.keys,
-                       kStages = kTile.stages, kMTiles = kTile.m_tiles;
+                       kStages = kTile.stages, kMTiles = kTile.m_tiles,
+                       kWarpKeys = kTile.warp_keys();
   static constexpr int kStageColumns = kD > kDv ? kD : kDv;
   // float16 has few exponents: what scales of values make of weights is held up by as much.
   static constexpr float kLift = std::is_same_v<X, f16> ? 64 : 1;
 };
 
-template <class X, int kD, int kDv, bool kPlain>
+template <class X, int kD, int kDv, ForwardKernel kKernel>
 struct ForwardShared {
-  using T = ForwardTraits<X, kD, kDv, kPlain>;
+  using T = ForwardTraits<X, kD, kDv, kKernel>;
   static constexpr uint32_t kStage = T::kN * T::kStageColumns;
 
   SharedLayout layout;
@@ -50,19 +55,23 @@ struct ForwardShared {
   Shared<X> ring;        // [stages]; of int8 caches [2], for K and V
   Shared<int8_t> bytes;  // int8 caches alone: [stages]
   Shared<float> scales;  // likewise, of each key
+  Shared<float> states;  // of warps that share rows: join_warps.h
 
   WEFT_INLINE explicit ForwardShared(bool int8)
       : ring(layout.take<X>(kStage * (int8 ? 2 : T::kStages), 128)),
         bytes(layout.take<int8_t>(int8 ? kStage * T::kStages : 0, 128)),
-        scales(layout.take<float>(int8 ? T::kN * T::kStages : 0)) {}
+        scales(layout.take<float>(int8 ? T::kN * T::kStages : 0)),
+        states(layout.take<float>(
+            T::kTile.shares_rows ? kStatesOfWarp * static_cast<uint32_t>(T::kTile.warps) : 0)) {}
 };
 
 // The keys `needed` of a block in blocks of kN: tile 2j is K of block j, tile 2j + 1 is V.
-template <class X, int kD, int kDv, bool kPlain>
+template <class X, int kD, int kDv, ForwardKernel kKernel>
 class KeyTiles {
-  using T = ForwardTraits<X, kD, kDv, kPlain>;
-  using Smem = ForwardShared<X, kD, kDv, kPlain>;
+  using T = ForwardTraits<X, kD, kDv, kKernel>;
+  using Smem = ForwardShared<X, kD, kDv, kKernel>;
   static constexpr int kN = T::kN, kStages = T::kStages;
+  static constexpr bool kPlain = T::kPlain;
 
  public:
   WEFT_DEVICE KeyTiles(const ForwardCall& call, const Smem& smem, const Sequence& e, int32_t b,
@@ -188,30 +197,35 @@ class KeyTiles {
   bool int8_;
 };
 
-template <class Op, int kD, int kDv, bool kPlain>
-WEFT_KERNEL_BOUNDS((ForwardTraits<typename Op::X, kD, kDv, kPlain>::kThreads), 1)
+template <class Op, int kD, int kDv, ForwardKernel kKernel>
+WEFT_KERNEL_BOUNDS((ForwardTraits<typename Op::X, kD, kDv, kKernel>::kThreads), 1)
 void forward_sm80_kernel(WEFT_GRID_CONSTANT const ForwardCall call) {
   using X = typename Op::X;
-  using T = ForwardTraits<X, kD, kDv, kPlain>;
-  constexpr int kM = T::kM, kN = T::kN, kMTiles = T::kMTiles;
+  using T = ForwardTraits<X, kD, kDv, kKernel>;
+  constexpr bool kPlain = T::kPlain, kSharesRows = T::kTile.shares_rows;
+  constexpr int kM = T::kM, kN = T::kWarpKeys, kMTiles = T::kMTiles;
   constexpr int kRows = 2 * kMTiles, kColumns = kN / 4;  // scores of a thread
   const Forward& p = call.p;
   const ForwardPlan& plan = call.plan;
-  const ForwardShared<X, kD, kDv, kPlain> smem(!kPlain && p.k.dtype == DType::i8);
+  const ForwardShared<X, kD, kDv, kKernel> smem(!kPlain && p.k.dtype == DType::i8);
 
-  // ---- which rows, which keys. Later rows, which see more keys where causal, come first.
+  // ---- which rows, which keys. Later rows, which see more keys where causal, come first; of a packed
+  // batch all heads and splits of a tile follow one another.
   uint32_t index = block().x;
   const auto part_of = [&](int64_t count) {
     const uint32_t part = index % static_cast<uint32_t>(count);
     index /= static_cast<uint32_t>(count);
     return static_cast<int32_t>(part);
   };
-  const int32_t row_block = static_cast<int32_t>(plan.row_blocks) - 1 - part_of(plan.row_blocks),
-                chunk = part_of(plan.chunks), split = part_of(plan.splits), k = part_of(p.K),
-                b = static_cast<int32_t>(index);
+  const auto row_blocks = static_cast<int32_t>(plan.row_blocks);
+  const int32_t own_block = plan.packed ? 0 : row_blocks - 1 - part_of(plan.row_blocks),
+                chunk = part_of(plan.chunks), split = part_of(plan.splits), k = part_of(p.K);
+  const auto last = static_cast<int32_t>(index);
+  const auto [b, row_block] = plan.packed ? packed_tile(p, plan.group, kM, row_blocks - 1 - last)
+                                          : PackedTile{last, own_block};
   const Sequence e = sequence_of(p, b);
   const int32_t rows = e.S * plan.group, row0 = row_block * kM;
-  if (row0 >= rows) return;
+  if (row0 < 0 || row0 >= rows) return;
   const auto row_of = [&](uint32_t r) {
     const int32_t row = min(row0 + static_cast<int32_t>(r), rows - 1), i = row / plan.group;
     return Row{i, k * plan.group + row - i * plan.group};
@@ -225,8 +239,8 @@ void forward_sm80_kernel(WEFT_GRID_CONSTANT const ForwardCall call) {
     }
   const Span early = keys_of(p, e, row_of(0).i), late = keys_of(p, e, row_of(kM - 1).i),
              whole = {late.begin, early.end};  // seen by all rows
-  KeyTiles<X, kD, kDv, kPlain> tiles(call, smem, e, b, k, chunk,
-                                     intersect({early.begin, late.end}, own));
+  KeyTiles<X, kD, kDv, kKernel> tiles(call, smem, e, b, k, chunk,
+                                      intersect({early.begin, late.end}, own));
   const auto query_at = [&](const Row& row) {
     return static_cast<const X*>(p.q.data) + e.q_batch * p.q.batch +
            int64_t{e.q_row + row.i} * p.q.row + row.h * p.q.head;
@@ -256,8 +270,9 @@ void forward_sm80_kernel(WEFT_GRID_CONSTANT const ForwardCall call) {
     }
   }
 
-  // ---- the rows of this thread
-  const uint32_t warp_row = warp() * 16 * kMTiles;
+  // ---- the rows of this thread, and the keys of a tile
+  const uint32_t warp_row = kSharesRows ? 0 : warp() * 16 * kMTiles,
+                 warp_key = kSharesRows ? warp() * kN : 0;
   const auto row_in_tile = [&](int r) {
     return warp_row + static_cast<uint32_t>(r / 2 * 16 + r % 2 * 8) + lane() / 4;
   };
@@ -285,7 +300,8 @@ void forward_sm80_kernel(WEFT_GRID_CONSTANT const ForwardCall call) {
     const auto scale_keys = [&](int of, float lift) {  // of int8 tiles
       WEFT_UNROLL
       for (int j = 0; j < kColumns; ++j) {
-        const float factor = tiles.scale(of, column_of(lane(), static_cast<uint32_t>(j))) * lift;
+        const float factor =
+            tiles.scale(of, warp_key + column_of(lane(), static_cast<uint32_t>(j))) * lift;
         WEFT_UNROLL
         for (int r = 0; r < kRows; ++r) score(r, j) *= factor;
       }
@@ -294,8 +310,8 @@ void forward_sm80_kernel(WEFT_GRID_CONSTANT const ForwardCall call) {
     tiles.template arrive<false>(s);
     if (!idle) {
       scores.clear();
-      multiply_rows<Op, kD>(scores, smem.q, warp_row, tiles[s], p.D);
-      const int32_t t = tiles.first_key(s);
+      multiply_rows<Op, kD>(scores, smem.q, warp_row, tiles[s].from(warp_key * kD), p.D);
+      const int32_t t = tiles.first_key(s) + static_cast<int32_t>(warp_key);
       if constexpr (!kPlain) {
         if (tiles.int8()) scale_keys(s, 1);
         if (call.scoring.changes)
@@ -314,28 +330,37 @@ void forward_sm80_kernel(WEFT_GRID_CONSTANT const ForwardCall call) {
     if (!idle) {
       if constexpr (!kPlain)
         if (tiles.int8()) scale_keys(s + 1, T::kLift);
-      multiply_columns<Op, kDv>(o, scores, tiles[s + 1]);
+      multiply_columns<Op, kDv>(o, scores, tiles[s + 1].from(warp_key * kDv));
     }
   }
   copy_async_wait<0>();
 
-  // ---- out
+  // ---- out: columns from `first` on, which follow one another in `sums`
   const float lowered = tiles.int8() ? 1 / T::kLift : 1.0f;
-  WEFT_UNROLL
-  for (int r = 0; r < kRows; ++r) {
-    const Row mine = row_of(row_in_tile(r));
-    const float* sink = p.sinks && split == 0 ? p.sinks.data + mine.h * p.sinks.head : nullptr;
-    const auto [lse, factor] = softmax.finish(r, sink);
-    if (row0 + static_cast<int32_t>(row_in_tile(r)) >= rows) continue;
-    FinishedRow<X> row(call, e, b, split, mine);
-    if (chunk == 0 && lane() % 4 == 0) row.store_lse(lse);
+  const auto write = [&](const Softmax<kRows>& end, const auto& sums, int32_t first) {
     WEFT_UNROLL
-    for (int n = 0; n < kDv / 8; ++n) {
-      const FragmentC<float>& c = o.c[r / 2][n];
-      const auto i = static_cast<uint32_t>(r % 2 * 2);
-      row.store_pair(chunk * kDv + n * 8 + lane() % 4 * 2, c[i] * (factor * lowered),
-                     c[i + 1] * (factor * lowered));
+    for (int r = 0; r < kRows; ++r) {
+      const Row mine = row_of(row_in_tile(r));
+      const float* sink = p.sinks && split == 0 ? p.sinks.data + mine.h * p.sinks.head : nullptr;
+      const auto [lse, factor] = end.finish(r, sink);
+      if (row0 + static_cast<int32_t>(row_in_tile(r)) >= rows) continue;
+      FinishedRow<X> row(call, e, b, split, mine);
+      if (first == 0 && lane() % 4 == 0) row.store_lse(lse);
+      WEFT_UNROLL
+      for (int n = 0; n < sums.kWidth / 8; ++n) {
+        const FragmentC<float>& c = sums.c[r / 2][n];
+        const auto i = static_cast<uint32_t>(r % 2 * 2);
+        row.store_pair(first + n * 8 + lane() % 4 * 2, c[i] * (factor * lowered),
+                       c[i + 1] * (factor * lowered));
+      }
     }
+  };
+  if constexpr (kSharesRows) {
+    const Joined<T::kTile.warps, kDv> joined(softmax, o, smem.states,
+                                             smem.ring.template as<float>());
+    write(joined.softmax, joined.o, chunk * kDv + joined.first());
+  } else {
+    write(softmax, o, chunk * kDv);
   }
 }
 

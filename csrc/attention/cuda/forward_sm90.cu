@@ -13,7 +13,8 @@ void launch_shape(const ForwardCall& call, const Device& device) {
   const M smem;
   const Sequences& s = p.sequences;
   const Extents e(p);
-  const ForwardSm90 own{p, call.plan.schedule, call.scoring, e.k_rows, s.cu_q || s.used_q};
+  const ForwardSm90 own{p,        call.plan.schedule, call.scoring, call.plan.packed,
+                        e.k_rows, s.cu_q || s.used_q};
   launch<forward_sm90_kernel<T, Shape>>({.grid = {call.plan.grid},
                                          .block = Shape::kThreads,
                                          .shared_bytes = smem.layout.bytes(),

@@ -37,6 +37,7 @@ struct ForwardSm90 {
   Forward p;
   Schedule schedule;
   Scoring scoring;
+  bool packed;     // blocks of queries are those of all sequences
   int64_t k_rows;  // of the tensor: those behind a sequence hold something
   bool clip;       // sequences end within the rows of out
 };
@@ -53,12 +54,16 @@ template <class Shape>
 WEFT_DEVICE TileSm90 tile_of(const ForwardSm90& call, uint32_t i) {
   const Schedule::Tile tile = call.schedule.tile(i);
   const auto H = static_cast<uint32_t>(call.p.H), group = H / static_cast<uint32_t>(call.p.K);
+  constexpr auto kQueries = static_cast<int32_t>(Shape::kQueries);
+  const auto block = static_cast<int32_t>(tile.block);
+  const PackedTile at = call.packed ? packed_tile(call.p, 1, kQueries, block)
+                                    : PackedTile{static_cast<int32_t>(tile.head / H), block};
   TileSm90 t;
-  t.b = static_cast<int32_t>(tile.head / H);
+  t.b = at.b;
   t.h = static_cast<int32_t>(tile.head % H);
   t.k_head = static_cast<int32_t>(tile.head % H / group);
-  t.first = static_cast<int32_t>(tile.block * Shape::kQueries);
   t.at = sequence_of(call.p, t.b);
+  t.first = at.tile < 0 ? t.at.S : at.tile * kQueries;  // behind the last: nothing to do
   return t;
 }
 

@@ -22,6 +22,12 @@ bool is_plain(const Forward& p) {
          !p.sequences.block_table;
 }
 
+RowTiles row_tiles(const Problem& p, int64_t group, int64_t size) {
+  const int64_t longest = ceil_div(p.S * group, size), all = p.total_q * group / size + p.B;
+  if (p.sequences.cu_q && all < p.B * longest) return {all, true};
+  return {longest, false};
+}
+
 namespace {
 
 // The keys are split where there are not blocks enough to fill 80 % of the GPU, two to a
@@ -57,14 +63,21 @@ ForwardPlan plan(const Forward& p, const Limits& limits, bool prefer_sm90) {
         " queries and ", p.T, " keys is longer than the CUDA kernels count");
 
   const size_t element = size_of(p.q.dtype);
-  const auto tile = [&](bool plain) { return forward_tile(element, plan.head_size, plain); };
-  if (plan.vector && is_plain(p) && rows > tile(false).rows() && plan.head_size.D <= 256)
+  const auto tile = [&](ForwardKernel kernel) {
+    return forward_tile(element, plan.head_size, kernel);
+  };
+  if (has_few(element, plan.head_size) && rows <= tile(ForwardKernel::sm80_few).rows())
+    plan.kernel = ForwardKernel::sm80_few;
+  else if (plan.vector && is_plain(p) && rows > tile(ForwardKernel::sm80_any).rows() &&
+           plan.head_size.D <= 256)
     plan.kernel = ForwardKernel::sm80_plain;
 
-  const ForwardTile own = tile(plan.kernel == ForwardKernel::sm80_plain);
-  plan.row_blocks = ceil_div(rows, own.rows());
+  const ForwardTile own = tile(plan.kernel);
+  const RowTiles tiles = row_tiles(p, plan.group, own.rows());
+  plan.row_blocks = tiles.count;
+  plan.packed = tiles.packed;
   plan.chunks = ceil_div(p.Dv, plan.head_size.Dv);
-  const int64_t blocks = p.B * p.K * plan.row_blocks * plan.chunks,
+  const int64_t blocks = (tiles.packed ? 1 : p.B) * p.K * plan.row_blocks * plan.chunks,
                 key_blocks = ceil_div(p.T, own.keys),
                 wanted = p.num_splits ? p.num_splits : splits_of(blocks, key_blocks, limits),
                 splits = std::clamp<int64_t>(wanted, 1, kMostSplits);
@@ -78,7 +91,7 @@ ForwardPlan plan(const Forward& p, const Limits& limits, bool prefer_sm90) {
 bool takes_fresh(const Forward& p, const Limits& limits, bool prefer_sm90) {
   if (p.B == 0 || p.S == 0) return false;
   const ForwardPlan plan = cuda::plan(p, limits, prefer_sm90);
-  return plan.kernel == ForwardKernel::sm80_any && plan.row_blocks == 1 && plan.chunks == 1;
+  return plan.kernel > ForwardKernel::sm80_plain && plan.row_blocks == 1 && plan.chunks == 1;
 }
 
 int64_t workspace_bytes(const Forward& p, const Limits& limits) {

@@ -4,7 +4,7 @@
 // row r of a sequence is query r / group of head k · group + r % group. So K and V are read once for
 // all heads of a group, and decoding fills a tile's rows. A block takes a tile of rows over all key
 // blocks that they see, or over one split of the keys; key blocks begin at multiples of their size,
-// so that a row's sums have the same bits in any tile.
+// so that a row's sums have the same bits in any tile of a kernel.
 #pragma once
 
 #include <cstdint>
@@ -38,6 +38,14 @@ bool is_plain(const Forward& p);
 
 // ---- forward
 
+// Tiles of `size` rows, `group` rows a query: of the longest sequence; of a packed batch of all, where
+// those are fewer than as many for each.
+struct RowTiles {
+  int64_t count;
+  bool packed;
+};
+RowTiles row_tiles(const Problem& p, int64_t group, int64_t size);
+
 constexpr int64_t kMostRows = int64_t{1} << 30;  // of a sequence: kernels count in 32 bits
 
 // The kernels, the most general last.
@@ -45,20 +53,28 @@ enum class ForwardKernel : uint8_t {
   sm90_plain,    // plan_sm90.h; windows alone
   sm90_options,  // … all options
   sm80_plain,    // windows alone, vectors of 16 bytes
+  sm80_few,      // up to 16 rows, which all warps of a block have in common: decoding
   sm80_any,
 };
 
 // A tile of the sm_80 kernels: 16 · m_tiles rows a warp, `keys` keys at a time, and as many tiles of K
-// and V, one after the other, in shared memory as there are stages.
+// and V, one after the other, in shared memory as there are stages. Or all warps have the same rows,
+// and keys of their own.
 struct ForwardTile {
   int warps, m_tiles, keys, stages;
+  bool shares_rows = false;
 
-  constexpr int rows() const { return 16 * warps * m_tiles; }
+  constexpr int rows() const { return 16 * (shares_rows ? 1 : warps) * m_tiles; }
+  constexpr int warp_keys() const { return shares_rows ? keys / warps : keys; }
   constexpr int threads() const { return 32 * warps; }
 };
+constexpr bool has_few(size_t element, HeadSize size) { return element == 2 && size.D <= 128; }
 // Registers of a thread: O takes m_tiles · Dv / 2, S m_tiles · keys / 2. Shared memory in KiB, of Q and
 // the stages: see the right.
-constexpr ForwardTile forward_tile(size_t element, HeadSize size, bool plain) {
+constexpr ForwardTile forward_tile(size_t element, HeadSize size, ForwardKernel kernel) {
+  const bool plain = kernel == ForwardKernel::sm80_plain;
+  if (kernel == ForwardKernel::sm80_few)
+    return {4, 1, 64, size.D == 64 ? 4 : 3, true};  // 2 + 4 · 8; 4 + 3 · 16
   if (element == 4) switch (size.D) {
       case 64:
         return {4, 1, 16, 4};  // 16 + 4 · 4
@@ -88,7 +104,8 @@ struct ForwardPlan {
   HeadSize head_size = {};
   bool vector = false;          // rows of q, k and v are moved 16 bytes at a time
   int32_t group = 1;            // query heads of a key head
-  int64_t row_blocks = 0;       // tiles of rows of the longest sequence
+  int64_t row_blocks = 0;       // tiles of rows of the longest sequence or …
+  bool packed = false;          // … of all, one after the other (sequences.h: packed_tile)
   int64_t chunks = 1;           // of Dv columns, for each a block
   int64_t splits = 1;           // of the keys, for each a block …
   int64_t split_keys = 0;       // … with as many keys, a multiple of a key block

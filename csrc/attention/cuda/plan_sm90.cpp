@@ -47,11 +47,11 @@ void with_shape(int64_t D, int64_t Dv, const F& f) {
 
 // Heads whose keys and values take up to 32 MiB, of a group all or none. Without a window all tiles
 // are alike: one group at a time, and they meet in L2.
-int64_t section_of(const Forward& p) {
+int64_t section_of(const Forward& p, int64_t heads) {
   constexpr int64_t kBytes = 32 << 20;
   const int64_t group = p.H / p.K, head = p.T * (p.D + p.Dv) * 2;
   const bool window = p.window_left >= 0 || p.window_right >= 0;
-  return group * (window ? std::clamp<int64_t>(kBytes / head, 1, p.B * p.K) : 1);
+  return group * (window ? std::clamp<int64_t>(kBytes / head, 1, heads / group) : 1);
 }
 
 }  // namespace
@@ -63,14 +63,16 @@ std::optional<ForwardPlan> plan_sm90(const Forward& p, const Limits& limits, boo
   std::optional<ForwardPlan> plan;
   const auto take = [&](auto shape) {
     const auto queries = static_cast<int64_t>(shape.kQueries);
-    const int64_t heads = p.B * p.H, blocks = ceil_div(p.S, queries), tiles = heads * blocks;
+    const auto [blocks, packed] = row_tiles(p, 1, queries);
+    const int64_t heads = packed ? p.H : p.B * p.H, tiles = heads * blocks;
     const bool full = 2 * p.S >= queries && 2 * tiles >= limits.multiprocessors;
     if ((worth_it && !full) || tiles > INT32_MAX / 2) return;
     const auto count = [](int64_t n) { return static_cast<uint32_t>(n); };
     plan.emplace();
     plan->kernel = shape.kOptions ? ForwardKernel::sm90_options : ForwardKernel::sm90_plain;
     plan->head_size = {static_cast<int>(shape.kD), static_cast<int>(shape.kDv)};
-    plan->schedule = {count(tiles), count(heads), count(blocks), count(section_of(p)),
+    plan->packed = packed;
+    plan->schedule = {count(tiles), count(heads), count(blocks), count(section_of(p, heads)),
                       p.window_right >= 0};
     // Sequences of several lengths give tiles of lengths that only the GPU knows: a block for each,
     // and who is free takes the next.

@@ -10,6 +10,7 @@ namespace weft::attention::cuda {
 // The order of the work: kQueries queries of a head of a sequence are a tile. Sections of heads,
 // whose keys and values fit into L2 together, one after the other; in a section one block of
 // queries after the other, the last, which see most under a causal mask, first; of each, all heads.
+// The blocks of a packed batch are those of all its sequences, so that a head is one of H.
 //
 // A grid of fewer blocks than tiles takes them in rounds, every other one backwards: a block that
 // had the longest tile of one round has the shortest of the next. So no counter in memory is
@@ -17,7 +18,7 @@ namespace weft::attention::cuda {
 //
 // The backward of sm_90a has blocks of keys as tiles, the first first, and takes them from a counter.
 struct Schedule {
-  uint32_t tiles = 0, heads = 0, blocks = 0;  // heads: B · H; blocks of queries of each
+  uint32_t tiles = 0, heads = 0, blocks = 0;  // heads: B · H, or H; blocks of queries of each
   uint32_t section = 1;                       // heads
   bool last_first = false;
 

@@ -40,6 +40,32 @@ WEFT_DEVICE Sequence sequence_of(const Problem& p, int32_t b) {
   return e;
 }
 
+// The last of B sequences that begins(b), or the first. Who begins begins before all that follow.
+template <class F>
+WEFT_DEVICE int64_t last_sequence(int64_t B, const F& begins) {
+  int64_t low = 0, high = B;
+  while (high - low > 1) {
+    const int64_t middle = (low + high) / 2;
+    (begins(middle) ? low : high) = middle;
+  }
+  return low;
+}
+
+// Tile i of a packed batch, in tiles of `size` rows, `group` rows a query, that stand one after the
+// other: sequence b has those from cu_q[b] · group / size + b on, of which the last may be empty. So
+// their number does not depend on where sequences begin, which the host does not know (plan.h).
+struct PackedTile {
+  int32_t b, tile;  // tile: of the sequence; below 0: of none
+};
+WEFT_DEVICE PackedTile packed_tile(const Problem& p, int32_t group, int32_t size, int32_t i) {
+  const auto first = [&](int64_t b) {
+    const int64_t row = max<int64_t>(0, min<int64_t>(load(p.sequences.cu_q + b), p.total_q));
+    return static_cast<int32_t>(row * group / size + b);
+  };
+  const int64_t b = last_sequence(p.B, [&](int64_t at) { return first(at) <= i; });
+  return {static_cast<int32_t>(b), i - first(b)};
+}
+
 // Where key t of sequence b is: of a paged cache, batch is the page.
 struct KeyPlace {
   int64_t batch, row;

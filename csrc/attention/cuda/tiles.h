@@ -229,6 +229,7 @@ struct Operands<tf32> : FloatOperands<RoundedFragment> {
 
 template <int kMTiles, int kColumns>
 struct Fragments {
+  static constexpr int kWidth = kColumns;
   FragmentC<float> c[kMTiles][kColumns == 0 ? 1 : kColumns / 8];
 
   template <class F>
