@@ -11,8 +11,9 @@ namespace weft::int8 {
 inline void define_ops(torch::stable::detail::StableLibrary& m) {
   m.def(
       "int8_quantize(Tensor x, Tensor? scale, Tensor? zero_point, Tensor? shift, Tensor? smooth, "
-      "str activation, str granularity, int group_size, bool symmetric) -> (Tensor values, Tensor "
-      "scale, Tensor zero_point)");
+      "str activation, str granularity, int group_size, bool symmetric, bool transposed) -> "
+      "(Tensor "
+      "values, Tensor scale, Tensor zero_point)");
   m.def(
       "int8_dequantize(Tensor values, Tensor scale, Tensor? zero_point, str granularity, int "
       "group_size, ScalarType dtype) -> Tensor");

@@ -37,7 +37,7 @@ class Ops {
                                                      OptionalTensor shift, OptionalTensor smooth,
                                                      std::string activation,
                                                      std::string granularity, int64_t group_size,
-                                                     bool symmetric) {
+                                                     bool symmetric, bool transposed) {
     Call call("int8_quantize", x, "x");
     Quantize p;
     p.activation = call.activation(activation, /*gated=*/true);
@@ -71,7 +71,8 @@ class Ops {
       p.scale = static_cast<float*>(scales.mutable_data_ptr());
       if (!symmetric) p.zero_point = static_cast<int32_t*>(points.mutable_data_ptr());
     }
-    Tensor q = call.fresh(sizes, DType::i8);
+    p.transposed = transposed;
+    Tensor q = call.fresh(transposed ? Sizes{p.C, p.N} : sizes, DType::i8);
     p.q = static_cast<int8_t*>(q.mutable_data_ptr());
     call.run(p, Backend::quantize);
     return {q, scales, points};

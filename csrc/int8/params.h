@@ -57,7 +57,8 @@ struct Quantize {
   int64_t scales = 0;             // how many
   float* scale = nullptr;         // written if dynamic, else read
   int32_t* zero_point = nullptr;  // likewise; null: 0
-  int8_t* q = nullptr;            // [N, C]
+  int8_t* q = nullptr;            // [N, C], or transposed [C, N]
+  bool transposed = false;
 
   void* workspace = nullptr;  // as many bytes as workspace_bytes() says
 };

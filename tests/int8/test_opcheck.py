@@ -16,12 +16,13 @@ def test_opcheck_quantize():
     x, scale, point = draw(3, 5, 24), torch.rand(24), torch.zeros(24, dtype=torch.int32)
     for granularity, group in (("tensor", 0), ("token", 0), ("channel", 0), ("group", 8)):
         for symmetric in (True, False):
-            args = (x, None, None, None, None, "none", granularity, group, symmetric)
+            args = (x, None, None, None, None, "none", granularity, group, symmetric, False)
             opcheck(OPS.int8_quantize.default, args)
     smooth = torch.rand(12) + 0.5
-    args = (x, None, None, draw(12), smooth, "silu_mul", "token", 0, True)
+    args = (x, None, None, draw(12), smooth, "silu_mul", "token", 0, True, True)
     opcheck(OPS.int8_quantize.default, args)
-    opcheck(OPS.int8_quantize.default, (x, scale, point, None, None, "gelu", "channel", 0, True))
+    args = (x, scale, point, None, None, "gelu", "channel", 0, True, False)
+    opcheck(OPS.int8_quantize.default, args)
     args = (integers(3, 24), torch.rand(3, 1), None, "token", 0, torch.bfloat16)
     opcheck(OPS.int8_dequantize.default, args)
 

@@ -59,6 +59,21 @@ def test_behind_an_activation(backend: Backend, dtype: torch.dtype, activation: 
     assert_int8_close(q.values, reference.int8.quantize(t, scale))
 
 
+@pytest.mark.parametrize("sizes", [*SIZES, (64, 64), (200, 132), (3, 65, 17)], ids=name)
+@pytest.mark.parametrize(("granularity", "group"), GRANULARITIES)
+def test_transposed(backend: Backend, sizes: tuple[int, ...], granularity: str, group: int):
+    group = group if group == 0 or sizes[-1] % group == 0 else 1
+    x = draw(*sizes)
+    for static in (False, True):
+        options = {"granularity": granularity, "group_size": group, "symmetric": static}
+        scale = weft.quantize_int8(x / 2, **options).scale if static else None
+        rows = weft.quantize_int8(x, scale, **options)
+        turned = weft.quantize_int8(x, scale, **options, transposed=True)
+        assert torch.equal(turned.values, rows.values.reshape(-1, sizes[-1]).t())
+        assert turned.values.is_contiguous() and torch.equal(turned.scale, rows.scale)
+        assert static or torch.equal(turned.zero_point, rows.zero_point)
+
+
 def test_ties_go_to_even(backend: Backend):
     x = torch.arange(-6, 7) / 2
     q = weft.quantize_int8(x, torch.tensor(1.0), granularity="tensor")
@@ -100,6 +115,7 @@ def test_views(backend: Backend):
 def test_empty(backend: Backend):
     q = weft.quantize_int8(draw(0, 35))
     assert q.values.shape == (0, 35) and q.scale.shape == (0, 1)
+    assert weft.quantize_int8(draw(0, 35), transposed=True).values.shape == (35, 0)
     q = weft.quantize_int8(draw(0, 35), granularity="channel", symmetric=False)
     assert torch.equal(q.scale, torch.ones(35)) and weft.dequantize_int8(*q).shape == (0, 35)
 

@@ -45,9 +45,12 @@ struct Scale {
   WEFT_INLINE bool lost() const { return !(scale <= 3.40282347e+38f); }
 };
 
+constexpr int64_t kWaitingRows = 64;
+
 struct QuantizeKernels {
   // Rows [begin, end) by the scales that are there, or, where each row has its own, by those that it
-  // finds. scratch: row_floats(C) floats of the task's own.
+  // finds. scratch: row_floats(C) floats of the task's own, and where the result is transposed
+  // kWaitingRows times as many bytes.
   void (*rows)(const Quantize&, int64_t begin, int64_t end, float* scratch);
   // The extremes of rows [begin, end): one, or one a channel.
   void (*extremes)(const Quantize&, int64_t begin, int64_t end, float* scratch, Extremes*);

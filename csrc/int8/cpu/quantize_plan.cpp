@@ -24,7 +24,7 @@ struct Plan {
       : tasks(std::clamp<int64_t>(
             p.N * p.C / kGrain, 1,
             std::max<int64_t>(std::min<int64_t>(::weft::cpu::max_threads(), p.N), 1))),
-        scratch_bytes(row_floats(p.C) * 4),
+        scratch_bytes(row_floats(p.C) * (p.transposed ? 4 + kWaitingRows : 4)),
         shared(p.dynamic && p.grid.row == 0),
         extremes_bytes(shared ? p.scales * static_cast<int64_t>(sizeof(Extremes)) : 0),
         total(tasks * (scratch_bytes + extremes_bytes)) {}

@@ -39,6 +39,7 @@ QuantizePlan plan(const Quantize& p, const Limits& limits) {
   plan.teams = plan.threads / plan.lanes;
 
   plan.shared = p.dynamic && p.grid.row == 0;
+  plan.workspace_bytes = p.transposed ? p.N * p.C : 0;
   if (!plan.shared) return plan;
   plan.column_blocks = ceil_div(p.C, kWarp * each);
   // Two blocks for a multiprocessor, and 4 rows for a warp at least.
@@ -46,7 +47,8 @@ QuantizePlan plan(const Quantize& p, const Limits& limits) {
                                         std::max<int64_t>(ceil_div(p.N, 4 * kExtremesWarps), 1));
   plan.scales = p.scales;
   plan.parts = plan.scales == 1 ? plan.column_blocks * plan.row_blocks : plan.row_blocks;
-  plan.workspace_bytes = plan.parts * plan.scales * kExtremesBytes;
+  plan.found_bytes = plan.parts * plan.scales * kExtremesBytes;
+  plan.workspace_bytes += plan.found_bytes;
   return plan;
 }
 

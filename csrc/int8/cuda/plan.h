@@ -22,7 +22,8 @@ struct QuantizePlan {
   // Scales that rows share: blocks for columns and rows, and what they leave.
   bool shared = false;
   int64_t column_blocks = 1, row_blocks = 1, scales = 1, parts = 1;
-  int64_t workspace_bytes = 0;  // [parts, scales] of 16 bytes
+  int64_t found_bytes = 0;      // [parts, scales] of 16 bytes
+  int64_t workspace_bytes = 0;  // these, then of a transposed result its rows
 };
 QuantizePlan plan(const Quantize& p, const Limits& limits);
 

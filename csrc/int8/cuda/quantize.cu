@@ -3,6 +3,7 @@
 
 #include "int8/cuda/int8.h"
 #include "int8/cuda/launch_quantize.h"
+#include "int8/cuda/transpose.h"
 
 namespace weft::int8::cuda {
 namespace {
@@ -36,6 +37,23 @@ void find_extremes(const SharedScales& call, bool vector, Stream stream) {
   });
 }
 
+void transpose(const Transposition& call, Stream stream) {
+  const auto run = [&](auto size) {
+    constexpr int E = decltype(size)::value;
+    launch<transpose_kernel<E>>(
+        {.grid = {grid_size(ceil_div(call.N, kTurnedTile) * ceil_div(call.C, kTurnedTile))},
+         .block = kTurnThreads,
+         .shared_bytes = TransposeShared{}.layout.bytes(),
+         .stream = stream},
+        call);
+  };
+  if (call.N == 0) return;
+  if (call.N % 4 == 0 && call.C % 4 == 0)
+    run(std::integral_constant<int, 4>{});
+  else
+    run(std::integral_constant<int, 1>{});
+}
+
 }  // namespace
 
 void quantize_rows(const QuantizeCall& call, const QuantizePlan& plan, Stream stream) {
@@ -65,6 +83,7 @@ void collect_outliers(const Quantize& p, const QuantizePlan& plan, void* found, 
 void quantize(const Quantize& p, const Device& device) {
   const QuantizePlan plan = cuda::plan(p, device.limits);
   QuantizeCall call = {p, plan.span, plan.lanes, p.C};
+  if (p.transposed) call.p.q = static_cast<int8_t*>(p.workspace) + plan.found_bytes;
   if (plan.shared) {
     const SharedScales scales = shared_scales(p, plan, p.workspace);
     find_extremes(scales, plan.vector, device.stream);
@@ -75,6 +94,7 @@ void quantize(const Quantize& p, const Device& device) {
     call.p.dynamic = false;
   }
   quantize_rows(call, plan, device.stream);
+  if (p.transposed) transpose({call.p.q, p.q, p.N, p.C}, device.stream);
 }
 
 void dequantize(const Dequantize& p, const Device& device) {

@@ -5,6 +5,8 @@ Outputs that were not asked for have shape [0].
 
 from __future__ import annotations
 
+import math
+
 import torch
 
 from ._fake import register
@@ -27,14 +29,16 @@ def scale_shape(sizes: torch.Size, granularity: str, group_size: int) -> tuple[i
     return shapes[granularity] if granularity != "group" else (*rows, C // group_size)
 
 
-def _quantize(x, scale, zero_point, shift, smooth, activation, granularity, group_size, symmetric):
+def _quantize(
+    x, scale, zero_point, shift, smooth, activation, granularity, group_size, symmetric, transposed
+):
     *rows, C = x.shape
     sizes = torch.Size((*rows, C // 2 if activation == "silu_mul" else C))
     grid = (0,) if scale is not None else scale_shape(sizes, granularity, group_size)
     points = (0,) if symmetric else grid
     absent = torch.float32 if points == (0,) else torch.int32
     return (
-        x.new_empty(sizes, dtype=torch.int8),
+        x.new_empty((sizes[-1], math.prod(rows)) if transposed else sizes, dtype=torch.int8),
         x.new_empty(grid, dtype=torch.float32),
         x.new_empty(points, dtype=absent),
     )

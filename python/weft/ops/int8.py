@@ -34,7 +34,7 @@ _llm_int8_linear = torch.ops.weft.llm_int8_linear.default
 class Quantized(NamedTuple):
     """About ``(values - zero_point) * scale``.
 
-    values: int8, the shape of t.
+    values: int8, the shape of t, or transposed.
     scale: float32; [] of a tensor, [..., 1] of tokens, [C] of channels, [..., C / group] of groups.
     zero_point: int32, as scale; None if symmetric.
     """
@@ -55,6 +55,7 @@ def quantize_int8(
     activation: str = "none",
     shift: Tensor | None = None,
     smooth: Tensor | None = None,
+    transposed: bool = False,
 ) -> Quantized:
     r"""Quantises t = (activation(x) - shift) / smooth to int8, to the nearest, ties to even.
 
@@ -80,13 +81,14 @@ def quantize_int8(
         activation: "none", "relu", "gelu", "gelu_tanh", "silu", or "silu_mul":
             silu(x[..., :C]) * x[..., C:].
         shift, smooth: float32 [C].
+        transposed: values are tᵀ, [C, rows], as the product of a weight's gradient takes them;
+            scales as they would be else.
 
     Returns:
         :class:`Quantized`.
     """
-    values, scales, points = _quantize(
-        x, scale, zero_point, shift, smooth, activation, granularity, group_size, symmetric
-    )
+    options = activation, granularity, group_size, symmetric, transposed
+    values, scales, points = _quantize(x, scale, zero_point, shift, smooth, *options)
     if scale is not None:
         return Quantized(values, scale, zero_point)
     return Quantized(values, scales, None if symmetric else points)
