@@ -17,8 +17,9 @@ namespace weft::attention {
 
 inline void define_ops(torch::stable::detail::StableLibrary& m) {
   m.def(
-      "attention(Tensor q, Tensor k, Tensor v, Tensor? seqused_k, float softmax_scale, int "
-      "window_left, int window_right, bool top_left, bool heads_first, bool allow_tf32) -> Tensor");
+      "attention(Tensor q, Tensor k, Tensor v, Tensor? seqused_k=None, float? softmax_scale=None, "
+      "int window_left=-1, int window_right=-1, bool top_left=False, bool heads_first=False, bool "
+      "allow_tf32=False) -> Tensor");
   m.def(
       "attention_forward(Tensor q, Tensor k, Tensor v, " WEFT_ATTENTION_OPTIONS
       ", Tensor? leftpad_k, Tensor? cache_batch_idx, Tensor? block_table, Tensor? k_scale, Tensor? "

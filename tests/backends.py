@@ -10,11 +10,13 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, ClassVar
+from unittest import mock
 
 import pytest
 import torch
 
 from weft import _C
+from weft.ops import _attention_dispatch
 
 _BUILD = Path(__file__).resolve().parents[1] / "build"
 SIMULATED_OPS = (
@@ -223,7 +225,8 @@ class Simulator(Backend):
             for op in _ops_of(self.namespace):
                 library.impl(op.partition("::")[2], _op(op), "CPU")
         try:
-            yield
+            with mock.patch.object(_attention_dispatch, "has_tf32", lambda q: True):
+                yield
         finally:
             library._destroy()
 

@@ -17,6 +17,7 @@
 
 #include <cmath>
 #include <forward_list>
+#include <optional>
 #include <tuple>
 
 #include "attention/params.h"
@@ -78,15 +79,15 @@ class Ops {
   // is spent on its arguments and its tensors: this one has few.
 
   static Tensor attention(Tensor q, Tensor k, Tensor v, OptionalTensor seqused_k,
-                          double softmax_scale, int64_t window_left, int64_t window_right,
-                          bool top_left, bool heads_first, bool allow_tf32) {
+                          std::optional<double> softmax_scale, int64_t window_left,
+                          int64_t window_right, bool top_left, bool heads_first, bool allow_tf32) {
     Call call("attention", q, "q");
     Forward p;
     call.dtypes(q, k, v, /*int8=*/false);
     call.dense(p, q, k, v, heads_first);
     if (seqused_k) call.used_keys(p, seqused_k);
     call.windows(p, window_left, window_right, top_left);
-    p.softmax_scale = softmax_scale;
+    p.softmax_scale = softmax_scale.value_or(std::pow(static_cast<double>(p.D), -0.5));
     p.allow_tf32 = allow_tf32;
     // In memory always [B, S, H, Dv].
     const int64_t row = p.H * p.Dv;

@@ -56,6 +56,8 @@ def test_same_bits(
     )
     plain, forward = both(q, k, v, window, lengths)
     assert torch.equal(plain, forward) and plain.is_contiguous()
+    options = {"window_size": window[:2], "top_left": window[2], "seqused_k": lengths}
+    assert torch.equal(weft.attention(q, k, v, **options), forward)
     scale, first = q.shape[-1] ** -0.5, heads_first(q, k, v)
     out = torch.ops.weft.attention(*first, lengths, scale, *window, True, False)
     assert out.shape == (2, 4, S, 40) and torch.equal(out.transpose(1, 2), forward)

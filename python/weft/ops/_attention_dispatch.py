@@ -21,7 +21,12 @@ _run_plain = _plain._op
 
 def allows_tf32(q: Tensor) -> bool:
     """Whether torch's precision of matrix products lets float32 on a GPU be rounded to tf32."""
-    return q.dtype == torch.float32 and _precision() == "tf32"
+    return has_tf32(q) and q.dtype == torch.float32 and _precision() == "tf32"
+
+
+def has_tf32(q: Tensor) -> bool:
+    """Whether the kernels where q lies ask for it; a CPU computes in float32 all the same."""
+    return q.is_cuda
 
 
 def _precision() -> str:
@@ -33,36 +38,24 @@ def _precision() -> str:
 _precision._dynamo_marked_constant = True  # type: ignore[attr-defined]
 
 
-def plain_attention(
-    q: Tensor,
-    k: Tensor,
-    v: Tensor,
-    seqused_k: Tensor | None,
-    softmax_scale: float | None,
-    window_left: int,
-    window_right: int,
-    top_left: bool,
-    heads_first: bool,
-) -> Tensor | None:
+def plain_attention(q: Tensor, k: Tensor, v: Tensor, options: dict[str, Any]) -> Tensor | None:
     """`weft::attention`, or None where the other op is wanted: autograd, a transform, a compiler.
 
-    It has few arguments: to pass the other's costs a small call more than to compute.
+    Arguments cost a small call more than to compute, each that is passed 0.15 µs: the op has few,
+    and `options` are those that are not the default.
 
     q, k, v: [B, S, H, D], or [B, H, S, D] where heads come first.
     """
-    if (
-        torch.compiler.is_compiling()
-        or torch._C._are_functorch_transforms_active()
-        or needs_grad(q, k, v)
-        or has_tangent(q, k, v)
-    ):
+    if torch.compiler.is_compiling() or torch._C._are_functorch_transforms_active():
         return None
-    scale = q.shape[-1] ** -0.5 if softmax_scale is None else softmax_scale
-    options = scale, window_left, window_right, top_left, heads_first, allows_tf32(q)
-    if torch.is_inference_mode_enabled():  # below autograd already
-        return _run_plain(q, k, v, seqused_k, *options)
+    if allows_tf32(q):
+        options["allow_tf32"] = True
+    if torch.is_inference_mode_enabled():  # below autograd, and without gradients
+        return _run_plain(q, k, v, **options)
+    if needs_grad(q, k, v) or has_tangent(q, k, v):
+        return None
     with torch._C._AutoDispatchBelowAutograd():
-        return _run_plain(q, k, v, seqused_k, *options)
+        return _run_plain(q, k, v, **options)
 
 
 def attention_forward(args: AttentionArgs) -> tuple[Tensor, Tensor]:

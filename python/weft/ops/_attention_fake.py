@@ -30,7 +30,16 @@ def _forward(*args):
 
 
 def _plain(
-    q, k, v, seqused_k, softmax_scale, window_left, window_right, top_left, heads_first, allow_tf32
+    q,
+    k,
+    v,
+    seqused_k=None,
+    softmax_scale=None,
+    window_left=-1,
+    window_right=-1,
+    top_left=False,
+    heads_first=False,
+    allow_tf32=False,
 ):
     B, *rows, _ = q.shape
     if not heads_first:

@@ -144,8 +144,18 @@ def attention(
     )
     # fmt: on
     if without:
-        used = _contiguous(seqused_k)
-        out = plain_attention(q, k, v, used, softmax_scale, left, right, top_left, False)
+        options: dict[str, Any] = {}
+        if seqused_k is not None:
+            options["seqused_k"] = seqused_k.contiguous()
+        if softmax_scale is not None:
+            options["softmax_scale"] = softmax_scale
+        if left >= 0:
+            options["window_left"] = left
+        if right >= 0:
+            options["window_right"] = right
+        if top_left:
+            options["top_left"] = True
+        out = plain_attention(q, k, v, options)
         if out is not None:
             return out
     if cu_seqlens_q is not None and max_seqlen_q is None:
@@ -278,8 +288,12 @@ def scaled_dot_product_attention(
     if not alike and (not enable_gqa or query.shape[0] != key.shape[0]):
         query, key, value = _broadcast(query, key, value, enable_gqa)
     if attn_mask is None and not dropout_p:
-        right = 0 if is_causal else -1
-        plain = plain_attention(query, key, value, None, scale, -1, right, True, True)
+        options: dict[str, Any] = {"heads_first": True}
+        if scale is not None:
+            options["softmax_scale"] = scale
+        if is_causal:
+            options |= {"window_right": 0, "top_left": True}
+        plain = plain_attention(query, key, value, options)
         if plain is not None:
             return plain
     is_bool = attn_mask is not None and attn_mask.dtype == torch.bool
