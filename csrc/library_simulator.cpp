@@ -9,6 +9,7 @@
 
 #include "attention/cuda/backward_plan.h"
 #include "attention/cuda/plan.h"
+#include "core/divide.h"
 #include "int8/cuda/plan.h"
 #include "int8/cuda/plan_sm90.h"
 #include "library_simulator_attention.h"
@@ -34,11 +35,11 @@ std::tuple<int64_t, int64_t, int64_t, int64_t, int64_t> geometry(int64_t C, int6
   return {g.lanes, g.threads, g.rows, g.split, g.span};
 }
 
-// What takes attention over bf16 tensors of these sizes, dense or of total_q packed queries, on a GPU
-// with wgmma.
+// What takes attention over bf16 tensors of these sizes, dense or of total_q packed queries, keys in
+// rows or in pages, on a GPU with wgmma.
 std::tuple<int64_t, int64_t, int64_t, int64_t, int64_t, int64_t> attention_plan(
     int64_t B, int64_t S, int64_t T, int64_t H, int64_t K, int64_t D, int64_t num_splits,
-    int64_t multiprocessors, int64_t total_q) {
+    int64_t multiprocessors, int64_t total_q, int64_t page_size, bool leftpad) {
   alignas(16) static char somewhere[16];
   attention::Forward p;
   p.B = B, p.S = S, p.T = T, p.H = H, p.K = K, p.D = p.Dv = D, p.num_splits = num_splits;
@@ -46,7 +47,14 @@ std::tuple<int64_t, int64_t, int64_t, int64_t, int64_t, int64_t> attention_plan(
     return attention::Heads{somewhere, DType::bf16, rows * heads * D, heads * D, D};
   };
   p.q = p.out = tensor(S, H), p.k = p.v = tensor(T, K);
-  if (total_q > 0) p.total_q = total_q, p.sequences.cu_q = reinterpret_cast<int32_t*>(somewhere);
+  const auto* index = reinterpret_cast<int32_t*>(somewhere);
+  attention::Sequences& s = p.sequences;
+  if (total_q > 0) p.total_q = total_q, s.cu_q = index;
+  if (leftpad) s.leftpad = index;
+  if (page_size > 0) {
+    s.block_table = index, s.page_size = page_size, s.table_stride = ceil_div(T, page_size);
+    p.caches = B * s.table_stride, p.k = p.v = tensor(page_size, K);
+  }
   const auto plan =
       attention::cuda::plan(p, {static_cast<uint32_t>(multiprocessors), 227 << 10, true, true});
   return {static_cast<int64_t>(plan.kernel),
@@ -192,7 +200,8 @@ STABLE_TORCH_LIBRARY(weft_simulator, m) {
       "geometry(int columns, int most) -> (int lanes, int threads, int rows, int split, int span)");
   m.def(
       "attention_plan(int B, int S, int T, int H, int K, int D, int num_splits, int "
-      "multiprocessors, int total_q) -> (int kernel, int row_blocks, int splits, int split_keys, "
+      "multiprocessors, int total_q, int page_size, bool leftpad) -> (int kernel, int row_blocks, "
+      "int splits, int split_keys, "
       "int grid, int workspace_bytes)");
   m.def(
       "attention_backward_plan(int B, int S, int T, int H, int K, int D, int multiprocessors) -> "

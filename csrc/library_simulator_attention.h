@@ -86,8 +86,8 @@ class AttentionMemory : public simulator::Memory {
     if (batches == 0 || rows == 0) return 0;
     return (batches - 1) * t.batch + (rows - 1) * t.row + (p_.H - 1) * t.head + elements;
   }
-  // All rows, as tensor copies bring the neighbours of what they are for; of a paged cache, as far
-  // as any sequence reaches.
+  // All rows, as tensor copies bring the neighbours of what they are for; of a paged cache, those of
+  // the pages that any sequence reaches.
   int64_t keys_span(int64_t batch, int64_t row, int64_t head, int64_t elements) const {
     const attention::Sequences& s = p_.sequences;
     const int64_t rows = s.cu_k ? p_.total_k : p_.T, last = (p_.K - 1) * head + elements;
@@ -103,7 +103,7 @@ class AttentionMemory : public simulator::Memory {
       if (s.new_k > 0) at = std::clamp<int64_t>(s.used_k[b], 0, at);  // leftpad may hide new rows
       for (; at < end; ++at) {
         const int64_t page = s.block_table[b * s.table_stride + at / s.page_size];
-        if (page < p_.caches) most = std::max(most, page * batch + at % s.page_size * row + last);
+        if (page < p_.caches) most = std::max(most, page * batch + (s.page_size - 1) * row + last);
       }
     }
     return most;

@@ -57,6 +57,8 @@ class AttentionCase(Case):
     """The head size of v; 0: that of q and k."""
     page: int = 0
     """Keys and values lie in pages of so many rows, in no order; 0: they do not."""
+    chunk: int = 0
+    """Of a prompt's queries so many, which see all keys; 0: all of them."""
 
     @property
     def Dv(self) -> int:
@@ -80,6 +82,11 @@ class AttentionCase(Case):
         return "bf16" if self.dtype == bf16 and _C.isa_level() == "avx512_bf16" else "fp32"
 
     @property
+    def queries(self) -> int:
+        """Of a sequence."""
+        return 1 if self.recipe == "decode" else self.chunk or self.shape[2]
+
+    @property
     def key_heads(self) -> int:
         return self.shape[1] // self.group
 
@@ -96,8 +103,7 @@ class AttentionCase(Case):
         B, _, S, _ = self.shape
         if self.recipe == "varlen":
             return sum(n * n for n in self.lengths)
-        seen = S if self.recipe == "decode" else S * S
-        return B * seen / (2 if self.causal else 1)
+        return B * self.queries * S / (2 if self.causal else 1)
 
     @property
     def flops(self) -> int:
@@ -114,10 +120,11 @@ class AttentionCase(Case):
         q, k, v, o and do, and writes dq, dk and dv."""
         B, H, S, D = self.shape
         tokens = sum(self.lengths) if self.recipe == "varlen" else B * S
-        heads = (B if self.recipe == "decode" else tokens) * H * self.dtype.itemsize
+        rows = tokens if self.recipe == "varlen" else B * self.queries
+        heads = rows * H * self.dtype.itemsize
         q, o = heads * D, heads * self.Dv
-        rows = (D + self.Dv) * (1 if self.int8 else self.dtype.itemsize)
-        kv = tokens * self.key_heads * (rows + (8 if self.int8 == "int8" else 0))
+        row = (D + self.Dv) * (1 if self.int8 else self.dtype.itemsize)
+        kv = tokens * self.key_heads * (row + (8 if self.int8 == "int8" else 0))
         if self.trains:
             forward = Traffic(q + kv, o) if self.recipe == "train" else Traffic(0, 0)
             return Traffic(forward.read + q + kv + 2 * o, forward.write + q + kv)
@@ -129,16 +136,18 @@ def _case(
     recipe: Recipe, shape: tuple[int, ...], dtype: torch.dtype, *goals: Goal,
     causal: bool = False, group: int = 1, mask: bool = False,
     int8: Literal["", "int8", "int8_static"] = "",
-    cold: bool | None = None, value_size: int = 0, page: int = 0,
+    cold: bool | None = None, value_size: int = 0, page: int = 0, chunk: int = 0,
 ) -> AttentionCase:  # fmt: skip
     """What computes stays in cache, as far as it fits; a cache of keys does not."""
-    words = [recipe, causal and "causal", mask and "mask", int8, page and f"page{page}"]
+    words = [recipe, causal and "causal", mask and "mask", int8]
+    words += [chunk and f"chunk{chunk}", page and f"page{page}"]
     words.append(f"v{value_size}" if value_size else "")
     words.append(f"gqa{group}" if group > 1 else "")
     return AttentionCase(
         op="_".join(word for word in words if word), recipe=recipe, shape=shape, dtype=dtype,
         goals=goals, causal=causal, group=group, mask=mask, int8=int8,
         cold=recipe == "decode" if cold is None else cold, value_size=value_size, page=page,
+        chunk=chunk,
     )  # fmt: skip
 
 
@@ -152,7 +161,7 @@ def _reaches(gflops: float, dtype: torch.dtype) -> ShareOfLimit:
 def cases(device: str) -> list[AttentionCase]:
     """Those with goals first, then small ones."""
     if device == "cuda":
-        return [replace(case, device=device) for case in (*_gpu(), *_gpu_decode())]
+        return [replace(case, device=device) for case in (*_gpu(), *_gpu_paged(), *_gpu_decode())]
     return [*_prefill(), *_decode(), *_packed(), *_train(), *_small()]
 
 
@@ -181,6 +190,17 @@ def _gpu_goals(recipe: Recipe, D: int) -> list[Goal]:
     if D == 128:
         return [FasterThan(1.05, CUDNN), AtMostTimes(1 / 0.85, PRODUCT)]
     return [] if D == 192 else [FasterThanBestPeer(1.05)]
+
+
+def _gpu_paged() -> list[AttentionCase]:
+    """Prompts, and chunks of them behind what is in the cache: short pages and long ones."""
+    found: list[AttentionCase] = []
+    for page in (16, 256):
+        found.append(_case("prefill", (4, 16, 4096, 128), bf16, causal=True, page=page))
+        for chunk in (128, 1024):
+            shape = 2048 // chunk, 16, 8192, 128
+            found.append(_case("prefill", shape, bf16, page=page, chunk=chunk))
+    return found
 
 
 def _gpu_decode() -> list[AttentionCase]:
@@ -282,7 +302,7 @@ def shrink(case: AttentionCase) -> AttentionCase:
     heads = min(case.key_heads, 2) * case.group
     return replace(
         case, shape=(min(B, 3), heads, min(S, 40), min(D, 32)), goals=(),
-        value_size=min(case.value_size, 24), page=min(case.page, 8),
+        value_size=min(case.value_size, 24), page=min(case.page, 8), chunk=min(case.chunk, 20),
     )  # fmt: skip
 
 
@@ -299,7 +319,7 @@ def inputs(case: AttentionCase, seed: int) -> Inputs:
         packed = (sum(case.lengths), H, D)
         starts = torch.tensor([0, *case.lengths]).cumsum(0, dtype=torch.int32).to(case.device)
         return {**{name: normal(*packed) for name in "qkv"}, "cu_seqlens": starts}
-    queries = (B, H, 1 if case.recipe == "decode" else S, D)
+    queries = (B, H, case.queries, D)
     keys = (B, case.key_heads, S, D)
     tensors = {"q": normal(*queries), "k": normal(*keys), "v": normal(*keys[:3], case.Dv)}
     if case.int8:

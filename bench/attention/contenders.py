@@ -35,11 +35,11 @@ def offers(case: AttentionCase, threads: int) -> list[Offer]:
     else:
         found.append(offer(EAGER, _bind_eager, _paged(case)))
     if case.device == "cuda" and case.recipe != "decode":
-        found.append(offer(CUDNN, partial(_bind_by, plain.by_cudnn)))
+        found.append(offer(CUDNN, partial(_bind_by, plain.by_cudnn), _paged(case)))
         found.append(
             Offer(FLASH, reason="one head size for q, k and v")
             if case.value_size
-            else offer(FLASH, partial(_bind_by, plain.by_flash))
+            else offer(FLASH, partial(_bind_by, plain.by_flash), _paged(case))
         )
         found.append(offer(PRODUCT, plain.product, competes=False))
     if case.recipe == "decode":
@@ -51,7 +51,7 @@ def offers(case: AttentionCase, threads: int) -> list[Offer]:
     missing = why_not(ONNX) or onnx.why_not(case)
     found += [Offer(ONNX, reason=missing)] if missing else onnx.offers(case, threads)
     if case.int8 == "int8":
-        found.append(offer(BF16_CACHE, _bind_weft_decode, competes=False))
+        found.append(offer(BF16_CACHE, _bind_weft_cache, competes=False))
     if case.shape[2] == 1:
         found.append(aten_op("q"))
     return found
@@ -96,13 +96,13 @@ def _bind_weft(case: AttentionCase, tensors: Inputs) -> Bound:
         longest = max(case.lengths)
         run = partial(weft.flash_attn_varlen_func, q, k, v, starts, starts, longest, longest)
         return Bound(run, as_tuple)
-    if case.recipe == "decode":
-        return (_bind_weft_int8 if case.int8 else _bind_weft_decode)(case, tensors)
+    if case.recipe == "decode" or case.page:
+        return (_bind_weft_int8 if case.int8 else _bind_weft_cache)(case, tensors)
     attention = plain.options(case, weft.scaled_dot_product_attention)
     return plain.bind_dense(case, attention, tensors)
 
 
-def _bind_weft_decode(case: AttentionCase, tensors: Inputs) -> Bound:
+def _bind_weft_cache(case: AttentionCase, tensors: Inputs) -> Bound:
     q, k, v = (_tokens_first(tensors[name]) for name in "qkv")
     table = None
     if case.page:
@@ -110,7 +110,7 @@ def _bind_weft_decode(case: AttentionCase, tensors: Inputs) -> Bound:
     return Bound(
         partial(
             weft.flash_attn_with_kvcache,
-            q, k, v, cache_seqlens=_lengths(case), block_table=table,
+            q, k, v, cache_seqlens=_lengths(case), block_table=table, causal=case.causal,
         ),
         _heads_first,
     )  # fmt: skip

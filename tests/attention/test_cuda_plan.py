@@ -18,10 +18,11 @@ QUERIES = 128  # of a tile of sm_90's, there
 
 
 def plan(
-    B: int, S: int, T: int, H: int, K: int, num_splits: int = 0, total_q: int = 0
-) -> tuple[int, ...]:
+    B: int, S: int, T: int, H: int, K: int, num_splits: int = 0, total_q: int = 0,
+    D: int = 128, page: int = 0, leftpad: bool = False,
+) -> tuple[int, ...]:  # fmt: skip
     op = torch.ops.weft_simulator.attention_plan
-    return tuple(op(B, S, T, H, K, 128, num_splits, MULTIPROCESSORS, total_q))
+    return tuple(op(B, S, T, H, K, D, num_splits, MULTIPROCESSORS, total_q, page, leftpad))
 
 
 @pytest.mark.parametrize("last_first", [False, True])
@@ -72,6 +73,19 @@ def test_prefill_goes_to_sm90() -> None:
         kernel, _, splits, _, grid, workspace = plan(8, S, S, 32, 8)
         assert kernel in SM90 and splits == 1 and workspace == 0 and grid == MULTIPROCESSORS
     assert plan(1, 4, 4096, 32, 8)[0] in SM80
+
+
+@pytest.mark.parametrize("D", [64, 128, 256])
+def test_pages_of_whole_parts_go_to_sm90(D: int) -> None:
+    """Of prompts and of their chunks: pages that share a divisor of 16 with a block of keys."""
+    for page in (16, 32, 48, 64, 80, 128, 256, 4096):
+        assert plan(8, 512, 4096, 32, 8, D=D, page=page)[0] in SM90
+        assert plan(8, 300, 4096, 32, 8, D=D, page=page, total_q=1500)[0] in SM90
+        assert plan(8, 512, 4096, 32, 8, D=D, page=page, leftpad=True)[0] in SM80
+        assert plan(8, 1, 4096, 32, 8, D=D, page=page)[0] in SM80
+    for page in (1, 7, 8, 24, 40, 127):
+        assert plan(8, 512, 4096, 32, 8, D=D, page=page)[0] in SM80
+    assert plan(8, 512, 4096, 32, 8, D=D, leftpad=True)[0] in SM90
 
 
 def backward_plan(B: int, S: int, T: int, H: int, K: int) -> tuple[int, ...]:

@@ -107,7 +107,7 @@ def test_pages(backend: Backend, dtype: torch.dtype, page_size: int, S: int) -> 
     call = problem(("causal",), dtype, Shape(B=4, S=S, T=70), backend.device)
     call["seqused_k"] = integers([70, 0, 1, 33], backend.device)
     expected = check(call)
-    if backend.name.endswith("sm90"):  # whose kernels of their own take rows alone
+    if backend.name.endswith("sm90") and page_size % 16:  # which its own kernel does not take
         expected = check(page(call, 70))
     call = page(call, page_size)
     assert torch.equal(check(call), expected)

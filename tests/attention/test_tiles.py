@@ -15,6 +15,7 @@ from .cases import (
     Shape,
     check,
     check_backward,
+    integers,
     name,
     pack_keys,
     pack_queries,
@@ -90,6 +91,30 @@ def test_packed(backend: Backend, paged: bool, D: int) -> None:
     call = problem(("causal",), torch.bfloat16, shape, backend.device)
     call = pack_queries(call, [200, 1, 0, 130, 3])
     check(page(call, 16) if paged else pack_keys(call, [210, 1, 7, 130, 90]))
+
+
+@pytest.mark.parametrize(
+    "D, window, options, page_size",
+    [
+        (64, "full", (), 64),
+        (64, "window", ("alibi",), 16),
+        (128, "causal", ("sinks",), 48),
+        (128, "window", (), 256),
+        (192, "causal", (), 16),
+        (256, "window", (), 32),
+    ],
+    ids=name,
+)
+def test_pages(
+    backend: Backend, D: int, window: str, options: tuple[str, ...], page_size: int
+) -> None:
+    """A chunk of a prompt over pages that blocks of keys have parts of, or that have blocks."""
+    shape = Shape(B=3, S=140, T=330, H=2, K=1, D=D, Dv=D)
+    call = problem(options, torch.bfloat16, shape, backend.device) | WINDOWS[window]
+    call["seqused_k"] = integers([330, 0, 161], backend.device)
+    found = check(page(call, page_size))
+    if backend.name.endswith("sm90"):  # whose kernel is the same
+        assert torch.equal(found, check(call))
 
 
 # ---------------------------------------------------------------------------------------- backward

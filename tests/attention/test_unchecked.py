@@ -234,12 +234,40 @@ def test_rotary_beyond_its_table(backend: Backend, dtype: torch.dtype) -> None:
         raw("rotary", x=x, cos=cos[:0], sin=sin[:0], offsets=ints(backend, 0, 0))
 
 
-def test_caches_that_are_not_there(backend: Backend) -> None:
-    """Tensor copies of the cache behind the last give zeros: weights alike, and no values."""
+@pytest.mark.parametrize("page_size", [16, 48])
+def test_pages_that_nobody_needs(backend: Backend, dtype: torch.dtype, page_size: int) -> None:
+    """In front of a window and behind the end: their entries may be anything."""
+    S, used = 130, 400
+    q = normal(backend, dtype, 1, S, H, D)
+    k, v = (normal(backend, dtype, 30, page_size, K, D) for _ in range(2))
+    k[29], v[29] = torch.nan, torch.nan
+    first, pages = (used - S - 20) // page_size, -(-used // page_size)
+    table = torch.arange(pages + 2, dtype=torch.int32)
+    call = {"q": q, "k": k, "v": v, "seqused_k": ints(backend, used), "max_seqlen_k": 450}
+    call |= {"window_left": 20, "window_right": 0}
+
+    def run(before: int, behind: int) -> tuple[Tensor, Tensor]:
+        table[:first], table[pages:] = before, behind
+        return forward(**call, block_table=table[None].clone().to(q.device))
+
+    right = run(0, 0)
+    assert right[0].isfinite().all()
+    for nowhere in (BEYOND, BEHIND, 29):
+        same(run(nowhere, nowhere), right)
+
+
+@pytest.mark.parametrize(
+    "paged, nowhere", [(False, 3), (True, 3), (True, BEYOND), (True, -1), (True, BEHIND)]
+)
+def test_caches_that_are_not_there(backend: Backend, paged: bool, nowhere: int) -> None:
+    """Tensor copies of what is not in the cache give zeros: weights alike, and no values."""
     if backend.device != "cpu":
         pytest.skip("where other kernels take the call they read foreign memory")
     q = normal(backend, torch.bfloat16, B, 128, H, D)
     k, v = (normal(backend, torch.bfloat16, 3, T, K, D) for _ in range(2))
-    out, lse = forward(q=q, k=k, v=v, cache_batch_idx=ints(backend, 2, 3))
+    where = {"cache_batch_idx": ints(backend, 2, nowhere)}
+    if paged:
+        where = {"block_table": ints(backend, [2], [nowhere]), "seqused_k": ints(backend, T, T)}
+    out, lse = forward(q=q, k=k, v=v, **where)
     assert not out[1].any() and out[0].any()
     torch.testing.assert_close(lse[1], torch.full_like(lse[1], T).log())

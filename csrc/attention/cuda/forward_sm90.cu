@@ -13,15 +13,23 @@ void launch_shape(const ForwardCall& call, const Device& device) {
   const M smem;
   const Sequences& s = p.sequences;
   const Extents e(p);
-  const ForwardSm90 own{p,        call.plan.schedule, call.scoring, call.plan.packed,
-                        e.k_rows, s.cu_q || s.used_q};
+  const auto part = static_cast<uint32_t>(s.block_table ? page_part(s.page_size, Shape::kKeys)
+                                                        : int64_t{Shape::kKeys});
+  // Behind a sequence there is always something in its last page.
+  const ForwardSm90 own{p,
+                        call.plan.schedule,
+                        call.scoring,
+                        call.plan.packed,
+                        s.block_table ? INT64_MAX : e.k_rows,
+                        s.cu_q || s.used_q,
+                        part};
   launch<forward_sm90_kernel<T, Shape>>({.grid = {call.plan.grid},
                                          .block = Shape::kThreads,
                                          .shared_bytes = smem.layout.bytes(),
                                          .stream = device.stream},
                                         map_of(p.q, p.D, e.q_rows, p.H, e.q_batch, M::Q::kRows),
-                                        map_of(p.k, p.D, e.k_rows, p.K, e.k_batch, M::K::kRows),
-                                        map_of(p.v, p.Dv, e.k_rows, p.K, e.k_batch, M::V::kRows),
+                                        map_of(p.k, p.D, e.k_rows, p.K, e.k_batch, part),
+                                        map_of(p.v, p.Dv, e.k_rows, p.K, e.k_batch, part),
                                         map_of(p.out, p.Dv, e.q_rows, p.H, e.q_batch, M::O::kRows),
                                         own);
 }

@@ -5,7 +5,8 @@
 // and walks over the blocks of keys that they see, from the last to the first.
 //   load       One thread of the first warpgroup, which has given its registers away: tensor copies
 //              of Q, and of K and V into rings of stages, guarded by mbarriers. It runs ahead into the
-//              next tile while the others finish theirs.
+//              next tile while the others finish theirs. Where keys lie in pages its warp comes along:
+//              each lane looks up the page of a part of a block of keys, a block ahead of the copies.
 //   compute    Each of the other warpgroups, for its 64 queries, at key block n:
 //                S = Q · K[n]ᵀ            wgmma, both from shared memory      ┐ under way together,
 //                O += P[n + 1] · V[n + 1] wgmma, P in registers               ┘ one group each
@@ -37,9 +38,10 @@ struct ForwardSm90 {
   Forward p;
   Schedule schedule;
   Scoring scoring;
-  bool packed;     // blocks of queries are those of all sequences
-  int64_t k_rows;  // of the tensor: those behind a sequence hold something
-  bool clip;       // sequences end within the rows of out
+  bool packed;         // blocks of queries are those of all sequences
+  int64_t k_rows;      // of the tensor: those behind a sequence hold something
+  bool clip;           // sequences end within the rows of out
+  uint32_t page_part;  // rows of a page that a tensor copy brings (plan_sm90.h)
 };
 
 // ---- what a tile is
@@ -88,24 +90,62 @@ WEFT_DEVICE Span walk_of(const Problem& p, const TileSm90& t) {
 
 // ---- load
 
+// `rows` rows of a tile, from row `at` on.
+template <class Tile, CachePolicy kPolicy, class T>
+WEFT_DEVICE void load_rows(Shared<T> tile, uint32_t at, uint32_t rows, const TensorMap& map,
+                           int32_t row, int32_t head, int32_t batch, Shared<MBarrier> full) {
+  WEFT_UNROLL
+  for (uint32_t i = 0; i < Tile::kPanels; ++i)
+    tensor_load<kPolicy>(tile.from(Tile::panel(i) + at * Tile::kRun, Tile::kRun * rows), map,
+                         {static_cast<int32_t>(i * Tile::kRun), row, head, batch}, full);
+}
+
 template <class Tile, CachePolicy kPolicy, class T>
 WEFT_DEVICE void load_tile(Shared<T> tile, const TensorMap& map, int32_t row, int32_t head,
                            int32_t batch, Shared<MBarrier> full) {
   mbarrier_arrive_expect(full, Tile::kSize * sizeof(T));
-  WEFT_UNROLL
-  for (uint32_t i = 0; i < Tile::kPanels; ++i)
-    tensor_load<kPolicy>(tile.from(Tile::panel(i), Tile::kRun * Tile::kRows), map,
-                         {static_cast<int32_t>(i * Tile::kRun), row, head, batch}, full);
+  load_rows<Tile, kPolicy>(tile, 0, Tile::kRows, map, row, head, batch, full);
 }
 
-// One thread. Of a tile K of the last block first, then Q; V of a block after K of the next, as
-// they are used.
-template <class T, class Shape>
+// Lane i: the page of part i of the block of keys from `key` on. Parts of which no key is needed are
+// looked for in page -1, which there is none of, and are zeros: their pages need not exist.
+WEFT_DEVICE int32_t page_of_part(const ForwardSm90& call, int32_t b, int32_t key, Span needed) {
+  const Sequences& s = call.p.sequences;
+  const auto part = static_cast<int32_t>(call.page_part);
+  key += static_cast<int32_t>(lane()) * part;
+  if (key + part <= needed.begin || key >= needed.end) return -1;
+  return load(s.block_table + b * s.table_stride +
+              static_cast<uint32_t>(key) / static_cast<uint32_t>(s.page_size));
+}
+
+// The block of keys from `key` on, part by part: by a whole warp, of which one lane copies.
+template <class Tile, CachePolicy kPolicy, class T>
+WEFT_DEVICE void load_parts(Shared<T> tile, const TensorMap& map, const ForwardSm90& call,
+                            int32_t key, int32_t head, int32_t pages, bool copies,
+                            Shared<MBarrier> full) {
+  const auto page_size = static_cast<uint32_t>(call.p.sequences.page_size);
+  uint32_t row = static_cast<uint32_t>(key) % page_size;
+  if (copies) mbarrier_arrive_expect(full, Tile::kSize * sizeof(T));
+  WEFT_NO_UNROLL
+  for (uint32_t at = 0, i = 0; at < Tile::kRows; at += call.page_part, ++i) {
+    const int32_t page = shuffle(pages, i);
+    if (copies)
+      load_rows<Tile, kPolicy>(tile, at, call.page_part, map, static_cast<int32_t>(row), head, page,
+                               full);
+    row += call.page_part;
+    if (row == page_size) row = 0;
+  }
+}
+
+// One thread, or a warp where keys lie in pages. Of a tile K of the last block first, then Q; V of a
+// block after K of the next, as they are used.
+template <bool kPaged, class T, class Shape>
 WEFT_DEVICE void load_tiles(const Tiles<T, Shape>& smem, const TensorMap& q, const TensorMap& k,
                             const TensorMap& v, const ForwardSm90& call) {
   using M = Tiles<T, Shape>;
   constexpr auto kKeys = static_cast<int32_t>(Shape::kKeys);
   constexpr CachePolicy kOnce = CachePolicy::evict_first, kOften = CachePolicy::evict_last;
+  const bool copies = !kPaged || elect();
   Turn<Shape::kStages> k_turn, v_turn;
   uint32_t q_parity = 0;
   for (uint32_t round = 0;; ++round) {
@@ -115,33 +155,47 @@ WEFT_DEVICE void load_tiles(const Tiles<T, Shape>& smem, const TensorMap& q, con
     const Sequence& e = t.at;
     const Span walk = walk_of<Shape>(call.p, t);
     if (walk.empty()) continue;
-    const auto load_k = [&](int32_t n) {
+    const auto pages_of = [&](int32_t n) {
+      if constexpr (!kPaged) return 0;
+      return page_of_part(call, t.b, n * kKeys, sight_of(call.p, t, t.first, Shape::kQueries).some);
+    };
+    const auto load_block = [&]<class Tile>(Tile, Shared<T> tile, const TensorMap& map, int32_t n,
+                                            int32_t pages, Shared<MBarrier> full) {
+      if constexpr (kPaged)
+        load_parts<Tile, kOften>(tile, map, call, n * kKeys, t.k_head, pages, copies, full);
+      else
+        load_tile<Tile, kOften>(tile, map, e.k_row + n * kKeys, t.k_head, e.k_batch, full);
+    };
+    const auto load_k = [&](int32_t n, int32_t pages) {
       const uint32_t s = k_turn.stage;
       mbarrier_wait(smem.k_empty.from(s), k_turn.parity ^ 1);
-      load_tile<typename M::K, kOften>(smem.keys(s), k, e.k_row + n * kKeys, t.k_head, e.k_batch,
-                                       smem.k_full.from(s));
+      load_block(typename M::K{}, smem.keys(s), k, n, pages, smem.k_full.from(s));
       k_turn.next();
     };
-    const auto load_v = [&](int32_t n) {
+    const auto load_v = [&](int32_t n, int32_t pages) {
       const uint32_t s = v_turn.stage;
       mbarrier_wait(smem.v_empty.from(s), v_turn.parity ^ 1);
-      load_tile<typename M::V, kOften>(smem.values(s), v, e.k_row + n * kKeys, t.k_head, e.k_batch,
-                                       smem.v_full.from(s));
+      load_block(typename M::V{}, smem.values(s), v, n, pages, smem.v_full.from(s));
       v_turn.next();
     };
-    load_k(walk.end - 1);
+    int32_t n = walk.end - 1, pages = pages_of(n), ahead = pages_of(n - 1);
+    load_k(n, pages);
     for (uint32_t w = 0; w < Shape::kWarpgroups; ++w) {
       mbarrier_wait(smem.q_empty.from(w), q_parity ^ 1);
-      load_tile<typename M::Q, kOnce>(smem.queries(w), q,
-                                      e.q_row + t.first + static_cast<int32_t>(64 * w), t.h,
-                                      e.q_batch, smem.q_full.from(w));
+      if (copies)
+        load_tile<typename M::Q, kOnce>(smem.queries(w), q,
+                                        e.q_row + t.first + static_cast<int32_t>(64 * w), t.h,
+                                        e.q_batch, smem.q_full.from(w));
     }
     q_parity ^= 1;
-    for (int32_t n = walk.end - 2; n >= walk.begin; --n) {
-      load_k(n);
-      load_v(n + 1);
+    for (--n; n >= walk.begin; --n) {
+      const int32_t last = pages;
+      pages = ahead;
+      load_k(n, pages);
+      ahead = pages_of(n - 1);
+      load_v(n + 1, last);
     }
-    load_v(walk.begin);
+    load_v(walk.begin, pages);
   }
 }
 
@@ -441,7 +495,11 @@ WEFT_DEVICE void forward_sm90(const TensorMap& q, const TensorMap& k, const Tens
   const uint32_t warpgroup = uniform(warp() / 4);
   if (warpgroup == 0) {
     decrease_registers<Shape::kLoaderRegisters>();
-    if (uniform(warp()) == 0 && elect()) load_tiles<T, Shape>(smem, q, k, v, call);
+    if (uniform(warp()) != 0) return;
+    if (call.p.sequences.block_table)
+      load_tiles<true, T, Shape>(smem, q, k, v, call);
+    else if (elect())
+      load_tiles<false, T, Shape>(smem, q, k, v, call);
   } else {
     increase_registers<Shape::kRegisters>();
     Computer<T, Shape>(smem, out, call, warpgroup - 1).run();

@@ -18,8 +18,7 @@ bool is_vector(const Heads& t) {
 
 bool is_plain(const Forward& p) {
   return p.q.dtype != DType::f32 && p.k.dtype == p.q.dtype && p.softmax_scale > 0 &&
-         p.softcap == 0 && !p.bias && !p.mask && !p.alibi && p.dropout.p == 0 &&
-         !p.sequences.block_table;
+         p.softcap == 0 && !p.bias && !p.mask && !p.alibi && p.dropout.p == 0;
 }
 
 RowTiles row_tiles(const Problem& p, int64_t group, int64_t size) {
@@ -68,8 +67,8 @@ ForwardPlan plan(const Forward& p, const Limits& limits, bool prefer_sm90) {
   };
   if (has_few(element, plan.head_size) && rows <= tile(ForwardKernel::sm80_few).rows())
     plan.kernel = ForwardKernel::sm80_few;
-  else if (plan.vector && is_plain(p) && rows > tile(ForwardKernel::sm80_any).rows() &&
-           plan.head_size.D <= 256)
+  else if (plan.vector && is_plain(p) && !p.sequences.block_table &&
+           rows > tile(ForwardKernel::sm80_any).rows() && plan.head_size.D <= 256)
     plan.kernel = ForwardKernel::sm80_plain;
 
   const ForwardTile own = tile(plan.kernel);

@@ -33,7 +33,7 @@ constexpr HeadSize head_size_of(int64_t D, int64_t Dv, size_t element = 2) {
 
 // Every row begins at a multiple of 16 bytes.
 bool is_vector(const Heads& t);
-// Nothing stands between the product and the exponential but a positive scale, and keys lie in rows.
+// Nothing stands between the product and the exponential but a positive scale.
 bool is_plain(const Forward& p);
 
 // ---- forward

@@ -57,11 +57,13 @@ int64_t section_of(const Forward& p, int64_t heads) {
 }  // namespace
 
 std::optional<ForwardPlan> plan_sm90(const Forward& p, const Limits& limits, bool worth_it) {
-  if (!limits.wgmma || !has_type(p) || p.sequences.block_table || p.num_splits > 1 ||
+  const Sequences& s = p.sequences;
+  if (!limits.wgmma || !has_type(p) || (s.block_table && s.leftpad) || p.num_splits > 1 ||
       !has_reached_tensors(p))
     return {};
   std::optional<ForwardPlan> plan;
   const auto take = [&](auto shape) {
+    if (s.block_table && page_part(s.page_size, shape.kKeys) < kLeastPart) return;
     const auto queries = static_cast<int64_t>(shape.kQueries);
     const auto [blocks, packed] = row_tiles(p, 1, queries);
     const int64_t heads = packed ? p.H : p.B * p.H, tiles = heads * blocks;
@@ -76,7 +78,6 @@ std::optional<ForwardPlan> plan_sm90(const Forward& p, const Limits& limits, boo
                       p.window_right >= 0};
     // Sequences of several lengths give tiles of lengths that only the GPU knows: a block for each,
     // and who is free takes the next.
-    const Sequences& s = p.sequences;
     const bool ragged = s.cu_q || s.cu_k || s.used_q || s.used_k || s.leftpad;
     plan->grid = ragged ? count(tiles) : std::min(count(tiles), limits.multiprocessors);
   };

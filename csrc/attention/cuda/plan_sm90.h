@@ -1,6 +1,7 @@
 // Which calls the forward kernel of sm_90a takes, and with what tiles.
 #pragma once
 
+#include <numeric>
 #include <optional>
 
 #include "attention/cuda/plan.h"
@@ -52,27 +53,37 @@ struct Shape<64, 64, true> : ShapeOf<64, 64, true, 2, 64, 4> {};
 template <>
 struct Shape<128, 128, true> : ShapeOf<128, 128, true, 2, 64, 4> {};
 
-// The rows and the batch entries of the queries' tensors and of the keys', packed or not; pages aside.
+// The rows and the batch entries of the queries' tensors and of the keys', packed or not. Of a paged
+// cache a batch entry is a page.
 struct Extents {
   int64_t q_rows, q_batch, k_rows, k_batch;
 
   explicit Extents(const Problem& p)
       : q_rows(p.sequences.cu_q ? p.total_q : p.S),
         q_batch(p.sequences.cu_q ? 1 : p.B),
-        k_rows(p.sequences.cu_k ? p.total_k : p.T),
-        k_batch(p.sequences.cu_k        ? 1
-                : p.sequences.cache_row ? p.caches
-                                        : p.B) {}
+        k_rows(p.sequences.block_table ? p.sequences.page_size
+               : p.sequences.cu_k      ? p.total_k
+                                       : p.T),
+        k_batch(p.sequences.cu_k                                   ? 1
+                : p.sequences.cache_row || p.sequences.block_table ? p.caches
+                                                                   : p.B) {}
 };
+
+// A block of keys in pages comes in parts, each a tensor copy, of as many rows as divide both: one
+// copy from pages of whole blocks, eight from pages of 16 rows at 128 keys a block. Smaller parts would
+// take the loading thread as long as the products take.
+constexpr int64_t page_part(int64_t page_size, int64_t keys) { return std::gcd(page_size, keys); }
+constexpr int64_t kLeastPart = 16;
 
 // Can tensor copies reach a row of elements, and 16-byte accesses its parts? Steps of 0 they do not
 // take, nor need to where there is one element.
 bool is_reached(const Heads& t, int64_t elements, int64_t rows, int64_t heads, int64_t batch);
 
-// Not taken: other types than bf16 and f16, an int8 result, a block table, head sizes beyond 256
-// (with options beyond 128), and elements that tensor copies do not reach. Nor, unless `worth_it`
-// is not asked for, what leaves tiles or multiprocessors empty: few queries, for which the sm_80
-// kernels pack the heads of a group into a tile and split the keys.
+// Not taken: other types than bf16 and f16, an int8 result, head sizes beyond 256 (with options
+// beyond 128), elements that tensor copies do not reach, pages whose parts are too small or whose
+// first keys are not at the beginning of a page (leftpad). Nor, unless `worth_it` is not asked for,
+// what leaves tiles or multiprocessors empty: few queries, for which the sm_80 kernels pack the heads
+// of a group into a tile and split the keys.
 std::optional<ForwardPlan> plan_sm90(const Forward& p, const Limits& limits, bool worth_it);
 
 }  // namespace weft::attention::cuda
