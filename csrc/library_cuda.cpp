@@ -84,7 +84,7 @@ struct CudaAttention : Cuda {
     return device;
   }
   static int64_t workspace_bytes(const attention::Forward& p) {
-    return attention::cuda::workspace_bytes(p, limits());
+    return attention::cuda::workspace_bytes(p, device());
   }
   static int64_t workspace_bytes(const attention::Backward& p) {
     return attention::cuda::workspace_bytes(p, limits());

@@ -36,10 +36,10 @@ std::tuple<int64_t, int64_t, int64_t, int64_t, int64_t> geometry(int64_t C, int6
 }
 
 // What takes attention over bf16 tensors of these sizes, dense or of total_q packed queries, keys in
-// rows or in pages, on a GPU with wgmma.
-std::tuple<int64_t, int64_t, int64_t, int64_t, int64_t, int64_t> attention_plan(
+// rows or in pages, on a GPU with wgmma; of sequences that decode beside prompts their splits.
+std::tuple<int64_t, int64_t, int64_t, int64_t, int64_t, int64_t, int64_t, int64_t> attention_plan(
     int64_t B, int64_t S, int64_t T, int64_t H, int64_t K, int64_t D, int64_t num_splits,
-    int64_t multiprocessors, int64_t total_q, int64_t page_size, bool leftpad) {
+    int64_t multiprocessors, int64_t total_q, int64_t page_size, bool leftpad, bool packed_keys) {
   alignas(16) static char somewhere[16];
   attention::Forward p;
   p.B = B, p.S = S, p.T = T, p.H = H, p.K = K, p.D = p.Dv = D, p.num_splits = num_splits;
@@ -51,18 +51,21 @@ std::tuple<int64_t, int64_t, int64_t, int64_t, int64_t, int64_t> attention_plan(
   attention::Sequences& s = p.sequences;
   if (total_q > 0) p.total_q = total_q, s.cu_q = index;
   if (leftpad) s.leftpad = index;
+  if (packed_keys) p.total_k = T, s.cu_k = index;
   if (page_size > 0) {
     s.block_table = index, s.page_size = page_size, s.table_stride = ceil_div(T, page_size);
     p.caches = B * s.table_stride, p.k = p.v = tensor(page_size, K);
   }
-  const auto plan =
-      attention::cuda::plan(p, {static_cast<uint32_t>(multiprocessors), 227 << 10, true, true});
+  const gpu::Limits limits = {static_cast<uint32_t>(multiprocessors), 227 << 10, true, true};
+  const auto plan = attention::cuda::plan(p, limits);
   return {static_cast<int64_t>(plan.kernel),
           plan.row_blocks,
           plan.splits,
           plan.split_keys,
           plan.grid,
-          plan.workspace_bytes};
+          plan.workspace_bytes,
+          plan.least,
+          plan.least > 0 ? attention::cuda::decoding_plan(p, limits).splits : 0};
 }
 
 // What sm_90's backward makes of dense bf16 tensors of these sizes: blocks of keys, key heads that are
@@ -200,9 +203,10 @@ STABLE_TORCH_LIBRARY(weft_simulator, m) {
       "geometry(int columns, int most) -> (int lanes, int threads, int rows, int split, int span)");
   m.def(
       "attention_plan(int B, int S, int T, int H, int K, int D, int num_splits, int "
-      "multiprocessors, int total_q, int page_size, bool leftpad) -> (int kernel, int row_blocks, "
+      "multiprocessors, int total_q, int page_size, bool leftpad, bool packed_keys) -> (int "
+      "kernel, int row_blocks, "
       "int splits, int split_keys, "
-      "int grid, int workspace_bytes)");
+      "int grid, int workspace_bytes, int least, int decoding_splits)");
   m.def(
       "attention_backward_plan(int B, int S, int T, int H, int K, int D, int multiprocessors) -> "
       "(int tiles, int section, int queries)");

@@ -114,15 +114,18 @@ class AttentionMemory : public simulator::Memory {
 
 struct SimulatorAttention : simulator::Backend {
   static constexpr bool reads_indices = true;
+  static attention::cuda::Device device() {
+    return {simulator::limits(), nullptr, /*prefer_sm90=*/true};
+  }
   static int64_t workspace_bytes(const attention::Forward& p) {
-    return attention::cuda::workspace_bytes(p, simulator::limits());
+    return attention::cuda::workspace_bytes(p, device());
   }
   static int64_t workspace_bytes(const attention::Backward& p) {
     return attention::cuda::workspace_bytes(p, simulator::limits());
   }
 
   static bool takes_fresh(const attention::Forward& p) {
-    return attention::cuda::takes_fresh(p, {simulator::limits(), nullptr, /*prefer_sm90=*/true});
+    return attention::cuda::takes_fresh(p, device());
   }
   static void forward(const attention::Forward& p) {
     AttentionMemory memory(p);
@@ -139,7 +142,7 @@ struct SimulatorAttention : simulator::Backend {
     memory.results_of_queries(p.out, p.Dv);
     memory.row_results(p.lse);
     memory.workspace(p.workspace, workspace_bytes(p));
-    attention::cuda::forward(p, {simulator::limits(), nullptr, /*prefer_sm90=*/true});
+    attention::cuda::forward(p, device());
     memory.check_written();
   }
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import NamedTuple
+
 import pytest
 import torch
 
@@ -17,12 +19,24 @@ KEYS = 64  # of a block of keys, of few rows at D = 128
 QUERIES = 128  # of a tile of sm_90's, there
 
 
+class Plan(NamedTuple):
+    kernel: int
+    row_blocks: int
+    splits: int
+    split_keys: int
+    grid: int
+    workspace: int
+    least: int
+    decoding_splits: int
+
+
 def plan(
     B: int, S: int, T: int, H: int, K: int, num_splits: int = 0, total_q: int = 0,
-    D: int = 128, page: int = 0, leftpad: bool = False,
-) -> tuple[int, ...]:  # fmt: skip
+    D: int = 128, page: int = 0, leftpad: bool = False, packed_keys: bool = False,
+) -> Plan:  # fmt: skip
     op = torch.ops.weft_simulator.attention_plan
-    return tuple(op(B, S, T, H, K, D, num_splits, MULTIPROCESSORS, total_q, page, leftpad))
+    keys = page, leftpad, packed_keys
+    return Plan(*op(B, S, T, H, K, D, num_splits, MULTIPROCESSORS, total_q, *keys))
 
 
 @pytest.mark.parametrize("last_first", [False, True])
@@ -53,7 +67,7 @@ def test_schedule(heads: int, blocks: int, section: int, last_first: bool, grid:
 @pytest.mark.parametrize("T", [1, 100, 4096, 65536])
 @pytest.mark.parametrize("K", [1, 8])
 def test_decoding_fills_the_gpu(B: int, T: int, K: int) -> None:
-    kernel, row_blocks, splits, split_keys, _, workspace = plan(B, 1, T, 8 * K, K)
+    kernel, row_blocks, splits, split_keys, _, workspace, *_ = plan(B, 1, T, 8 * K, K)
     assert kernel == FEW and row_blocks == 1
     assert (splits - 1) * split_keys < T <= splits * split_keys and split_keys % KEYS == 0
     assert workspace == (splits * B * 8 * K * (128 + 1) * 4 if splits > 1 else 0)
@@ -70,7 +84,7 @@ def test_splits_that_are_asked_for() -> None:
 
 def test_prefill_goes_to_sm90() -> None:
     for S in (512, 16384):
-        kernel, _, splits, _, grid, workspace = plan(8, S, S, 32, 8)
+        kernel, _, splits, _, grid, workspace, *_ = plan(8, S, S, 32, 8)
         assert kernel in SM90 and splits == 1 and workspace == 0 and grid == MULTIPROCESSORS
     assert plan(1, 4, 4096, 32, 8)[0] in SM80
 
@@ -115,6 +129,25 @@ def test_packed_sequences_have_the_tiles_that_they_fill(lengths: list[int]) -> N
     filled = sum(-(-n // QUERIES) for n in lengths)
     assert H * filled <= grid <= H * (filled + B)
     assert grid < B * H * -(-max(lengths) // QUERIES)
+
+
+@pytest.mark.parametrize("page", [0, 7, 16])
+@pytest.mark.parametrize("group, few", [(1, 16), (4, 4), (6, 2), (32, 1)])
+def test_decoding_beside_prompts(page: int, group: int, few: int) -> None:
+    """A launch of its own, over a cache, for the sequences whose rows fit into a small tile."""
+    H, K = 8 * group, 8
+    found = plan(4, 2048, 65536, H, K, total_q=2051, page=page)
+    assert found.least == few + 1 and found.splits == 1 < found.decoding_splits
+    assert found.workspace == found.decoding_splits * 4 * few * H * (128 + 1) * 4
+    many = plan(64, 2048, 4096, H, K, total_q=4096, page=page)
+    assert many.least == few + 1 and many.decoding_splits == 1 and many.workspace == 0
+    for others in (
+        plan(4, 2048, 4096, H, K, page=page),  # no packed queries
+        plan(4, 2048, 4096, H, K, total_q=4 * 2048, page=page),  # all of one length
+        plan(4, few, 4096, H, K, total_q=few + 3, page=page),  # no prompt
+        plan(4, 2048, 4096, H, K, total_q=2051, packed_keys=True),  # no cache
+    ):
+        assert others.least == 0
 
 
 def test_packed_sequences_of_one_length() -> None:

@@ -9,6 +9,7 @@ from __future__ import annotations
 import pytest
 import torch
 
+import weft
 from backends import Backend
 
 from .cases import (
@@ -22,6 +23,7 @@ from .cases import (
     page,
     problem,
     quantize_cache,
+    quantize_out,
 )
 
 each_half = pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16], ids=name)
@@ -115,6 +117,21 @@ def test_pages(
     found = check(page(call, page_size))
     if backend.name.endswith("sm90"):  # whose kernel is the same
         assert torch.equal(found, check(call))
+
+
+@pytest.mark.parametrize("D", [64, 200])
+def test_decoding_beside_prompts(backend: Backend, D: int) -> None:
+    """Each kind has the bits that it has without the other; who decodes has its keys split."""
+    shape = Shape(B=3, S=40, T=330, H=6, K=2, D=D, Dv=D)
+    call = problem(("causal", "sinks"), torch.bfloat16, shape, backend.device)
+    call["seqused_k"] = integers([330, 77, 290], backend.device)
+    call = pack_queries(page(call, 16), [1, 40, 5])
+    both = check(call)
+    check(quantize_out(call, D))
+    for used in ([0, 40, 0], [1, 0, 5]):
+        alone = weft.attention(**call, seqused_q=integers(used, backend.device))
+        for first, n in zip((0, 1, 41), used, strict=True):
+            assert torch.equal(alone[first : first + n], both[first : first + n])
 
 
 # ---------------------------------------------------------------------------------------- backward

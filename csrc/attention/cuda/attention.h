@@ -17,7 +17,7 @@ struct Device {
 };
 
 // Bytes of workspace that the call needs in params.workspace (16-byte aligned).
-int64_t workspace_bytes(const Forward&, const gpu::Limits&);
+int64_t workspace_bytes(const Forward&, const Device&);
 int64_t workspace_bytes(const Backward&, const gpu::Limits&);
 
 bool takes_fresh(const Forward&, const Device&);  // else append and rotary come before forward

@@ -28,18 +28,17 @@ WEFT_DEVICE int64_t out_index(const Forward& p, const Sequence& e, int64_t h, in
   return e.q_batch * p.out.batch + (e.q_row + i) * p.out.row + h * p.out.head;
 }
 
-// Parts lie as [splits, B, S, H, Dv], Dv made even, their lse as [splits, B, S, H]. Results that are
-// int8, or whose rows are odd, are made of parts, too, even if it is one.
+// Parts lie as [splits, B, queries, H, Dv], Dv made even, their lse as [splits, B, queries, H]. Results
+// that are int8, or whose rows are odd, are made of parts, too, even if it is one.
 WEFT_INLINE int64_t part_columns(const Forward& p) { return p.Dv + p.Dv % 2; }
-WEFT_INLINE int64_t part_row(const Forward& p, int64_t split, int64_t b, int64_t i, int64_t h) {
-  return ((split * p.B + b) * p.S + i) * p.H + h;
+WEFT_INLINE int64_t part_rows(const ForwardCall& call) {  // of a split
+  return call.p.B * call.plan.queries * call.p.H;
 }
 WEFT_INLINE float* part_out(const ForwardCall& call) {
   return static_cast<float*>(call.p.workspace);
 }
 WEFT_INLINE float* part_lse(const ForwardCall& call) {
-  const Forward& p = call.p;
-  return part_out(call) + call.plan.splits * p.B * p.S * p.H * part_columns(p);
+  return part_out(call) + call.plan.splits * part_rows(call) * part_columns(call.p);
 }
 
 // A row of the result in X, or of a part.
@@ -51,7 +50,7 @@ class FinishedRow {
       : Dv_(call.p.Dv) {
     const Forward& p = call.p;
     if (call.plan.parts) {
-      const int64_t at = part_row(p, split, b, row.i, row.h);
+      const int64_t at = split * part_rows(call) + (b * call.plan.queries + row.i) * p.H + row.h;
       part_ = part_out(call) + at * part_columns(p);
       lse_ = part_lse(call) + at;
     } else {

@@ -1,4 +1,4 @@
-// Forward: the kernel that the plan names, and the merge of splits.
+// Forward: the kernels that the plans name, and the merge of splits.
 #include "attention/cuda/launch.h"
 #include "attention/cuda/merge_splits.h"
 
@@ -8,9 +8,10 @@ bool takes_fresh(const Forward& p, const Device& device) {
   return takes_fresh(p, device.limits, device.prefer_sm90);
 }
 
-void forward(const Forward& p, const Device& device) {
-  if (p.B == 0 || p.S == 0) return;
-  const ForwardCall call = {p, cuda::plan(p, device.limits, device.prefer_sm90), Scoring(p)};
+namespace {
+
+void run(const ForwardCall& call, const Device& device) {
+  const Forward& p = call.p;
   if (call.plan.kernel < ForwardKernel::sm80_plain)
     forward_sm90(call, device);
   else if (p.q.dtype == DType::bf16)
@@ -24,12 +25,21 @@ void forward(const Forward& p, const Device& device) {
   if (call.plan.parts) {
     const uint32_t warps = merge_warps(call.plan.splits);
     launch<merge_splits_kernel>(
-        {.grid = {grid_size(ceil_div<int64_t>(p.B * p.S * p.H, kMergeWarps / warps))},
+        {.grid = {grid_size(ceil_div<int64_t>(part_rows(call), kMergeWarps / warps))},
          .block = kMergeThreads,
          .shared_bytes = warps > 1 ? MergeShared{}.layout.bytes() : 0,
          .stream = device.stream},
         call, warps);
   }
+}
+
+}  // namespace
+
+void forward(const Forward& p, const Device& device) {
+  if (p.B == 0 || p.S == 0) return;
+  const ForwardPlan plan = cuda::plan(p, device.limits, device.prefer_sm90);
+  run({p, plan, Scoring(p)}, device);
+  if (plan.least > 0) run({p, decoding_plan(p, device.limits), Scoring(p)}, device);
 }
 
 }  // namespace weft::attention::cuda

@@ -225,7 +225,7 @@ void forward_sm80_kernel(WEFT_GRID_CONSTANT const ForwardCall call) {
                                           : PackedTile{last, own_block};
   const Sequence e = sequence_of(p, b);
   const int32_t rows = e.S * plan.group, row0 = row_block * kM;
-  if (row0 < 0 || row0 >= rows) return;
+  if (row0 < 0 || row0 >= rows || !plan.takes(e.S)) return;
   const auto row_of = [&](uint32_t r) {
     const int32_t row = min(row0 + static_cast<int32_t>(r), rows - 1), i = row / plan.group;
     return Row{i, k * plan.group + row - i * plan.group};

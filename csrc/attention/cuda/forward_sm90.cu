@@ -20,6 +20,7 @@ void launch_shape(const ForwardCall& call, const Device& device) {
                         call.plan.schedule,
                         call.scoring,
                         call.plan.packed,
+                        call.plan.least,
                         s.block_table ? INT64_MAX : e.k_rows,
                         s.cu_q || s.used_q,
                         part};

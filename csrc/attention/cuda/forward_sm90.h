@@ -39,6 +39,7 @@ struct ForwardSm90 {
   Schedule schedule;
   Scoring scoring;
   bool packed;         // blocks of queries are those of all sequences
+  int32_t least;       // queries of the sequences that it is for
   int64_t k_rows;      // of the tensor: those behind a sequence hold something
   bool clip;           // sequences end within the rows of out
   uint32_t page_part;  // rows of a page that a tensor copy brings (plan_sm90.h)
@@ -65,6 +66,7 @@ WEFT_DEVICE TileSm90 tile_of(const ForwardSm90& call, uint32_t i) {
   t.h = static_cast<int32_t>(tile.head % H);
   t.k_head = static_cast<int32_t>(tile.head % H / group);
   t.at = sequence_of(call.p, t.b);
+  if (t.at.S < call.least) t.at.S = 0;
   t.first = at.tile < 0 ? t.at.S : at.tile * kQueries;  // behind the last: nothing to do
   return t;
 }

@@ -27,11 +27,11 @@ WEFT_KERNEL_BOUNDS(kMergeThreads, 4)
 void merge_splits_kernel(WEFT_GRID_CONSTANT const ForwardCall call, const uint32_t warps) {
   const Forward& p = call.p;
   const MergeShared smem;
-  const int64_t next = p.B * p.S * p.H, splits = call.plan.splits;  // next: rows of a split
+  const int64_t next = part_rows(call), splits = call.plan.splits, S = call.plan.queries;
   const int64_t row = int64_t{block().x} * (kMergeWarps / warps) + warp() / warps;
-  const int64_t h = row % p.H, i = row / p.H % p.S, b = min(row / p.H / p.S, p.B - 1);
+  const int64_t h = row % p.H, i = row / p.H % S, b = min(row / p.H / S, p.B - 1);
   const Sequence e = sequence_of(p, static_cast<int32_t>(b));
-  const bool here = row < next && i < e.S;
+  const bool here = row < next && i < e.S && call.plan.takes(e.S);
   const int64_t own = warp() % warps;  // the warp's first split
   const float *lses = part_lse(call) + row, *parts = part_out(call) + row * part_columns(p);
 

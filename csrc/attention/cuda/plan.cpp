@@ -49,10 +49,7 @@ int64_t splits_of(int64_t blocks, int64_t key_blocks, const Limits& limits) {
   return most;
 }
 
-}  // namespace
-
-ForwardPlan plan(const Forward& p, const Limits& limits, bool prefer_sm90) {
-  if (const auto sm90 = plan_sm90(p, limits, !prefer_sm90)) return *sm90;
+ForwardPlan plan_sm80(const Forward& p, const Limits& limits) {
   ForwardPlan plan;
   plan.head_size = head_size_of(p.D, p.Dv, size_of(p.q.dtype));
   plan.group = static_cast<int32_t>(p.H / p.K);
@@ -83,7 +80,36 @@ ForwardPlan plan(const Forward& p, const Limits& limits, bool prefer_sm90) {
   plan.split_keys = std::max<int64_t>(ceil_div(key_blocks, splits), 1) * own.keys;
   plan.splits = std::max<int64_t>(ceil_div(p.T, plan.split_keys), 1);
   plan.parts = plan.splits > 1 || p.out.dtype == DType::i8 || p.Dv % 2 == 1;
+  plan.queries = p.S;
   if (plan.parts) plan.workspace_bytes = plan.splits * p.B * p.S * p.H * (p.Dv + p.Dv % 2 + 1) * 4;
+  return plan;
+}
+
+}  // namespace
+
+int64_t decoding_queries(const Forward& p) {
+  constexpr int64_t kRows = 16;
+  const Sequences& s = p.sequences;
+  const int64_t few = std::max<int64_t>(kRows * p.K / p.H, 1);
+  return s.cu_q && !s.cu_k && few < p.S && p.total_q < p.B * p.S ? few : 0;
+}
+
+ForwardPlan decoding_plan(const Forward& p, const Limits& limits) {
+  Forward own = p;
+  own.S = decoding_queries(p);
+  ForwardPlan plan = plan_sm80(own, limits);
+  plan.most = static_cast<int32_t>(own.S);
+  return plan;
+}
+
+ForwardPlan plan(const Forward& p, const Limits& limits, bool prefer_sm90) {
+  const auto sm90 = plan_sm90(p, limits, !prefer_sm90);
+  ForwardPlan plan = sm90 ? *sm90 : plan_sm80(p, limits);
+  // What is split already needs no other launch. They take turns at the workspace.
+  if (const int64_t few = decoding_queries(p); few > 0 && plan.splits == 1) {
+    plan.least = static_cast<int32_t>(few + 1);
+    plan.workspace_bytes = std::max(plan.workspace_bytes, decoding_plan(p, limits).workspace_bytes);
+  }
   return plan;
 }
 
@@ -93,8 +119,8 @@ bool takes_fresh(const Forward& p, const Limits& limits, bool prefer_sm90) {
   return plan.kernel > ForwardKernel::sm80_plain && plan.row_blocks == 1 && plan.chunks == 1;
 }
 
-int64_t workspace_bytes(const Forward& p, const Limits& limits) {
-  return plan(p, limits).workspace_bytes;
+int64_t workspace_bytes(const Forward& p, const Device& device) {
+  return plan(p, device.limits, device.prefer_sm90).workspace_bytes;
 }
 
 }  // namespace weft::attention::cuda

@@ -102,20 +102,32 @@ constexpr int64_t kMostSplits = 512;
 struct ForwardPlan {
   ForwardKernel kernel = ForwardKernel::sm80_any;
   HeadSize head_size = {};
-  bool vector = false;          // rows of q, k and v are moved 16 bytes at a time
-  int32_t group = 1;            // query heads of a key head
-  int64_t row_blocks = 0;       // tiles of rows of the longest sequence or …
-  bool packed = false;          // … of all, one after the other (sequences.h: packed_tile)
-  int64_t chunks = 1;           // of Dv columns, for each a block
-  int64_t splits = 1;           // of the keys, for each a block …
-  int64_t split_keys = 0;       // … with as many keys, a multiple of a key block
-  bool parts = false;           // the result is made of what the splits leave in the workspace
-  Schedule schedule;            // of the sm_90 kernels, of which …
-  uint32_t grid = 0;            // … so many blocks take tiles
-  int64_t workspace_bytes = 0;  // of partial results: [splits, B, S, H, Dv] and lse, float32
+  bool vector = false;     // rows of q, k and v are moved 16 bytes at a time
+  int32_t group = 1;       // query heads of a key head
+  int64_t row_blocks = 0;  // tiles of rows of the longest sequence or …
+  bool packed = false;     // … of all, one after the other (sequences.h: packed_tile)
+  int64_t chunks = 1;      // of Dv columns, for each a block
+  int64_t splits = 1;      // of the keys, for each a block …
+  int64_t split_keys = 0;  // … with as many keys, a multiple of a key block
+  bool parts = false;      // the result is made of what the splits leave in the workspace
+  int64_t queries = 0;     // of a sequence, for which parts have room
+  int32_t least = 0, most = INT32_MAX;  // queries of the sequences that it is for
+  Schedule schedule;                    // of the sm_90 kernels, of which …
+  uint32_t grid = 0;                    // … so many blocks take tiles
+  int64_t workspace_bytes = 0;  // of partial results: [splits, B, queries, H, Dv] and lse, float32
+
+  WEFT_INLINE constexpr bool takes(int32_t S) const { return S >= least && S <= most; }
 };
 // prefer_sm90: its kernels take all that they can, worth it or not. For tests.
 ForwardPlan plan(const Forward& p, const Limits& limits, bool prefer_sm90 = false);
+
+// Packed queries over a cache may be prompts and steps of decoding in one call. Sequences of up to so
+// many queries, whose rows of a group fit into a tile of 16, then have a launch of their own, in which
+// their heads are packed and their keys split; the other has those of `least` queries on. Which is
+// which only the GPU knows: either launch skips the other's. 0: there is one launch, as all that does
+// not read a cache has, or may be of one length.
+int64_t decoding_queries(const Forward& p);
+ForwardPlan decoding_plan(const Forward& p, const Limits& limits);
 
 // Whether the kernel that takes the call can append to the cache, too (fresh.h): each key of a head is
 // one block's alone.
