@@ -24,9 +24,10 @@ from bench.limits import GOALS_MACHINE
 from bench.peers import ATEN_OP, EAGER
 from weft import _C
 
-Recipe = Literal["prefill", "decode", "varlen", "train", "backward"]
+Recipe = Literal["prefill", "decode", "mixed", "varlen", "train", "backward"]
 """prefill   o = softmax(q · kᵀ / √D + mask) · v
 decode   the same for one query and a cache of keys
+mixed    a chunk of one sequence's prompt, packed before one query of each of the others
 varlen   B packed sequences of 17 to S tokens
 train    prefill, then the gradients of q, k and v from do
 backward   the gradients alone, of an o that is there
@@ -87,6 +88,15 @@ class AttentionCase(Case):
         return 1 if self.recipe == "decode" else self.chunk or self.shape[2]
 
     @property
+    def rows(self) -> int:
+        """Of q."""
+        if self.recipe == "varlen":
+            return sum(self.lengths)
+        if self.recipe == "mixed":
+            return self.chunk + self.shape[0] - 1
+        return self.shape[0] * self.queries
+
+    @property
     def key_heads(self) -> int:
         return self.shape[1] // self.group
 
@@ -100,10 +110,9 @@ class AttentionCase(Case):
     @property
     def pairs(self) -> float:
         """Of a query and a key that it sees, in one head. Half of all where causal."""
-        B, _, S, _ = self.shape
         if self.recipe == "varlen":
             return sum(n * n for n in self.lengths)
-        return B * self.queries * S / (2 if self.causal else 1)
+        return self.rows * self.shape[2] / (2 if self.causal else 1)
 
     @property
     def flops(self) -> int:
@@ -120,8 +129,7 @@ class AttentionCase(Case):
         q, k, v, o and do, and writes dq, dk and dv."""
         B, H, S, D = self.shape
         tokens = sum(self.lengths) if self.recipe == "varlen" else B * S
-        rows = tokens if self.recipe == "varlen" else B * self.queries
-        heads = rows * H * self.dtype.itemsize
+        heads = self.rows * H * self.dtype.itemsize
         q, o = heads * D, heads * self.Dv
         row = (D + self.Dv) * (1 if self.int8 else self.dtype.itemsize)
         kv = tokens * self.key_heads * (row + (8 if self.int8 == "int8" else 0))
@@ -200,7 +208,8 @@ def _gpu_paged() -> list[AttentionCase]:
         for chunk in (128, 1024):
             shape = 2048 // chunk, 16, 8192, 128
             found.append(_case("prefill", shape, bf16, page=page, chunk=chunk))
-    return found
+    mixed = 64, 32, 4096, 128
+    return [*found, _case("mixed", mixed, bf16, group=8, page=16, chunk=1024)]
 
 
 def _gpu_decode() -> list[AttentionCase]:
@@ -319,7 +328,7 @@ def inputs(case: AttentionCase, seed: int) -> Inputs:
         packed = (sum(case.lengths), H, D)
         starts = torch.tensor([0, *case.lengths]).cumsum(0, dtype=torch.int32).to(case.device)
         return {**{name: normal(*packed) for name in "qkv"}, "cu_seqlens": starts}
-    queries = (B, H, case.queries, D)
+    queries = (case.rows, H, D) if case.recipe == "mixed" else (B, H, case.queries, D)
     keys = (B, case.key_heads, S, D)
     tensors = {"q": normal(*queries), "k": normal(*keys), "v": normal(*keys[:3], case.Dv)}
     if case.int8:

@@ -19,6 +19,9 @@ GROUPED = "grouped by hand"
 """torch with the query heads of a group as the rows of one product, so that the cache is read once;
 torch's own attention reads it once for each query head."""
 
+TWO_CALLS = "weft in two calls"
+"""The yardstick of prefill and decode in one."""
+
 Bind = Callable[[AttentionCase, Inputs], Bound]
 
 
@@ -34,13 +37,16 @@ def offers(case: AttentionCase, threads: int) -> list[Offer]:
         found.append(offer(EAGER, plain.bind_padded, "padded"))
     else:
         found.append(offer(EAGER, _bind_eager, _paged(case)))
-    if case.device == "cuda" and case.recipe != "decode":
+    if case.recipe == "mixed":
+        found.append(offer(TWO_CALLS, _bind_weft_twice, competes=False))
+    elif case.device == "cuda" and case.recipe != "decode":
         found.append(offer(CUDNN, partial(_bind_by, plain.by_cudnn), _paged(case)))
         found.append(
             Offer(FLASH, reason="one head size for q, k and v")
             if case.value_size
             else offer(FLASH, partial(_bind_by, plain.by_flash), _paged(case))
         )
+    if case.device == "cuda" and case.recipe != "decode":
         found.append(offer(PRODUCT, plain.product, competes=False))
     if case.recipe == "decode":
         found += [
@@ -96,6 +102,8 @@ def _bind_weft(case: AttentionCase, tensors: Inputs) -> Bound:
         longest = max(case.lengths)
         run = partial(weft.flash_attn_varlen_func, q, k, v, starts, starts, longest, longest)
         return Bound(run, as_tuple)
+    if case.recipe == "mixed":
+        return _bind_weft_mixed(case, tensors)
     if case.recipe == "decode" or case.page:
         return (_bind_weft_int8 if case.int8 else _bind_weft_cache)(case, tensors)
     attention = plain.options(case, weft.scaled_dot_product_attention)
@@ -114,6 +122,32 @@ def _bind_weft_cache(case: AttentionCase, tensors: Inputs) -> Bound:
         ),
         _heads_first,
     )  # fmt: skip
+
+
+def _bind_weft_mixed(case: AttentionCase, tensors: Inputs) -> Bound:
+    q, k, v, table = plain.arguments(case, tensors)
+    B, _, S, _ = case.shape
+    starts = torch.tensor([0, *range(case.chunk, case.chunk + B)], dtype=torch.int32)
+    run = partial(
+        weft.attention,
+        q, k, v, cu_seqlens_q=starts.to(case.device), max_seqlen_q=case.chunk,
+        seqused_k=_lengths(case), max_seqlen_k=S, block_table=table,
+    )  # fmt: skip
+    return Bound(run, as_tuple)
+
+
+def _bind_weft_twice(case: AttentionCase, tensors: Inputs) -> Bound:
+    q, k, v, table = plain.arguments(case, tensors)
+    first, others, lengths = q[None, : case.chunk], q[case.chunk :, None], _lengths(case)
+    call = weft.flash_attn_with_kvcache
+
+    def run() -> tuple[Tensor, ...]:
+        return (
+            call(first, k, v, cache_seqlens=lengths[:1], block_table=table[:1]),
+            call(others, k, v, cache_seqlens=lengths[1:], block_table=table[1:]),
+        )
+
+    return Bound(run, as_tuple)
 
 
 def _bind_weft_int8(case: AttentionCase, tensors: Inputs) -> Bound:

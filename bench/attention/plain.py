@@ -31,6 +31,8 @@ def bind_dense(case: AttentionCase, attention: Attention, tensors: Inputs) -> Bo
     if case.trains:
         return Bound(partial(train, attention, **tensors), as_tuple)
     mask = {"attn_mask": tensors["mask"]} if case.mask else {}
+    if case.recipe == "mixed":
+        attention = partial(two_calls, attention, case.chunk)
     attention = of_cache(case, attention)
     return Bound(partial(attention, *arguments(case, tensors), **mask), as_tuple)
 
@@ -68,6 +70,13 @@ def gather_first(attention: Attention, q: Tensor, k: Tensor, v: Tensor, table: T
         return found.transpose(1, 2)
 
     return attention(q, rows(k), rows(v))
+
+
+def two_calls(attention: Attention, chunk: int, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+    """Of `mixed`: the chunk over the first sequence's keys, one query over those of each other."""
+    first, others = q[:chunk].transpose(0, 1)[None], q[chunk:, :, None]
+    prompt, decoded = attention(first, k[:1], v[:1]), attention(others, k[1:], v[1:])
+    return torch.cat([prompt[0].transpose(0, 1), decoded[:, :, 0]])
 
 
 def train(attention: Attention, q: Tensor, k: Tensor, v: Tensor, do: Tensor) -> tuple[Tensor, ...]:

@@ -6,6 +6,7 @@ import torch
 from torch import Tensor
 
 from bench.attention.cases import AttentionCase
+from bench.attention.plain import two_calls
 from bench.case import Inputs
 from weft.reference.attention import attention
 
@@ -25,11 +26,17 @@ def truth(case: AttentionCase, inputs: Inputs) -> tuple[Tensor, ...]:
         return (attention(q, k, v, cu_seqlens_q=starts, cu_seqlens_k=starts),)
     if case.int8:
         k, v = (inputs[f"{n}_int8"] * exact[f"{n}_scale"] for n in "kv")
+    if case.recipe == "mixed":
+        return (two_calls(_heads_first, case.chunk, q, k, v),)
     out = _attention(case, q, k, v, exact.get("mask"), exact.get("do"))
     if not case.trains:
         return (out,)
     gradients = [t.grad for t in (q, k, v) if t.grad is not None]
     return tuple(gradients) if case.recipe == "backward" else (out, *gradients)
+
+
+def _heads_first(*qkv: Tensor) -> Tensor:
+    return attention(*(t.transpose(1, 2) for t in qkv)).transpose(1, 2)
 
 
 def _attention(
