@@ -3,21 +3,19 @@ read (`weft.distributed._table`)."""
 
 from __future__ import annotations
 
-import os
 from collections.abc import Sequence
 
 from rich.console import Console
 
 from bench.comm.ranks import measure
 from bench.units import duration
-from weft.distributed import _table
+from weft.distributed import _table, _topology
 
 PIECES = (32 << 10, 64 << 10, 128 << 10, 256 << 10)
 ALL = (1 << 63) - 1
 
 
 def run(worlds: Sequence[int], sizes: Sequence[int], console: Console, rounds: int = 9) -> int:
-    cpus = len(os.sched_getaffinity(0))
     candidates = {
         f"{'two' if two_shot else 'one'}-shot, {piece >> 10} KB": (two_shot, piece)
         for two_shot in (False, True)
@@ -33,6 +31,6 @@ def run(worlds: Sequence[int], sizes: Sequence[int], console: Console, rounds: i
             )
             rows.append((row.bytes * 2, *candidates[best]))  # up to halfway to the next, in powers
         rows[-1] = (ALL, *rows[-1][1:])
-        _table.save(world, cpus, rows)
+        _table.save(world, _topology.here(), rows)
     console.print(f"Written to {_table.path()}")
     return 0

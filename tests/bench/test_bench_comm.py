@@ -9,7 +9,7 @@ from bench.comm import overlap, tune
 from bench.comm.ranks import WEFT, measure, why_no_mpi
 from rich.console import Console
 
-from weft.distributed import _table
+from weft.distributed import _table, _topology
 
 
 def test_all_contenders_are_timed_and_right():
@@ -36,18 +36,18 @@ def test_what_a_product_hides_is_measured(tmp_path: Path):
 def test_tuning_writes_what_communicators_read(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     monkeypatch.setenv("WEFT_COMM_TABLE", str(tmp_path / "cache" / "comm.json"))
     monkeypatch.setattr(tune, "PIECES", (64 << 10,))
-    assert _table.load(2, 1) == []
+    place = _topology.here()
+    assert _table.load(2, place) == []
     assert tune.run([2], [1024, 65536], Console(quiet=True), rounds=1) == 0
     assert _table.path().exists()
-    (cpus,) = [n for n in range(1, 4096) if _table.load(2, n)]
-    (first, *_), (last, *_) = _table.load(2, cpus)
+    (first, *_), (last, *_) = _table.load(2, place)
     assert first == 2048 and last == tune.ALL
-    _table.save(3, cpus, [(tune.ALL, True, 65536)])
-    assert _table.load(3, cpus) == [(tune.ALL, True, 65536)] and len(_table.load(2, cpus)) == 2
+    _table.save(3, place, [(tune.ALL, True, 65536)])
+    assert _table.load(3, place) == [(tune.ALL, True, 65536)] and len(_table.load(2, place)) == 2
 
 
 def test_a_broken_table_is_an_error(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     monkeypatch.setenv("WEFT_COMM_TABLE", str(tmp_path / "comm.json"))
     _table.path().write_text("[]")
     with pytest.raises(RuntimeError, match="is no table of algorithms"):
-        _table.load(2, 2)
+        _table.load(2, _topology.here())

@@ -93,6 +93,10 @@ size_t Segment::header_bytes(int world) {
   return (sizeof(Flag) * static_cast<size_t>(1 + world) + page - 1) / page * page;
 }
 
+size_t Segment::slots_at(int r) const {
+  return header_bytes(world_) + static_cast<size_t>(r) * kRing * kSlotBytes;
+}
+
 size_t Segment::total_bytes(int world) {
   return header_bytes(world) + static_cast<size_t>(world) * kRing * kSlotBytes;
 }
@@ -111,11 +115,8 @@ std::unique_ptr<Segment> Segment::create(int world) {
   const int file = shm_open(name.c_str(), O_RDWR | O_CREAT | O_EXCL | O_CLOEXEC, 0600);
   check(file >= 0, "weft: cannot create shared memory: ", std::strerror(errno));
   std::unique_ptr<Segment> segment(new Segment(name, file, 0, world));
-  const size_t bytes = total_bytes(world);
-  int error = ftruncate(file, static_cast<off_t>(bytes)) ? errno : 0;
-  if (!error) error = posix_fallocate(file, 0, static_cast<off_t>(bytes));
-  check(!error, "weft: a communicator of ", world, " ranks needs ", bytes >> 20,
-        " MiB of shared memory (/dev/shm): ", std::strerror(error));
+  segment->check_room(ftruncate(file, static_cast<off_t>(total_bytes(world))) ? errno : 0);
+  segment->check_room(posix_fallocate(file, 0, static_cast<off_t>(header_bytes(world))));
   segment->map();
   new (segment->base_) Header{kMagic, static_cast<uint32_t>(world), kRing, kSlotBytes};
   for (int r = 0; r < world; ++r) new (segment->flags() + r) Flag;
@@ -142,7 +143,13 @@ std::unique_ptr<Segment> Segment::open(const std::string& name, int rank, int wo
   return segment;
 }
 
+void Segment::check_room(int error) const {
+  check(!error, "weft: a communicator of ", world_, " ranks needs ", total_bytes(world_) >> 20,
+        " MiB of shared memory (/dev/shm): ", std::strerror(error));
+}
+
 void Segment::map() {
+  check_room(posix_fallocate(file_, static_cast<off_t>(slots_at(rank_)), kRing * kSlotBytes));
   void* base = mmap(nullptr, total_bytes(world_), PROT_READ | PROT_WRITE, MAP_SHARED, file_, 0);
   check(base != MAP_FAILED, "weft: cannot map shared memory: ", std::strerror(errno));
   base_ = static_cast<char*>(base);

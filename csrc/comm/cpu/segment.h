@@ -5,8 +5,8 @@
 //
 // Rank 0 creates it, exclusively, under a name that nobody else has; the others open it by that
 // name, and as soon as all have it, the name goes: what then remains is freed with the last
-// process, however it ends. All of it is allocated when it is created, so that a full /dev/shm is
-// an error here and no SIGBUS later.
+// process, however it ends. Each rank allocates its own slots before it says that it is there: so
+// they lie on the NUMA node that it runs on, and a full /dev/shm is an error here and no SIGBUS later.
 //
 // Each rank keeps a lock on byte r of the object (fcntl), which the system takes from a process
 // that ends, even before its parent has noticed: so peers see who lives, across containers too.
@@ -42,16 +42,17 @@ class Segment final : public Peers {
   int world() const { return world_; }
   Flag* flags() const { return reinterpret_cast<Flag*>(base_ + sizeof(Flag)); }
   char* slot(int r, uint32_t event) const {
-    return base_ + header_bytes(world_) +
-           (static_cast<size_t>(r) * kRing + event % kRing) * kSlotBytes;
+    return base_ + slots_at(r) + event % kRing * kSlotBytes;
   }
   bool alive(int r) const override;
 
  private:
   Segment(std::string name, int file, int rank, int world);
   void map();
+  void check_room(int error) const;
   static size_t header_bytes(int world);
   static size_t total_bytes(int world);
+  size_t slots_at(int r) const;
 
   std::string name_;
   int file_, rank_, world_;

@@ -6,7 +6,6 @@ goes. A rank that cannot says why, and then all raise, with its reason.
 
 from __future__ import annotations
 
-import os
 import socket
 from dataclasses import dataclass, field
 from datetime import timedelta
@@ -15,7 +14,8 @@ from typing import Any
 import torch.distributed as dist
 
 from .. import _C
-from . import _table
+from . import _table, _topology
+from ._topology import Place
 
 
 @dataclass
@@ -26,7 +26,7 @@ class _Report:
     error: str = ""
     table: _table.Table = field(default_factory=list)
     host: str = field(default_factory=socket.gethostname)
-    cpus: set[int] = field(default_factory=lambda: os.sched_getaffinity(0))
+    place: Place = field(default_factory=_topology.here)
 
 
 def connect(
@@ -37,15 +37,15 @@ def connect(
     All take the table that rank 0 was given, or else finds."""
     rank, world = dist.get_rank(group), dist.get_world_size(group)
     # How many CPUs there are decides how to wait, so it is known before anything is made.
-    cpus = len(set().union(*(report.cpus for report in _exchange(group, _Report(), timeout))))
+    place = _topology.together(report.place for report in _exchange(group, _Report(), timeout))
 
     made: _C.Communicator | _Report = _Report()
     try:
         if rank == 0:
-            made, table = _make_first(world, timeout, cpus, table)
+            made, table = _make_first(world, timeout, place, table)
         first, *_ = _exchange(group, _named(made, table), timeout)
         if rank > 0 and not first.error:
-            made = _make(first.name, rank, world, timeout, cpus, first.table)
+            made = _make(first.name, rank, world, timeout, place, first.table)
         reports = _exchange(group, _named(made), timeout)
     finally:
         if isinstance(made, _C.Communicator):
@@ -62,20 +62,20 @@ def connect(
 
 
 def _make_first(
-    world: int, timeout: float, cpus: int, table: _table.Table | None
+    world: int, timeout: float, place: Place, table: _table.Table | None
 ) -> tuple[_C.Communicator | _Report, _table.Table]:
     try:
-        rows = _table.load(world, cpus) if table is None else table
+        rows = _table.load(world, place) if table is None else table
     except Exception as error:  # whatever it is: the peers wait for a word
         return _Report(error=str(error)), []
-    return _make("", 0, world, timeout, cpus, rows), rows
+    return _make("", 0, world, timeout, place, rows), rows
 
 
 def _make(
-    name: str, rank: int, world: int, timeout: float, cpus: int, table: _table.Table
+    name: str, rank: int, world: int, timeout: float, place: Place, table: _table.Table
 ) -> _C.Communicator | _Report:
     try:
-        return _C.Communicator(name, rank, world, timeout, cpus, table)
+        return _C.Communicator(name, rank, world, timeout, len(place.cpus), table)
     except Exception as error:
         return _Report(error=str(error))
 
