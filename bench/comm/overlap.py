@@ -3,8 +3,10 @@
     exposed = linear_all_reduce - linear        hidden = 1 - exposed / unoverlapped
 
 `unoverlapped` is what an all-reduce takes behind the same layer: that of the best peer, of gloo
-and, for float32 and where it is here, MPI; and weft's own. All are sampled in turn, in the same
-processes (`ranks.py`); a difference is taken round by round, and the medians are of those.
+and, for float32 and where it is here, MPI; and weft's own. `waiting` is what weft's all-reduce of
+one element takes there: ranks are never ready at once, and nobody has a sum before the last one is.
+All are sampled in turn, in the same processes (`ranks.py`); a difference is taken round by round,
+and the medians are of those.
 """
 
 from __future__ import annotations
@@ -21,6 +23,7 @@ from bench.comm import ranks
 from bench.units import duration
 
 LINEAR, FUSED, WEFT, GLOO, MPI = "linear", "fused", ranks.WEFT, ranks.GLOO, ranks.MPI
+WAITING = "waiting"
 GOAL = 0.9
 
 # M×N×K of a rank's product, as of one of two ranks: an MLP's last layer in prefill, a small
@@ -38,6 +41,7 @@ class Row:
     dtype: str
     times: dict[str, float] = field(default_factory=dict)
     exposed: float = 0.0
+    waiting: float = 0.0
     behind: dict[str, float] = field(default_factory=dict)
 
     @property
@@ -57,6 +61,7 @@ class Row:
             duration(self.times[LINEAR]),
             duration(self.times[FUSED]),
             f"{self.exposed * 1e6:.0f} µs",
+            f"{self.waiting * 1e6:.0f} µs",
             *(
                 f"{self.behind[name] * 1e6:.0f} µs" if name in self.behind else "–"
                 for name in (WEFT, GLOO, MPI)
@@ -68,7 +73,7 @@ class Row:
 
 HEADINGS = [
     "ranks", "M×N×K of a rank", "dtype", "linear", "linear_all_reduce", "exposed",
-    "all_reduce behind", "gloo behind", "MPI behind", "of weft's hidden",
+    "waiting", "all_reduce behind", "gloo behind", "MPI behind", "of weft's hidden",
     f"of the best peer's hidden (goal {GOAL:.0%})",
 ]  # fmt: skip
 
@@ -108,6 +113,7 @@ def _row(row: Row, communicator, rounds: int) -> Row:
 
     row.times = {name: statistics.median(seconds) for name, seconds in times.items()}
     row.exposed = beyond(FUSED)
+    row.waiting = beyond(WAITING)
     row.behind = {name: beyond(name) for name in (WEFT, GLOO, MPI) if name in times}
     return row
 
@@ -129,8 +135,15 @@ def _contenders(row: Row, communicator) -> tuple[torch.Tensor, dict[str, Callabl
         x, weight = (t.to(getattr(torch, row.dtype)) for t in (x, weight))
         parameters = (weight,)
         linear, fused = torch.nn.functional.linear, weft.linear_all_reduce
+    one = torch.zeros(1)
+
+    def wait(x: torch.Tensor) -> None:
+        linear(x, *parameters)
+        communicator.all_reduce_(one)
+
     calls: dict[str, Callable] = {
         LINEAR: lambda x: linear(x, *parameters),
+        WAITING: wait,
         FUSED: lambda x: fused(x, *parameters, None, communicator),
         WEFT: lambda x: communicator.all_reduce_(linear(x, *parameters)),
         GLOO: lambda x: dist.all_reduce(linear(x, *parameters)),

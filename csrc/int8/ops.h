@@ -494,9 +494,12 @@ class Ops {
       p.out = out;
       p.out_row = out_row;
       const int64_t bytes = Backend::workspace_bytes(p);
+      p.prepared = row == row_ && rows == rows_;
       if (!workspace_ || workspace_->numel() < bytes) workspace_ = empty({bytes}, DType::u8, x_);
       p.workspace = workspace_->mutable_data_ptr();
       Backend::linear(p);
+      row_ = row;
+      rows_ = rows;
     }
 
    private:
@@ -505,6 +508,7 @@ class Ops {
     Linear p_;
     const float* x_scale_ = nullptr;
     OptionalTensor workspace_;
+    int64_t row_ = 0, rows_ = -1;  // of the call before
   };
 };
 

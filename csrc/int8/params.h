@@ -123,6 +123,7 @@ struct Linear {
   Rows residual;  // [M, N]
 
   int64_t column = 0, columns = 0;  // of the result, those to compute: whole panels, or up to N
+  bool prepared = false;  // the workspace is as the call before left it, of other columns alone
 
   void* out = nullptr;  // [M, columns]
   DType out_dtype = DType::f32;

@@ -154,9 +154,12 @@ def __getattr__(name: str):  # what is imported when it is first asked for: few 
     if name in ("compat", "distributed", "quantization"):
         return import_module(f".{name}", __name__)
     if name in _COLLECTIVES:
-        return getattr(import_module(".distributed", __name__), name)
-    if name in _CONFIGS:
-        return getattr(import_module(".quantization", __name__), name)
-    if name == "quantize_":
-        return import_module(".quantize", __name__).quantize_
-    raise AttributeError(f"module 'weft' has no attribute {name!r}")
+        found = getattr(import_module(".distributed", __name__), name)
+    elif name in _CONFIGS:
+        found = getattr(import_module(".quantization", __name__), name)
+    elif name == "quantize_":
+        found = import_module(".quantize", __name__).quantize_
+    else:
+        raise AttributeError(f"module 'weft' has no attribute {name!r}")
+    globals()[name] = found  # asking again would take 8 µs
+    return found

@@ -464,3 +464,5 @@ def test_opcheck_and_compile():
 
 def test_the_package_names_it():
     assert weft.distributed.Communicator is Communicator
+    assert weft.linear_all_reduce is weft.distributed.linear_all_reduce
+    assert "linear_all_reduce" in vars(weft)  # found once

@@ -16,7 +16,7 @@ from .ranks import run
 
 def record(rank: int, world: int, folder: str) -> None:
     with Communicator(dist.group.WORLD) as communicator:
-        x, weight = torch.ones(300, 64), torch.ones(700, 64)
+        x, weight = torch.ones(300, 64), torch.ones(1100, 64)
         with Timeline(communicator) as timeline:
             with timeline.span("mine"):
                 weft.linear_all_reduce(x, weight, None, communicator)
@@ -52,7 +52,7 @@ def test_a_timeline(tmp_path: Path):
 
 def record_two_shot(rank: int, world: int) -> None:
     with Communicator(dist.group.WORLD, table=[(1 << 40, True, 64 << 10)]) as communicator:
-        x, weight = torch.ones(300, 8), torch.ones(700, 8)
+        x, weight = torch.ones(300, 8), torch.ones(1100, 8)
         with Timeline(communicator) as timeline:
             communicator.all_reduce_(torch.ones(100_000))
             weft.linear_all_reduce(x, weight, None, communicator)
@@ -71,8 +71,8 @@ def test_two_rounds_for_each_piece():
 
 def record_whole(rank: int, world: int) -> None:
     with Communicator(dist.group.WORLD) as communicator:
-        for dtype in (torch.float32, torch.bfloat16):
-            x, weight = torch.ones(600, 8, dtype=dtype), torch.ones(700, 8, dtype=dtype)
+        for dtype, M in ((torch.float32, 600), (torch.float32, 50), (torch.bfloat16, 600)):
+            x, weight = torch.ones(M, 8, dtype=dtype), torch.ones(1100, 8, dtype=dtype)
             for op in (weft.linear_all_reduce, weft.linear_reduce_scatter):
                 with Timeline(communicator) as timeline:
                     op(x, weight, None, communicator)
@@ -82,9 +82,16 @@ def record_whole(rank: int, world: int) -> None:
                     for phase in ("product", "copy", "reduce")
                 }
                 assert pieces["reduce"] == list(range(len(pieces["reduce"])))
-                in_tiles = dtype == torch.float32
+                in_tiles = dtype == torch.float32 and M == 600
                 assert pieces["product"] == (pieces["reduce"] if in_tiles else [0])
                 assert pieces["copy"] == ([] if in_tiles else pieces["reduce"])
+        coded = torch.ones(700, 8, dtype=torch.int8)
+        packed, scale = weft.pack_int8_weight(coded), torch.ones(700)
+        for M, in_tiles in ((600, False), (500, True), (100, False)):  # … tiles hold all 500 rows
+            with Timeline(communicator) as timeline:
+                weft.int8_linear_all_reduce(torch.ones(M, 8), packed, scale, None, communicator)
+            mine = [s for s in timeline.spans if s.rank == rank and s.phase == "product"]
+            assert (len(mine) > 2) == in_tiles
 
 
 def test_a_product_in_tiles_and_a_whole_one():

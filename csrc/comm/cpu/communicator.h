@@ -68,6 +68,9 @@ class WEFT_API Communicator {
   // linear_all_reduce and linear_reduce_scatter of what `product` computes, tile by tile, each
   // element once.
   void run_product(const Collective& collective, Product product);
+  // Whether a product makes more tiles than a rank is ahead: else nothing is added up meanwhile.
+  bool has_tiles(const Collective& collective) const;
+  static constexpr int64_t kTileRows = 512;  // at most
   // The same of what `product` puts into x, which may be y in linear_all_reduce: behind the whole.
   void run_behind(const Collective& collective, FunctionRef<void()> product);
   // all_gather_linear: meanwhile(k, steps) for every k < steps, while the peers' parts come.

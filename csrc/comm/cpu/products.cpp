@@ -11,8 +11,9 @@
 //   for each tile    compute k + 2 into a slot; publish; wait for k; y[k] = Σ_r slot_r[k] + bias
 //   two-shot         the same, but each rank adds up its rows of a tile, and reads the others'
 //
-// Where a product loses more in tiles than they hide (library_fused.h knows), the whole of it is
-// computed first, and what follows is all_reduce, in place, or reduce_scatter, with the bias.
+// Where a product loses more in tiles than they hide (library_fused.h knows), or makes too few, the
+// whole of it is computed first, and what follows is all_reduce, in place, or reduce_scatter, with
+// the bias.
 //
 // Besides the product a rank reads W tiles for each that it writes (two-shot: 2). With a core for
 // every rank and none to spare that is work no order can hide: it is what remains exposed.
@@ -30,9 +31,9 @@ constexpr int64_t kAhead = 2;  // tiles; protocol.h allows kReads - 1
 static_assert(kAhead < static_cast<int64_t>(kReads));
 
 constexpr int64_t kSlot = kSlotBytes;
-// Of a tile, at most: high ones, as torch's product puts the weight's columns in order for each. And
-// a multiple of which they are wide: a panel of a packed weight.
-constexpr int64_t kTileRows = 512, kTileColumns = 64;
+// A multiple of which tiles are wide: a panel of a packed weight. They are high, kTileRows, as torch's
+// product puts the weight's columns in order for each.
+constexpr int64_t kTileColumns = 64;
 
 char* at(void* base, int64_t element, int64_t size) {
   return static_cast<char*>(base) + element * size;
@@ -47,7 +48,7 @@ class Grid {
  public:
   Grid(int64_t rows, int64_t columns, int64_t most) : rows_(rows), columns_(columns) {
     if (rows == 0 || columns == 0) return;
-    high_ = std::min({rows, kTileRows, most / kTileColumns});
+    high_ = std::min({rows, Communicator::kTileRows, most / kTileColumns});
     wide_ = std::min(columns, most / high_ / kTileColumns * kTileColumns);
     if (wide_ == columns) high_ = std::min(most / wide_, rows);
     down_ = ceil_div(rows, high_);
@@ -63,7 +64,22 @@ class Grid {
   int64_t rows_, columns_, high_ = 0, wide_ = 0, down_ = 1, tiles_ = 0;
 };
 
+// Elements of a tile that fit into a slot; of linear_reduce_scatter one for every rank does.
+int64_t most_elements(const Collective& c, int world) {
+  const int64_t elements = kSlot / static_cast<int64_t>(size_of(c.dtype));
+  return c.kind == Kind::linear_reduce_scatter ? elements / world / kTileColumns * kTileColumns
+                                               : elements;
+}
+
+Grid grid_of(const Collective& c, int world) {
+  return Grid(c.rows(), c.columns, most_elements(c, world));
+}
+
 }  // namespace
+
+bool Communicator::has_tiles(const Collective& c) const {
+  return grid_of(c, world()).tiles() > kAhead;
+}
 
 void Communicator::run_product(const Collective& c, Product product) {
   call(c, [&] {
@@ -131,8 +147,7 @@ void Communicator::add_up(const Collective& c, const Tile& tile, const void* con
 }
 
 void Communicator::product_one_shot(const Collective& c, Product product) {
-  const int64_t size = static_cast<int64_t>(size_of(c.dtype));
-  const Grid grid(c.rows(), c.columns, kSlot / size);
+  const Grid grid = grid_of(c, world());
   far_rounds(
       c, grid.tiles(), Phase::product,
       [&](int64_t k, char* slot) {
@@ -150,7 +165,7 @@ void Communicator::product_one_shot(const Collective& c, Product product) {
 // Of tile k, rank r adds up the rows [rows · r / W, rows · (r + 1) / W).
 void Communicator::product_two_shot(const Collective& c, Product product) {
   const int64_t size = static_cast<int64_t>(size_of(c.dtype)), W = world();
-  const Grid grid(c.rows(), c.columns, kSlot / size);
+  const Grid grid = grid_of(c, world());
   const int64_t tiles = grid.tiles();
   const auto share = [&](int64_t k, int64_t r) {
     Tile tile = grid.at(k);
@@ -209,8 +224,8 @@ void Communicator::product_two_shot(const Collective& c, Product product) {
 // Tile k has a part for every rank: that tile of the rank's rows.
 void Communicator::product_scatter(const Collective& c, Product product) {
   const int64_t size = static_cast<int64_t>(size_of(c.dtype)), W = world();
-  const int64_t part = kSlot / size / W / kTileColumns * kTileColumns;
-  const Grid grid(c.rows(), c.columns, part);
+  const int64_t part = most_elements(c, world());
+  const Grid grid = grid_of(c, world());
   far_rounds(
       c, grid.tiles(), Phase::product,
       [&](int64_t k, char* slot) {

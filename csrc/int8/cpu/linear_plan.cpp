@@ -104,10 +104,11 @@ void linear(const Linear& p) {
   const LinearKernels& k = linear_kernels();
   const int64_t panels = ceil_div(p.columns, kPackedPanel), first_panel = p.column / kPackedPanel,
                 threads = max_threads();
+  const bool prepared = p.prepared && plan.rows == p.M;  // and no block after it
   for (int64_t first = 0; first < p.M; first += plan.rows) {
     o.first_row = first;
     const int64_t rows = std::min(plan.rows, p.M - first);
-    parallel_for(plan.workers, [&](int64_t worker) {
+    parallel_for(prepared ? 0 : plan.workers, [&](int64_t worker) {
       k.prepare(p, o, rows * worker / plan.workers, rows * (worker + 1) / plan.workers,
                 plan.scratch + worker * row_floats(p.K));
     });
