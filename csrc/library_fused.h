@@ -1,16 +1,18 @@
 // Ops of two families: collectives with a product or a norm inside. Schemas, checks and functions; a
 // backend supplies, besides what comm/ops.h asks for,
 //
-//   static constexpr bool kKeepsProducts;                  run_product wants room for them, as x
+//   static constexpr bool kKeepsProducts;                  run_product wants room for them, as x, and
+//                                                          collectives run beside the stream
 //   using Int8 = int8::Ops<…>;                              for its Product
 //   static int64_t workspace_bytes(const norm::Forward&);  static void forward(const norm::Forward&);
-//   Communicator::run(Collective, Progress), run_product(…), run_gather(…), and run_behind(…) of who
-//   does not keep products
+//   Communicator::run(Collective, Progress), run_product(…), run_gather(…); run_behind(…), has_tiles(…)
+//   and kTileRows of who does not keep products, run_beside(Collective, meanwhile) of who does
 //   static void keep(const Tensor&);                        optional: what calls use until they end
 //
 //   linear_all_reduce      y = Σ_r x_r · W_rᵀ + bias          x [.., K], W [N, K], y [.., N]
 //   linear_reduce_scatter  y = the rank's rows of the same    x [M, K], y [M / W, N]
 //   all_gather_linear      y = (x_0; x_1; …) · Wᵀ + bias      x [M, K], y [W · M, N], and the rows of x
+//   linear_grads           dx = Σ_r dy_r · W_r, or the rank's rows of it, and dW = dyᵀ · x
 //   int8_…                 x in int8 with scales, or quantised by row; W packed
 //   all_reduce_norm        z = Σ_r x_r + residual, y = norm(z)      as add_norm has it, bit for bit
 #pragma once
@@ -134,6 +136,15 @@ class Ops {
     Tensor rows = call.gathered();
     const FloatProduct own(call.op, x, weight, bias), all(call.op, rows, weight, bias);
     return {call.gather(rows, own, all, dtype_of(x)), rows};
+  }
+
+  // shards: x and dx are the rank's rows. Those of x come while dy · W is computed, which is added up
+  // while dW is.
+  static std::tuple<Tensor, Tensor> linear_grads(Tensor dy, Tensor x, Tensor weight, int64_t handle,
+                                                 bool shards) {
+    Call call("linear_grads", dy, handle);
+    call.check_floats();
+    return call.gradients(x, weight, shards);
   }
 
   static Tensor int8_linear_all_reduce(Tensor x, OptionalTensor x_scale, Tensor packed,
@@ -311,17 +322,46 @@ class Ops {
       return fresh(sizes, dtype_of(x_));
     }
 
+    // Of x_ = dy.
+    std::tuple<Tensor, Tensor> gradients(const Tensor& x, const Tensor& weight, bool shards) {
+      const int64_t M = rows(), N = columns(), W = shards ? communicator_->world() : 1;
+      check(weight.dim() == 2 && weight.size(0) == N, "weft.", op, ": weight has shape ",
+            sizes_of(weight), ", expected [", N, ", K] (the last dimension of dy)");
+      const int64_t K = weight.size(1);
+      Sizes sizes = sizes_of(x_);
+      sizes[sizes.size() - 1] = K;
+      Tensor products = fresh(sizes, c_.dtype);
+      check(!shards || (sizes.size() > 1 && sizes[0] % W == 0), "weft.", op, ": dy has shape ",
+            sizes_of(x_), ", expected a first dimension that the ", W,
+            " ranks divide, and columns");
+      if (shards) sizes[0] /= W;
+      check(Backend::has(x, x_) && dtype_of(x) == c_.dtype && sizes_of(x) == sizes &&
+                x.is_contiguous(),
+            "weft.", op, ": x is ", name_of(dtype_of(x)), " ", sizes_of(x), ", expected ",
+            name_of(c_.dtype), " ", sizes, ", contiguous, on the device of dy");
+      Tensor dx = shards ? fresh(sizes, c_.dtype) : products;
+      Tensor all_x = shards ? fresh(sizes_of(products), c_.dtype) : x;
+      Tensor dweight = fresh({N, K}, c_.dtype);
+
+      const FloatProduct of_x(op, x_, FloatProduct::transposed(weight, N, K));
+      const auto multiply = [&] { of_x(products); };
+      if (shards)
+        communicator_->run_beside(collective(Kind::all_gather, x.numel(), x, all_x), multiply);
+      else
+        multiply();
+      const FloatProduct of_weight(op, FloatProduct::transposed(x_, M, N),
+                                   FloatProduct::transposed(all_x, M, K));
+      const Kind kind = shards ? Kind::reduce_scatter : Kind::all_reduce;
+      communicator_->run_beside(collective(kind, dx.numel(), products, dx),
+                                [&] { of_weight(dweight); });
+      return {dx, dweight};
+    }
+
     Tensor room_for_all(const Tensor& t) const {
       return keep(empty({communicator_->world() * t.numel()}, dtype_of(t), t));
     }
     void all_gather(const Tensor& t, Tensor& all) const {
-      Collective c;
-      c.kind = Kind::all_gather;
-      c.dtype = dtype_of(t);
-      c.n = t.numel();
-      c.x = t.const_data_ptr();
-      c.y = all.mutable_data_ptr();
-      communicator_->run(c);
+      communicator_->run(collective(Kind::all_gather, t.numel(), t, all));
     }
 
     // y = all rows · Wᵀ, a few columns at a time: the own rows out of x, while the gather is at work.
@@ -429,6 +469,16 @@ class Ops {
       return t.is_contiguous() ? t : keep(torch::stable::contiguous(t));
     }
 
+    static Collective collective(Kind kind, int64_t n, const Tensor& x, Tensor& y) {
+      Collective c;
+      c.kind = kind;
+      c.dtype = dtype_of(x);
+      c.n = n;
+      c.x = x.const_data_ptr();
+      c.y = y.mutable_data_ptr();
+      return c;
+    }
+
     static constexpr int64_t kColumns = 256;  // that are worth a product of their own
 
     void matrix(int64_t n, int64_t width) {
@@ -474,6 +524,10 @@ inline void define_ops(torch::stable::detail::StableLibrary& m) {
   m.def(
       "all_gather_linear(Tensor x, Tensor weight, Tensor? bias, int communicator) -> (Tensor y, "
       "Tensor gathered)");
+  m.def(
+      "linear_grads(Tensor dy, Tensor x, Tensor weight, int communicator, bool shards) -> (Tensor "
+      "dx, "
+      "Tensor dweight)");
 #define WEFT_INT8_PRODUCT                                                                    \
   "x_scale, Tensor packed, Tensor weight_scale, Tensor? bias, int communicator, ScalarType " \
   "out_dtype"
@@ -501,6 +555,7 @@ void implement_ops(torch::stable::detail::StableLibrary& m) {
   m.impl("linear_all_reduce", TORCH_BOX(&Fused::linear_all_reduce));
   m.impl("linear_reduce_scatter", TORCH_BOX(&Fused::linear_reduce_scatter));
   m.impl("all_gather_linear", TORCH_BOX(&Fused::all_gather_linear));
+  if constexpr (Backend::kKeepsProducts) m.impl("linear_grads", TORCH_BOX(&Fused::linear_grads));
   m.impl("int8_linear_all_reduce", TORCH_BOX(&Fused::int8_linear_all_reduce));
   m.impl("int8_linear_reduce_scatter", TORCH_BOX(&Fused::int8_linear_reduce_scatter));
   m.impl("int8_all_gather_linear", TORCH_BOX(&Fused::int8_all_gather_linear));

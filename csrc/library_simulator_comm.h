@@ -110,7 +110,7 @@ class Rank final : public comm::cuda::Communicator {
   }
 
  private:
-  void run_beside(const comm::Collective& c) override { run(c); }
+  void fork(const comm::Collective& c) override { run(c); }
   void join() override {}
 
   std::shared_ptr<RankMemories> memories_;

@@ -11,7 +11,7 @@ import torch
 import torch.distributed as dist
 
 import weft
-from weft.distributed import Communicator
+from weft.distributed import Communicator, copy_linear
 
 from .ranks import run
 from .test_collectives import OPS, assert_within_int8, everyones, expected
@@ -146,6 +146,34 @@ def test_linear(biased: bool):
                     torch.testing.assert_close(y, rows, rtol=1e-3, atol=1e-3)
 
 
+def gradients(ranks: list, shards: bool) -> tuple[list, list]:
+    """What linear_grads gives each rank, and what it should."""
+    world, M, K, N = len(ranks), 512, 200, 1000
+    dys = [torch.randn(world * M, N, device="cuda") for _ in ranks]
+    xs = [torch.randn(M if shards else world * M, K, device="cuda") for _ in ranks]
+    weights = [torch.randn(N, K, device="cuda") for _ in ranks]
+    torch.cuda.synchronize()
+    found = []
+    for (handle, stream), dy, x, weight in zip(ranks, dys, xs, weights, strict=True):
+        with torch.cuda.stream(stream):
+            found.append(torch.ops.weft.linear_grads(dy, x, weight, handle, shards))
+    torch.cuda.synchronize()
+    dx = sum(dy @ weight for dy, weight in zip(dys, weights, strict=True))
+    rows = [torch.cat(xs)] * world if shards else xs
+    return found, [
+        (dx.chunk(world)[r] if shards else dx, dy.t() @ rows[r]) for r, dy in enumerate(dys)
+    ]
+
+
+@pytest.mark.parametrize("shards", [False, True])
+def test_gradients_of_linear(shards: bool):
+    with streams(2) as ranks:
+        for _ in range(3):
+            for got, want in zip(*gradients(ranks, shards), strict=True):
+                for a, b in zip(got, want, strict=True):
+                    torch.testing.assert_close(a, b, rtol=1e-3, atol=1e-2)
+
+
 def test_int8_linear():
     world, M, K, N = 2, 514, 64, 1000
     xs = [torch.randint(-9, 10, (M, K), dtype=torch.int8, device="cuda") for _ in range(world)]
@@ -200,6 +228,34 @@ def test_a_graph_is_replayed():
                 call(ranks, "all_reduce", xs, "max")
 
 
+def test_a_graph_of_a_layers_gradients():
+    """The stream beside it comes into the graph, and back."""
+    with streams(2) as ranks:
+        dys = [torch.zeros(600, 300, device="cuda") for _ in ranks]
+        x, weight = torch.ones(600, 200, device="cuda"), torch.ones(300, 200, device="cuda")
+        for (handle, stream), dy in zip(ranks, dys, strict=True):  # cuBLAS takes its memory
+            with torch.cuda.stream(stream):
+                torch.ops.weft.linear_grads(dy, x, weight, handle, False)
+        torch.cuda.synchronize()
+        graphs, results = [], []
+        for (handle, stream), dy in zip(ranks, dys, strict=True):
+            graph = torch.cuda.CUDAGraph()
+            with torch.cuda.graph(graph, stream=stream):
+                results.append(torch.ops.weft.linear_grads(dy, x, weight, handle, False))
+            graphs.append(graph)
+        for i in range(10):
+            for r, dy in enumerate(dys):
+                dy.fill_(i + r)
+            torch.cuda.synchronize()
+            for graph, (_, stream) in zip(graphs, ranks, strict=True):
+                with torch.cuda.stream(stream):
+                    graph.replay()
+            torch.cuda.synchronize()
+            for r, (dx, dweight) in enumerate(results):
+                assert (dx == 300 * (2 * i + 1)).all()
+                assert (dweight == 600 * (i + r)).all()
+
+
 def test_a_rank_that_does_not_come():
     with streams(2, timeout=0.2) as ranks:
         handle, stream = ranks[0]
@@ -246,6 +302,14 @@ def check_processes(rank: int, world: int) -> None:
         x = torch.ones(10, device=device, requires_grad=True)
         communicator.all_reduce(x).sum().backward()
         assert (x.grad == world).all()
+        for layer in (copy_linear, weft.all_gather_linear):
+            x, w, b = (torch.randn(*shape, device=device) for shape in ((8, 6), (4, 6), (4,)))
+            leaves = [t.requires_grad_() for t in (x, w, b)]
+            loss = layer(*leaves, communicator).square().sum()
+            one_by_one = torch.autograd.grad(loss, leaves, create_graph=True)
+            at_once = torch.autograd.grad(loss, leaves)
+            for got, want in zip(at_once, one_by_one, strict=True):
+                torch.testing.assert_close(got, want.detach(), rtol=1e-4, atol=1e-4)
         with pytest.raises(RuntimeError, match="is on cuda"):
             communicator.connect_cuda(device)
         assert not communicator.failure

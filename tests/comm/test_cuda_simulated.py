@@ -248,6 +248,29 @@ def test_linear(bias: bool, dtype: torch.dtype):
             torch.testing.assert_close(y[r * M : (r + 1) * M], mine, **near)
 
 
+@pytest.mark.parametrize("shards", [False, True])
+def test_gradients_of_linear(shards: bool):
+    """Of small integers: all is exact."""
+    world, M, K, N = 3, 6, 40, 50
+    dys = [torch.randint(-3, 4, (2, world * M, N)).float() for _ in range(world)]
+    if shards:
+        dys = [dy.flatten(0, 1) for dy in dys]
+    rows = [dy.shape[0] // world if shards else dy.shape[0] for dy in dys]
+    xs = [
+        torch.randint(-3, 4, (n, *dy.shape[1:-1], K)).float()
+        for n, dy in zip(rows, dys, strict=True)
+    ]
+    weights = [torch.randint(-3, 4, (K, N)).float().t() for _ in range(world)]
+    want = sum(dy @ weight for dy, weight in zip(dys, weights, strict=True))
+    with ranks(world) as group:
+        call = simulated.linear_grads
+        results = group.calls([lambda r: call(dys[r], xs[r], weights[r], group.handles[r], shards)])
+        for r, (dx, dweight) in enumerate(results[0]):
+            assert torch.equal(dx, want.chunk(world)[r] if shards else want)
+            if not shards:  # products are computed at once: before the others' rows have come
+                assert torch.equal(dweight, dys[r].flatten(0, 1).t() @ xs[r].flatten(0, 1))
+
+
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 def test_int8_linear(dtype: torch.dtype):
     """Scales are powers of two, and sums small: all is exact."""
@@ -427,6 +450,13 @@ def test_refusals():
                 simulated.all_reduce(torch.ones(4).to(dtype), handle, "sum")
         with pytest.raises(RuntimeError, match="is no communicator"):
             simulated.all_reduce(torch.ones(4), -1, "sum")
+        for arguments, message in (
+            ((torch.ones(6, 4), torch.ones(3, 5), torch.ones(3, 5)), r"weight has shape \[3, 5\]"),
+            ((torch.ones(5, 4), torch.ones(3, 5), torch.ones(4, 5)), "that the 2 ranks divide"),
+            ((torch.ones(6, 4), torch.ones(6, 5), torch.ones(4, 5)), r"expected float32 \[3, 5\]"),
+        ):
+            with pytest.raises(RuntimeError, match=message):
+                simulated.linear_grads(*arguments, handle, True)
         with pytest.raises(RuntimeError, match="group_size is 1024, and a slot has 1024 bytes"):
             simulated.begin()
             simulated.all_reduce_int8(torch.ones(4), handle, "sum", 1024)

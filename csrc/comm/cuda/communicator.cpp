@@ -88,17 +88,21 @@ void Communicator::run_product(
     piece.y = static_cast<char*>(c.y) + row * N * size;
     for (int64_t r = 0; r < parts && piece.n > 0; ++r)
       product({r * rows + row, count, 0, N}, products + (first + r * count) * N * size, N);
-    run_beside(piece);
+    fork(piece);
   }
+  join();
+}
+
+void Communicator::run_beside(const Collective& c, FunctionRef<void()> meanwhile) {
+  fork(c);
+  meanwhile();
   join();
 }
 
 void Communicator::run_gather(const Collective& c, FunctionRef<void(int64_t, int64_t)> meanwhile) {
   Collective gather = c;
   gather.kind = Kind::all_gather;
-  run_beside(gather);
-  meanwhile(0, 1);
-  join();
+  run_beside(gather, [&] { meanwhile(0, 1); });
 }
 
 std::string Communicator::failure() const {

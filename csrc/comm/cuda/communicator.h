@@ -45,7 +45,9 @@ class Communicator {
   // stream of its own while that of the next is computed.
   void run_product(const Collective& collective,
                    FunctionRef<void(const Tile& tile, void* to, int64_t stride)> product);
-  // all_gather_linear: what meanwhile(0, 1) puts into the stream goes beside the collective.
+  // What meanwhile() puts into the stream goes beside the collective; what comes later, behind both.
+  void run_beside(const Collective& collective, FunctionRef<void()> meanwhile);
+  // all_gather_linear, beside meanwhile(0, 1).
   void run_gather(const Collective& collective, FunctionRef<void(int64_t, int64_t)> meanwhile);
   // The same, and then what progress(n) puts into the stream.
   void run(const Collective& collective, FunctionRef<void(int64_t n)> progress) {
@@ -59,7 +61,7 @@ class Communicator {
   void launch(const Collective& collective, gpu::Stream stream) const;
   // The collective in a stream of its own, behind what is in the current one by now; which waits
   // for all such in join().
-  virtual void run_beside(const Collective& collective) = 0;
+  virtual void fork(const Collective& collective) = 0;
   virtual void join() = 0;
 
   Options options_;

@@ -120,7 +120,7 @@ void Node::run(const Collective& c) {
   last_ = stream;
 }
 
-void Node::run_beside(const Collective& c) {
+void Node::fork(const Collective& c) {
   check_ready(c);
   const gpu::Stream stream = current_stream_();
   follow(stream);

@@ -45,7 +45,7 @@ class Node final : public Communicator {
   void check_ready(const Collective& collective) const;
   // Puts what the stream gets from now on behind the last call.
   void follow(gpu::Stream stream) const;
-  void run_beside(const Collective& collective) override;
+  void fork(const Collective& collective) override;
   void join() override;
 
   CurrentStream current_stream_;

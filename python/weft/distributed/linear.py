@@ -12,6 +12,7 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
+from ..ops._comm import grads_at_once
 from ..ops._grad import call, needs_grad
 from ..ops._int8_autocast import autocast_dtype
 from ..ops.int8 import quantize_int8
@@ -138,6 +139,10 @@ class _CopyLinear(torch.autograd.Function):
         x, weight = ctx.saved_tensors
         needs, rows = ctx.needs_input_grad, dy.shape[:-1].numel()
         flat = dy.reshape(rows, dy.shape[-1])
+        if grads_at_once(ctx, dy):
+            args = (dy.contiguous(), x.contiguous(), weight, ctx.communicator.handle, False)
+            dx, dweight = ctx.communicator._run(dy, lambda: torch.ops.weft.linear_grads(*args))
+            return dx, dweight, flat.sum(0) if needs[2] else None, None
         dx = linear_all_reduce(dy, weight.t(), None, ctx.communicator) if needs[0] else None
         dweight = flat.t() @ x.reshape(rows, x.shape[-1]) if needs[1] else None
         return dx, dweight, flat.sum(0) if needs[2] else None, None

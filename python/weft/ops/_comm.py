@@ -66,6 +66,10 @@ def _all_gather_linear(x, weight, bias, communicator):
     )
 
 
+def _linear_grads(dy, x, weight, communicator, shards):
+    return x.new_empty(x.shape), weight.new_empty(weight.shape)
+
+
 def _int8_linear_all_reduce(x, x_scale, packed, scale, bias, communicator, out_dtype):
     return x.new_empty((*x.shape[:-1], scale.shape[0]), dtype=out_dtype)
 
@@ -99,6 +103,7 @@ _FAKES: dict[str, Callable[..., Any]] = {
     "linear_all_reduce": _linear_all_reduce,
     "linear_reduce_scatter": _linear_reduce_scatter,
     "all_gather_linear": _all_gather_linear,
+    "linear_grads": _linear_grads,
     "int8_linear_all_reduce": _int8_linear_all_reduce,
     "int8_linear_reduce_scatter": _int8_linear_reduce_scatter,
     "int8_all_gather_linear": _int8_all_gather_linear,
@@ -184,12 +189,19 @@ def _flat(x: Tensor) -> Tensor:
     return x.reshape(x.shape[:-1].numel(), x.shape[-1])
 
 
+def _bias_grad(ctx, dy: Tensor) -> Tensor | None:
+    return _flat(dy).sum(0) if ctx.has_bias and ctx.needs_input_grad[2] else None
+
+
 def _weight_grads(ctx, x: Tensor, dy: Tensor) -> tuple[Tensor | None, Tensor | None]:
     """Of weight and bias."""
-    return (
-        _flat(dy).t() @ _flat(x) if ctx.needs_input_grad[1] else None,
-        _flat(dy).sum(0) if ctx.has_bias and ctx.needs_input_grad[2] else None,
-    )
+    return _flat(dy).t() @ _flat(x) if ctx.needs_input_grad[1] else None, _bias_grad(ctx, dy)
+
+
+def grads_at_once(ctx, dy: Tensor) -> bool:
+    """Whether `linear_grads` serves: x's gradient is added up in a stream of its own, beside the
+    product of the weight's. The op itself has no gradient."""
+    return dy.is_cuda and all(ctx.needs_input_grad[:2]) and not torch.is_grad_enabled()
 
 
 def _linear_all_reduce_backward(ctx, dy: Tensor | None):
@@ -212,7 +224,12 @@ def _linear_reduce_scatter_backward(ctx, dy: Tensor | None):
 def _all_gather_linear_backward(ctx, dy: Tensor | None, dgathered: Tensor | None):
     x, weight = ctx.saved_tensors
     scatter, dx, dweight, dbias = torch.ops.weft.reduce_scatter, None, None, None
-    if dy is not None:
+    if dy is not None and grads_at_once(ctx, dy):
+        dx, dweight = torch.ops.weft.linear_grads(
+            dy.contiguous(), x, weight, ctx.communicator, True
+        )
+        dbias = _bias_grad(ctx, dy)
+    elif dy is not None:
         if ctx.needs_input_grad[1]:  # gathered again: a shard is all that was kept
             x = torch.ops.weft.all_gather(x, ctx.communicator)
         if ctx.needs_input_grad[0]:
