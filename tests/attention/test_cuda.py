@@ -12,6 +12,7 @@ from torch import Tensor
 import weft
 
 from .cases import integers
+from .cases import starts as packed
 
 pytestmark = [
     pytest.mark.gpu,
@@ -112,6 +113,28 @@ def test_a_graph_of_decoding(S: int) -> None:
         graph.replay()
         assert torch.equal(out, step(others, used))
     assert all(map(torch.equal, caches, others))
+
+
+def test_a_graph_of_prompts_and_decoding() -> None:
+    """Who decodes, and who has a prompt, changes from replay to replay."""
+    lengths = [1, 260, 3, 0], [261, 0, 2, 1], [66, 66, 66, 66], [1, 1, 1, 1]
+    B, page, pages, total = 4, 16, 40, max(map(sum, lengths))
+    q, k, v = normal(total, H, D), *(normal(B * pages, page, K, D) for _ in "kv")
+    table = torch.randperm(B * pages, device="cuda").to(torch.int32).view(B, pages)
+    used = integers([600, 300, 640, 70], "cuda")
+
+    def step(starts: Tensor) -> Tensor:
+        return weft.attention(
+            q, k, v, causal=True, cu_seqlens_q=starts, max_seqlen_q=261, seqused_k=used,
+            block_table=table,
+        )  # fmt: skip
+
+    starts = packed(lengths[0], "cuda")
+    graph, found = captured(lambda: step(starts))
+    for now in lengths:
+        starts.copy_(packed(now, "cuda"))
+        graph.replay()
+        assert torch.equal(found, step(starts))
 
 
 def test_a_graph_of_training() -> None:
