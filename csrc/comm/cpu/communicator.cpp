@@ -45,12 +45,12 @@ constexpr int64_t kInt8Piece = 32768;       // elements, a multiple of every gro
 constexpr int64_t kGrainBytes = 64 << 10;   // worth another thread
 constexpr int64_t kStreamBytes = 16 << 20;  // messages beyond it leave no cache to their results
 
-// Looks at a counter before yielding, and yields before sleeping. With a CPU for every rank a peer
-// is at work, and about 30 µs of looking cost less than a sleep; else it may wait for this one.
-Patience patience_for(int world, int cpus, double timeout) {
+// Looks at a counter before yielding, and yields before sleeping. The peer may wait for this CPU,
+// even where there is one for every rank: another process has the other. Where nobody does, a yield
+// is but a slower look.
+Patience patience_for(double timeout) {
   const double seconds = std::min(timeout, 1e9);  // as nanoseconds in 64 bits
-  const auto limit = std::chrono::nanoseconds(static_cast<int64_t>(seconds * 1e9));
-  return world <= cpus ? Patience{2000, 200, limit} : Patience{20, 200, limit};
+  return {20, 300, std::chrono::nanoseconds(static_cast<int64_t>(seconds * 1e9))};
 }
 
 template <class T>
@@ -87,7 +87,7 @@ Registry& registry() {
 }  // namespace
 
 std::vector<Choice> default_table(int world, int cpus) {
-  if (world == 2) return {{INT64_MAX, false, 64 << 10}};
+  if (world == 2) return {{INT64_MAX, false, 256 << 10}};
   if (world <= cpus) return {{64 << 10, false, 64 << 10}, {INT64_MAX, true, 128 << 10}};
   return {{64 << 10, false, 64 << 10}, {INT64_MAX, true, 256 << 10}};
 }
@@ -98,9 +98,7 @@ Communicator::Communicator(std::unique_ptr<Segment> segment, Options options)
       rank_(segment_->rank()),
       world_(segment_->world()),
       options_(std::move(options)),
-      turns_(segment_->flags(), segment_->rank(), segment_->world(),
-             patience_for(segment_->world(), options_.cpus ? options_.cpus : segment_->world(),
-                          options_.timeout),
+      turns_(segment_->flags(), segment_->rank(), segment_->world(), patience_for(options_.timeout),
              *segment_),
       threads_(std::max(1, options_.cpus / segment_->world())),
       process_(fork_generation()) {
@@ -315,12 +313,13 @@ void Communicator::reduce(const Collective& c, const void* const* sources, int64
   }
 }
 
-// put(k, slot) for each piece, one ahead of take(k, event).
+// put(k, slot) for each piece of up to `bytes`, one ahead of take(k, slots): slots(r) is rank r's.
 template <class Put, class Take>
-void Communicator::rounds(const Collective& c, int64_t pieces, Put&& put, Take&& take) {
+void Communicator::rounds(const Collective& c, int64_t pieces, int64_t bytes, Put&& put,
+                          Take&& take) {
   const auto show = [&](int64_t k) {
     const uint32_t event = turns_.next();
-    timed(Phase::put, k, [&] { put(k, segment_->slot(rank(), event)); });
+    timed(Phase::put, k, [&] { put(k, segment_->slot(rank(), event, bytes)); });
     turns_.publish();
     return event;
   };
@@ -329,7 +328,7 @@ void Communicator::rounds(const Collective& c, int64_t pieces, Put&& put, Take&&
   for (int64_t k = 0; k < pieces; ++k) {
     const uint32_t next = k + 1 < pieces ? show(k + 1) : now;
     if (k > 0) timed(Phase::wait, k, [&] { turns_.wait(now); });
-    timed(Phase::take, k, [&] { take(k, now); });
+    timed(Phase::take, k, [&] { take(k, [&](int r) { return segment_->slot(r, now, bytes); }); });
     now = next;
   }
 }
@@ -339,18 +338,17 @@ void Communicator::one_shot(const Collective& c, int64_t piece, const Progress* 
   const bool stream = !progress && c.n * size >= kStreamBytes;
   const auto count = [&](int64_t k) { return std::min(step, c.n - k * step); };
   rounds(
-      c, std::max<int64_t>(ceil_div(c.n, step), 1),
+      c, std::max<int64_t>(ceil_div(c.n, step), 1), count(0) * size,
       [&](int64_t k, char* slot) {
         spread(count(k), count(k) * size, kLine, [&](int64_t begin, int64_t end) {
           copy(at(slot, begin, size), at(c.x, k * step + begin, size), (end - begin) * size);
         });
       },
-      [&](int64_t k, uint32_t event) {
+      [&](int64_t k, auto slots) {
         spread(count(k), count(k) * size, kLine, [&](int64_t begin, int64_t end) {
           const void* sources[kMaxWorld];
           for (int r = 0; r < world(); ++r) {
-            sources[r] = r == rank() ? at(c.x, k * step + begin, size)
-                                     : at(segment_->slot(r, event), begin, size);
+            sources[r] = r == rank() ? at(c.x, k * step + begin, size) : at(slots(r), begin, size);
           }
           reduce(c, sources, k * step + begin, end - begin, nullptr, stream);
         });
@@ -431,11 +429,11 @@ void Communicator::two_shot(const Collective& c, int64_t piece, const Progress* 
 
 void Communicator::reduce_scatter(const Collective& c, int64_t piece) {
   const int64_t size = static_cast<int64_t>(size_of(c.dtype)), W = world();
-  const int64_t step = piece / size / W / kLine * kLine;
+  const int64_t step = std::min(piece / size / W / kLine * kLine, round_up(c.n + 1, kLine));
   const bool stream = c.n * size >= kStreamBytes;
   const auto count = [&](int64_t k) { return std::min(step, c.n - k * step); };
   rounds(
-      c, std::max<int64_t>(ceil_div(c.n, step), 1),
+      c, std::max<int64_t>(ceil_div(c.n, step), 1), W * step * size,
       [&](int64_t k, char* slot) {
         spread(W, W * count(k) * size, 1, [&](int64_t first, int64_t last) {
           for (int64_t r = first; r < last; ++r) {
@@ -444,12 +442,12 @@ void Communicator::reduce_scatter(const Collective& c, int64_t piece) {
           }
         });
       },
-      [&](int64_t k, uint32_t event) {
+      [&](int64_t k, auto slots) {
         spread(count(k), W * count(k) * size, kLine, [&](int64_t begin, int64_t end) {
           const void* sources[kMaxWorld];
           for (int r = 0; r < W; ++r) {
             sources[r] = r == rank() ? at(c.x, r * c.n + k * step + begin, size)
-                                     : at(segment_->slot(r, event), rank() * step + begin, size);
+                                     : at(slots(r), rank() * step + begin, size);
           }
           reduce(c, sources, k * step + begin, end - begin, nullptr, stream);
         });
@@ -460,13 +458,13 @@ void Communicator::all_gather(const Collective& c, int64_t piece) {
   const int64_t size = static_cast<int64_t>(size_of(c.dtype)), W = world(), step = piece / size;
   const auto count = [&](int64_t k) { return std::min(step, c.n - k * step); };
   rounds(
-      c, std::max<int64_t>(ceil_div(c.n, step), 1),
+      c, std::max<int64_t>(ceil_div(c.n, step), 1), count(0) * size,
       [&](int64_t k, char* slot) { copy(slot, at(c.x, k * step, size), count(k) * size); },
-      [&](int64_t k, uint32_t event) {
+      [&](int64_t k, auto slots) {
         spread(W, W * count(k) * size, 1, [&](int64_t first, int64_t last) {
           for (int64_t i = first; i < last; ++i) {
             const int r = static_cast<int>((rank() + i) % W);
-            const void* from = r == rank() ? at(c.x, k * step, size) : segment_->slot(r, event);
+            const void* from = r == rank() ? at(c.x, k * step, size) : slots(r);
             copy(at(c.y, r * c.n + k * step, size), from, count(k) * size);
           }
         });
@@ -479,7 +477,7 @@ void Communicator::all_reduce_int8(const Collective& c, const Progress* progress
   const int64_t scale_bytes = round_up(step / c.group * 4, kLine);
   const auto count = [&](int64_t k) { return std::min(step, c.n - k * step); };
   rounds(
-      c, std::max<int64_t>(ceil_div(c.n, step), 1),
+      c, std::max<int64_t>(ceil_div(c.n, step), 1), scale_bytes + count(0),
       [&](int64_t k, char* slot) {
         spread(count(k), count(k) * size, c.group, [&](int64_t begin, int64_t end) {
           kernels().quantise(c.dtype, at(c.x, k * step + begin, size), end - begin, c.group,
@@ -487,11 +485,11 @@ void Communicator::all_reduce_int8(const Collective& c, const Progress* progress
                              reinterpret_cast<float*>(slot) + begin / c.group);
         });
       },
-      [&](int64_t k, uint32_t event) {
+      [&](int64_t k, auto slots) {
         spread(count(k), count(k) * size, c.group, [&](int64_t begin, int64_t end) {
           Quantised sources[kMaxWorld];
           for (int r = 0; r < world(); ++r) {
-            const char* slot = segment_->slot(r, event);
+            const char* slot = slots(r);
             sources[r] = {reinterpret_cast<const int8_t*>(slot + scale_bytes + begin),
                           reinterpret_cast<const float*>(slot) + begin / c.group};
           }

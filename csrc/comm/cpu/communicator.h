@@ -115,7 +115,7 @@ class WEFT_API Communicator {
     spans_.push_back({turns_.call(), kind_, phase, piece, begin, now()});
   }
   template <class Put, class Take>
-  void rounds(const Collective& c, int64_t pieces, Put&& put, Take&& take);
+  void rounds(const Collective& c, int64_t pieces, int64_t bytes, Put&& put, Take&& take);
   void product_one_shot(const Collective& c, Product product);
   void product_two_shot(const Collective& c, Product product);
   void product_scatter(const Collective& c, Product product);

@@ -18,11 +18,12 @@
 #include <string>
 
 #include "comm/cpu/protocol.h"
+#include "core/divide.h"
 
 namespace weft::comm::cpu {
 
 constexpr int kMaxWorld = 64;
-constexpr size_t kSlotBytes = 256 << 10;
+constexpr int64_t kSlotBytes = 256 << 10;
 
 class Segment final : public Peers {
  public:
@@ -43,6 +44,15 @@ class Segment final : public Peers {
   Flag* flags() const { return reinterpret_cast<Flag*>(base_ + sizeof(Flag)); }
   char* slot(int r, uint32_t event) const {
     return base_ + slots_at(r) + event % kRing * kSlotBytes;
+  }
+  // Of events of up to `bytes`, a part of the slot: all of its parts in turn. Lines that the peers
+  // have read lately, and still hold, take longer to write than such as both sides have let go.
+  // What is shorter than kTurnBytes stays where it is.
+  char* slot(int r, uint32_t event, int64_t bytes) const {
+    constexpr int64_t kTurnBytes = 8 << 10;
+    if (bytes < kTurnBytes) return slot(r, event);
+    const int64_t part = round_up<int64_t>(bytes, 64), parts = kSlotBytes / part;
+    return slot(r, event) + event / kRing % parts * part;
   }
   bool alive(int r) const override;
 
