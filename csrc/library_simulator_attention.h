@@ -21,6 +21,7 @@ class AttentionMemory : public simulator::Memory {
       input(t->data, t->dtype, span(*t, p.B, p.H, p.S, p.T));
     for (const attention::Vectors* t : {&p.alibi, &p.sinks})
       input(t->data, DType::f32, (p.B - 1) * t->batch + (p.H - 1) * t->head + 1);
+    input(p.dropout.state, DType::i64, 2);
   }
 
   // q, or what has its rows; k and v.

@@ -17,6 +17,7 @@ class NormMemory : simulator::Memory {
   void input(const norm::Channels& c) { Memory::input(c.data, c.dtype, c.heads * C_); }
   void input(const norm::PerRow& v) { Memory::input(v.data, v.dtype, N_); }
   void input(const float* scale) { Memory::input(scale, DType::f32, 1); }
+  void input(const Dropout& dropout) { Memory::input(dropout.state, DType::i64, 2); }
   void output(const Rows& rows) {
     each(rows, [&](const void* data, int64_t n) { Memory::output(data, rows.dtype, n); });
   }
@@ -66,6 +67,7 @@ struct SimulatorNorm : simulator::Backend {
       memory.input(*c);
     memory.input(p.rowscale);
     memory.input(p.int8.scale);
+    memory.input(p.dropout);
     for (const Rows* rows : {&p.y, &p.y1, &p.residual_out, &p.mask, &p.mask1, &p.int8.q})
       memory.output(*rows);
     memory.output(p.mean);
@@ -80,6 +82,7 @@ struct SimulatorNorm : simulator::Backend {
     for (const norm::Channels* c : {&p.weight, &p.bias, &p.weight1, &p.x_bias, &p.layerscale})
       if (c->data) memory.input(*c);
     for (const norm::PerRow* v : {&p.mean, &p.rstd, &p.rowscale}) memory.input(*v);
+    memory.input(p.dropout);
     for (const Rows* rows : {&p.dx, &p.dx1, &p.dresidual, &p.dresidual2}) memory.output(*rows);
     for (const norm::Channels* c :
          {&p.dweight, &p.dbias, &p.dweight1, &p.dbias1, &p.dx_bias, &p.dlayerscale})
@@ -91,6 +94,7 @@ struct SimulatorNorm : simulator::Backend {
 
   static void dropout_mask(const Dropout& dropout, int64_t count, int stream, bool* mask) {
     NormMemory memory(1, count);
+    memory.input(dropout);
     memory.output(mask, DType::boolean, count);
     norm::cuda::dropout_mask(dropout, count, stream, mask, {simulator::limits()});
     memory.check_written();

@@ -540,7 +540,7 @@ class Ops {
       windows(p, o.window_left, o.window_right, o.top_left);
       p.softmax_scale = o.softmax_scale;
       p.softcap = o.softcap;
-      p.dropout = read_dropout(op, o.dropout_p, o.rng_state);
+      p.dropout = read_dropout(*this, o.dropout_p, o.rng_state);
       p.allow_tf32 = o.allow_tf32;
       const Sizes all = {p.B, p.H, p.S, p.T};
       if (o.bias) {

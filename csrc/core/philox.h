@@ -19,9 +19,16 @@ struct PhiloxKey {
   uint64_t offset;
 };
 
+// The state lies where the kernels' memory is, and is read by them: a graph of a GPU's work that is
+// launched again draws from what it is then.
 struct Dropout {
   double p = 0;
-  PhiloxKey key = {0, 0};
+  const int64_t* state = nullptr;  // seed, offset; none where p is 0
+
+  WEFT_INLINE PhiloxKey key() const {
+    if (!state) return {0, 0};
+    return {static_cast<uint64_t>(state[0]), static_cast<uint64_t>(state[1])};
+  }
 };
 
 // Blocks between the streams of one (seed, offset).

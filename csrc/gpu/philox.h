@@ -2,9 +2,14 @@
 #pragma once
 
 #include "core/philox.h"
-#include "gpu/vec.h"
+#include "gpu/global.h"
 
 namespace weft::gpu {
+
+WEFT_DEVICE PhiloxKey philox_key(const int64_t* state) {
+  if (!state) return {0, 0};
+  return {static_cast<uint64_t>(load(state)), static_cast<uint64_t>(load(state + 1))};
+}
 
 // Elements 4 · index … 4 · index + 3 of a stream of (seed, offset); the stream is in the index's
 // upper bits.

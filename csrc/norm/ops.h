@@ -282,8 +282,9 @@ class Ops {
     check(numel >= 0, "weft.dropout_mask: numel is ", numel, ", expected at least 0");
     check(stream == 0 || stream == 1, "weft.dropout_mask: stream is ", stream,
           ", expected 0 (x) or 1 (x1)");
+    const weft::Call<Backend> call("dropout_mask", rng_state, "rng_state");
+    const Dropout dropout = read_dropout(call, p, rng_state);
     Tensor mask = empty({numel}, DType::boolean, rng_state);
-    const Dropout dropout = read_dropout("dropout_mask", p, rng_state);
     if (numel)
       Backend::dropout_mask(dropout, numel, static_cast<int>(stream),
                             static_cast<bool*>(mask.mutable_data_ptr()));
@@ -443,8 +444,8 @@ class Ops {
       return {const_cast<void*>(t.const_data_ptr()), acc_of(dtype)};
     }
 
-    Dropout dropout(double p, const OptionalTensor& rng_state) {
-      return read_dropout(op, p, rng_state);
+    Dropout dropout(double p, const OptionalTensor& rng_state) const {
+      return read_dropout(*this, p, rng_state);
     }
 
     // ---- outputs

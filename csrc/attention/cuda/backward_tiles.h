@@ -186,7 +186,7 @@ WEFT_DEVICE float score(const Problem& p, const Sight& sight, int64_t b, const R
 WEFT_DEVICE float kept(const Problem& p, const Scoring& scoring, int64_t b, const Row& row,
                        int32_t t) {
   const auto at = static_cast<uint64_t>(((b * p.H + row.h) * p.S + row.i) * p.T + t);
-  const Vec<uint32_t, 4> words = philox(scoring.key, at / 4);
+  const Vec<uint32_t, 4> words = philox(philox_key(scoring.state), at / 4);
   const uint32_t in = at % 4, word = in < 2    ? (in == 0 ? words[0] : words[1])
                                      : in == 2 ? words[2]
                                                : words[3];

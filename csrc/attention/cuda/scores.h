@@ -34,7 +34,7 @@ struct Scoring {
   float scale = 1;
   float before = 1, cap = 0;  // s = cap · tanh(before · s), or before · s
   bool changes = false;
-  PhiloxKey key = {0, 0};
+  const int64_t* state = nullptr;  // of dropout
   uint64_t threshold = 0;
   float kept = 1;  // what dropout multiplies the rest with
   bool drops = false;
@@ -44,7 +44,7 @@ struct Scoring {
       : before(static_cast<float>(p.softmax_scale * (p.softcap > 0 ? 1 / p.softcap : kLog2e))),
         cap(static_cast<float>(p.softcap * kLog2e)),
         changes(p.softcap > 0 || p.bias || p.mask || p.alibi || !(p.softmax_scale > 0)),
-        key(p.dropout.key),
+        state(p.dropout.state),
         threshold(dropout_threshold(p.dropout.p)),
         kept(p.dropout.p < 1 ? static_cast<float>(1 / (1 - p.dropout.p)) : 0.0f),
         drops(p.dropout.p > 0) {
@@ -185,17 +185,18 @@ template <int kColumns>
 WEFT_DEVICE uint32_t kept_bits(const Problem& p, const Scoring& scoring, int64_t b, const Row& row,
                                int32_t first) {
   static_assert(kColumns <= 32);
+  const PhiloxKey key = philox_key(scoring.state);
   const uint64_t begin =
       static_cast<uint64_t>(((b * p.H + row.h) * p.S + row.i) * p.T + first + lane() % 4 * 2);
   uint32_t bits = 0;
   WEFT_NO_UNROLL
   for (uint32_t pair = 0; pair < kColumns / 2; ++pair) {
     const uint64_t at = begin + 8 * pair;
-    Vec<uint32_t, 4> words = philox(scoring.key, at / 4);
+    Vec<uint32_t, 4> words = philox(key, at / 4);
     const uint32_t in = at % 4;
     const uint32_t low = in < 2 ? (in == 0 ? words[0] : words[1]) : in == 2 ? words[2] : words[3];
     uint32_t high = in == 0 ? words[1] : in == 1 ? words[2] : words[3];
-    if (in == 3) high = philox(scoring.key, at / 4 + 1)[0];
+    if (in == 3) high = philox(key, at / 4 + 1)[0];
     bits |= (low >= scoring.threshold ? 1u : 0u) << (2 * pair);
     bits |= (high >= scoring.threshold ? 2u : 0u) << (2 * pair);
   }

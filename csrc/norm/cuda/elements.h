@@ -88,14 +88,14 @@ WEFT_DEVICE Vec<float, N> load_first(const Shared<float>& from, uint32_t i, int6
 
 // Dropout as kernels want it.
 struct Draw {
-  PhiloxKey key = {0, 0};
+  const int64_t* state = nullptr;
   uint64_t threshold = 0;
   float scale = 0;  // of what is kept
   bool on = false;
 
   Draw() = default;
   explicit Draw(const Dropout& d)
-      : key(d.key),
+      : state(d.state),
         threshold(dropout_threshold(d.p)),
         scale(d.p < 1 ? static_cast<float>(1 / (1 - d.p)) : 0.0f),
         on(d.p != 0) {}
@@ -105,6 +105,7 @@ struct Draw {
   WEFT_DEVICE Vec<uint8_t, N> mask(int64_t e, int stream) const {
     const uint64_t block =
         static_cast<uint64_t>(e) / 4 + static_cast<uint64_t>(stream) * kPhiloxStream;
+    const PhiloxKey key = philox_key(state);
     Vec<uint8_t, N> kept;
     if constexpr (N == 1) {
       const Vec<uint32_t, 4> words = philox(key, block);

@@ -19,7 +19,7 @@ class AttentionArgs(NamedTuple):
     cu_seqlens_k: Tensor | None = None  # [B + 1]
     seqused_q: Tensor | None = None  # [B]
     seqused_k: Tensor | None = None  # [B]
-    rng_state: Tensor | None = None  # [2], int64, on the CPU: (seed, offset)
+    rng_state: Tensor | None = None  # [2], int64: (seed, offset)
     max_seqlen_q: int = 0
     max_seqlen_k: int = 0
     softmax_scale: float = 1.0

@@ -26,7 +26,6 @@ def _checked(name: str, fake: Callable[..., Any]) -> Callable[..., Any]:
     def run(*args: Any, **kwargs: Any) -> Any:
         given = {**dict(zip(names, args, strict=False)), **kwargs}
         tensors = {n: v for n, v in given.items() if isinstance(v, Tensor)}
-        tensors.pop("rng_state" if len(tensors) > 1 else "", None)  # lies on the CPU, as seeds do
         first, *others = tensors.items()
         for argument, tensor in others:
             if tensor.device != first[1].device:

@@ -21,7 +21,7 @@ class NormArgs(NamedTuple):
     x1: Tensor | None = None  # [*N, *C]
     rowscale: Tensor | None = None  # [*N]
     layerscale: Tensor | None = None  # [*C]
-    rng_state: Tensor | None = None  # [2], int64, on the CPU: (seed, offset)
+    rng_state: Tensor | None = None  # [2], int64: (seed, offset)
     dropout_p: float = 0.0
     residual_alpha: float = 1.0
     eps: float = 1e-5

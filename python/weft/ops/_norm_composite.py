@@ -25,7 +25,7 @@ def masks(args: NormArgs) -> tuple[Tensor | None, Tensor | None]:
         return None, None
     assert args.rng_state is not None
     drawn = [
-        _dropout_mask(args.rng_state, t.numel(), args.dropout_p, stream).view(t.shape).to(t.device)
+        _dropout_mask(args.rng_state, t.numel(), args.dropout_p, stream).view(t.shape)
         for stream, t in enumerate((args.x, args.x1))
         if t is not None
     ]

@@ -35,6 +35,7 @@ from ._attention_args import AttentionArgs
 from ._attention_autograd import last_contiguous
 from ._attention_dispatch import allows_tf32, attention_forward, plain_attention
 from ._grad import needs_grad, refuse_grad
+from ._rng_state import rng_state_for
 from ._written import written
 
 _kv_cache_append_ = torch.ops.weft.kv_cache_append_.default
@@ -109,9 +110,9 @@ def attention(
         alibi_slopes: [H] or [B, H] (Press, Smith, Lewis: ALiBi, arXiv 2108.12409).
         sinks: [H], a logit without a value that joins each row's softmax (attention sinks).
         dropout_p: probability with which a weight is dropped; those kept are scaled by 1/(1-p).
-        rng_state: int64 [2] on the CPU, the (seed, offset) that dropout draws from; element
+        rng_state: int64 [2], the (seed, offset) that dropout draws from; element
             ((b · H + h) · S + s) · T + t of :func:`weft.dropout_mask`. Default: drawn from
-            PyTorch's CPU generator.
+            PyTorch's generator of q's device, at each replay of a CUDA graph anew.
         cu_seqlens_q, cu_seqlens_k: int32 [B + 1], where each sequence of a packed tensor begins.
             Packed queries may also meet dense k and v, or pages: prefill and decode in one call.
         max_seqlen_q, max_seqlen_k: the longest sequence of packed tensors: S and T. Default: found
@@ -172,8 +173,6 @@ def attention(
         if bias is not None and bias.requires_grad and bias.shape != scores:
             bias = bias.to(torch.promote_types(bias.dtype, torch.float32))  # summed, then rounded
         bias, mask = _expand("bias", bias, scores), _expand("mask", mask, scores)
-    if dropout_p > 0 and rng_state is None:
-        rng_state = torch.randint(2**63 - 1, (2,), dtype=torch.int64, device="cpu")
     args = AttentionArgs(
         last_contiguous(q),
         last_contiguous(k),
@@ -186,7 +185,7 @@ def attention(
         _contiguous(cu_seqlens_k),
         _contiguous(seqused_q),
         _contiguous(seqused_k),
-        rng_state if dropout_p > 0 else None,
+        rng_state_for(q, dropout_p, rng_state),
         max_seqlen_q or 0,
         max_seqlen_k or 0,
         q.shape[-1] ** -0.5 if softmax_scale is None else softmax_scale,
@@ -261,7 +260,7 @@ def scaled_dot_product_attention(
         attn_mask: broadcasts to [\*B, H, S, T]: bool, True where a key is seen, or added to the
             scores.
         dropout_p: probability with which a weight is dropped, in evaluation too. Which ones follows
-            from PyTorch's CPU generator, but they are not those that PyTorch draws.
+            from PyTorch's generator of the device, but they are not those that PyTorch draws.
         is_causal: query i sees the keys 0 to i.
         scale: factor of the scores. Default: 1 / √D.
         enable_gqa: key and value have fewer heads than the query; each serves a group.

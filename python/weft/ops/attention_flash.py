@@ -14,6 +14,7 @@ import torch
 from torch import Tensor
 
 from ._grad import without_grad
+from ._rng_state import new_rng_state
 from .attention import attention, attention_with_kvcache_
 
 Window = tuple[int | None, int | None]
@@ -314,14 +315,14 @@ def _attend(
         return attention(q, k, v, dropout_p=dropout_p, **options)
     if dropout_p == 0:
         return *attention(q, k, v, return_lse=True, **options), q.new_empty(0)
-    rng_state = torch.randint(2**63 - 1, (2,), dtype=torch.int64, device="cpu")
+    rng_state = new_rng_state(q)
     out, lse = attention(
         q, k, v, dropout_p=dropout_p, rng_state=rng_state, return_lse=True, **options
     )
     with torch.no_grad():
         weights = _weights(q, k, options)  # [B, H, S, T]
         kept = _dropout_mask(rng_state, weights.numel(), dropout_p, 0)
-        return out, lse, weights.where(kept.view(weights.shape).to(q.device), -weights)
+        return out, lse, weights.where(kept.view(weights.shape), -weights)
 
 
 _CHUNK = 512  # the largest head size

@@ -31,6 +31,7 @@ from . import _norm_autograd, _norm_fake  # noqa: F401  they register themselves
 from ._grad import refuse_grad
 from ._norm_args import NormArgs
 from ._norm_dispatch import add_norm, norm, norm_forward
+from ._rng_state import rng_state_for
 from ._written import written
 
 _is_grad_enabled = torch.is_grad_enabled
@@ -269,11 +270,11 @@ def layer_norm_fn(
         layerscale: [C], a factor per channel.
         residual2: [\*N, C], a second residual.
         residual_alpha: factor of `residual` (DeepNorm, arXiv 2203.00555).
-        rng_state: int64 [2] on the CPU, the (seed, offset) that dropout draws from. Default: drawn
-            from PyTorch's CPU generator, hence set by :func:`torch.manual_seed`. The mask is
-            Philox4x32-10's (Salmon et al., "Parallel random numbers: as easy as 1, 2, 3", SC 2011),
-            the same on every
-            device: see :func:`weft.dropout_mask`.
+        rng_state: int64 [2], the (seed, offset) that dropout draws from. Default: drawn from
+            PyTorch's generator of x's device, hence set by :func:`torch.manual_seed`, and at each
+            replay of a CUDA graph anew. The mask is Philox4x32-10's (Salmon et al., "Parallel
+            random numbers: as easy as 1, 2, 3", SC 2011), the same on every device: see
+            :func:`weft.dropout_mask`.
 
     Returns:
         y alone, or the tuple of y, y1 (with `weight1`), z (with `prenorm`), and the masks of x and
@@ -283,8 +284,6 @@ def layer_norm_fn(
         raise ValueError("weft.layer_norm_fn: rowscale cannot be combined with x1")
     if bias1 is not None and weight1 is None:
         raise ValueError("weft.layer_norm_fn: bias1 needs weight1")
-    if dropout_p > 0 and rng_state is None:
-        rng_state = torch.randint(2**63 - 1, (2,), dtype=torch.int64, device="cpu")
     nothing_else = (
         x1 is weight1 is rowscale is x_bias is layerscale is residual2 is None
         and out is residual_out is out_dtype is None
@@ -312,7 +311,7 @@ def layer_norm_fn(
         x1,
         rowscale,
         layerscale,
-        rng_state if dropout_p > 0 else None,
+        rng_state_for(x, dropout_p, rng_state),
         dropout_p,
         residual_alpha,
         eps,
@@ -451,13 +450,13 @@ def dropout_mask(rng_state: Tensor, shape: Sequence[int], p: float, stream: int 
     and counter (e // 4 + stream * 2^40, offset) is at least p * 2^32 (Salmon et al., SC 2011).
 
     Args:
-        rng_state: int64 [2] on the CPU: (seed, offset).
+        rng_state: int64 [2]: (seed, offset).
         shape: of the input that is dropped.
         p: probability with which an element is dropped, 0 to 1.
         stream: 0 for x, 1 for x1.
 
     Returns:
-        bool, of `shape`, on the CPU.
+        bool, of `shape`, on the device of `rng_state`.
     """
     shape = torch.Size(shape)
     return _dropout_mask(rng_state, shape.numel(), p, stream).view(shape)
