@@ -75,16 +75,19 @@ def _attention_sm90(shape: str, products: int, stages: int) -> Expected:
     )
 
 
-def _attention_backward_sm90(D: int, steps: int, starts: int, waits: int) -> Expected:
-    """The same of the backward: `steps` of 64 queries a block.
+def _attention_backward_sm90(
+    D: int, options: bool, steps: int, queries: int, starts: int, waits: int
+) -> Expected:
+    """The same of the backward: `steps` of so many queries a block.
 
     Scores before the loops over masked and whole blocks, dQ of the last block behind them.
     """
-    scores, sums, dq = D // 16, 64 // 16, 128 // 16
-    products = scores + 2 * (steps * 2 * (scores + sums) + dq) + dq
+    scores, sums, dq = D // 16, queries // 16, 128 // 16
+    loops = 1 if options else 2
+    products = scores + loops * (steps * 2 * (scores + sums) + dq) + dq
     adds = {"UBLKRED": 1, "FENCE.VIEW.ASYNC.G": 1}
     return Expected(
-        rf"attention::cuda::backward_sm90_kernel<.*Shape<{D}>",
+        rf"attention::cuda::backward_sm90_kernel<.*Shape<{D}, {str(options).lower()}>",
         {"HGMMA": products, "UTMALDG": 4, **adds, "STSM": 8, "USETMAXREG": 2},
         {"HGMMA": products, "WARPGROUP.ARRIVE": starts, "WARPGROUP.DEPBAR": waits},
         architectures=("sm_90a",),
@@ -115,8 +118,11 @@ EXPECTED = (
     # With options all blocks are masked.
     _attention_sm90("64, 64, true", 2 * 64 // 16 + 2 * 64 // 16, 4),
     _attention_sm90("128, 128, true", 2 * 128 // 16 + 2 * 64 // 16, 4),
-    _attention_backward_sm90(64, 2, 20, 20),
-    _attention_backward_sm90(128, 1, 12, 12),
+    _attention_sm90("192, 128, true", 2 * 192 // 16 + 2 * 64 // 16, 4),
+    _attention_backward_sm90(64, False, 2, 64, 20, 20),
+    _attention_backward_sm90(128, False, 1, 64, 12, 12),
+    _attention_backward_sm90(64, True, 2, 64, 12, 12),
+    _attention_backward_sm90(128, True, 2, 32, 12, 12),
     Expected(
         "attention::cuda::backward_finish_kernel",
         {"LDG.128": 8, "STSM": 4, "STG.128": 1},

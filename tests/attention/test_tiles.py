@@ -47,10 +47,10 @@ OPTIONS = (
 )
 
 
-@pytest.mark.parametrize("D", [64, 128])
+@pytest.mark.parametrize("D, Dv", HEADS[:3])
 @pytest.mark.parametrize("options", OPTIONS, ids=name)
-def test_options(backend: Backend, options: tuple[str, ...], D: int) -> None:
-    shape = Shape(B=1, S=140, T=205, H=2, K=2, D=D, Dv=D)
+def test_options(backend: Backend, options: tuple[str, ...], D: int, Dv: int) -> None:
+    shape = Shape(B=1, S=140, T=205, H=2, K=2, D=D, Dv=Dv)
     check(problem(options, torch.bfloat16, shape, backend.device))
 
 
@@ -148,6 +148,14 @@ TRAINED = (
 def test_backward(backend: Backend, D: int, Dv: int, dtype: torch.dtype, window: str) -> None:
     shape = Shape(B=1, S=140, T=270, H=2, K=1, D=D, Dv=Dv)
     check_backward(problem(("sinks",), dtype, shape, backend.device) | WINDOWS[window])
+
+
+@pytest.mark.parametrize("D", [64, 128])
+@pytest.mark.parametrize("options", (*OPTIONS, ("window", "bias", "alibi_of_batch")), ids=name)
+def test_backward_options(backend: Backend, options: tuple[str, ...], D: int) -> None:
+    """The last: blocks of bias that no query sees have gradients, too."""
+    shape = Shape(B=1, S=140, T=270, H=2, K=1, D=D, Dv=D)
+    check_backward(problem(options, torch.bfloat16, shape, backend.device))
 
 
 @pytest.mark.parametrize("D", [64, 128])

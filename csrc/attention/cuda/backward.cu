@@ -51,7 +51,7 @@ void backward(const Backward& p, const Device& device) {
       .scale = static_cast<float>(p.softmax_scale),
       .log2_scale = static_cast<float>(p.softmax_scale * kLog2e),
       .group = static_cast<int32_t>(p.H / p.K),
-      .plain = plan.plain,
+      .log2 = plan.plain || plan.sm90.D,
       .vector = plan.vector,
       .vector_out = plan.vector_out};
   if (p.q.dtype == DType::bf16)

@@ -20,7 +20,7 @@ struct BackwardCall {
   float scale = 1;  // softmax_scale, and times log2 e
   float log2_scale = 1;
   int32_t group = 1;    // query heads of a key head
-  bool plain = false;   // shifts are logarithms to base 2
+  bool log2 = false;    // shifts are logarithms to base 2
   bool vector = false;  // rows of q, k, v and dout are moved 16 bytes at a time
   bool vector_out = false;
 };
@@ -33,7 +33,7 @@ WEFT_DEVICE int64_t first_block(const BackwardCall& call, const Sequence& e, int
 }
 
 // Where `rows` has the shift and the δ of query i of head h. sm_80's kernels read pairs, in the order
-// of lse; sm_90's 64 shifts and 64 δ at a time.
+// of lse; sm_90's the shifts and the δ of a step.
 struct RowPlace {
   int64_t shift, delta;
 };
@@ -43,9 +43,9 @@ WEFT_DEVICE RowPlace row_place(const BackwardCall& call, const Sequence& e, int6
     const int64_t row = lse_index(call.p, e, b, h, i);
     return {2 * row, 2 * row + 1};
   }
-  const int64_t row = first_block(call, e, b, h) * call.sm90.queries + i,
-                at = row / 64 * 128 + row % 64;
-  return {at, at + 64};
+  const int64_t row = first_block(call, e, b, h) * call.sm90.queries + i, step = call.sm90.step,
+                at = row / step * 2 * step + row % step;
+  return {at, at + step};
 }
 
 // The kernels that make the scores again: one for each dtype of q, of float32 two, by p.allow_tf32.

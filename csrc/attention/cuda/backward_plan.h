@@ -62,8 +62,10 @@ constexpr BackwardTiles widest(const Tiling& t) {
 // How the kernel of sm_90a is launched (backward_plan_sm90.h), where it takes the call.
 struct BackwardSm90 {
   int D = 0;             // that it is compiled for; 0: it does not
+  bool options = false;  // all that there are, or windows alone
   Schedule schedule;     // a tile: a block of keys
   uint32_t queries = 0;  // of a block of queries
+  uint32_t step = 0;     // … that are gone over at a time
   uint32_t longest = 0;  // blocks of queries of the longest sequence
   int64_t blocks = 0;    // of queries of a head, of all sequences
 };

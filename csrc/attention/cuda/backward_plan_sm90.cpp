@@ -39,9 +39,9 @@ bool is_mostly_padding(int64_t rows, int64_t padded, int64_t columns) {
   return (padded - rows) * row > std::max(kBytes, 2 * rows * row);
 }
 
-template <int D>
+template <class Shape>
 void take(const Backward& p, BackwardPlan& plan) {
-  using Shape = BackwardShape<D>;
+  constexpr int D = Shape::kD;
   constexpr int64_t kQueries = Shape::kQueries, kKeys = Shape::kKeys;
   const int64_t longest = ceil_div(p.S, kQueries), heads = p.B * p.K,
                 key_blocks = ceil_div(p.T, kKeys);
@@ -53,9 +53,11 @@ void take(const Backward& p, BackwardPlan& plan) {
   const auto count = [](int64_t n) { return static_cast<uint32_t>(n); };
   BackwardSm90& own = plan.sm90;
   own.D = D;
+  own.options = Shape::kOptions;
   own.schedule = {count(heads * key_blocks), count(heads), count(key_blocks),
                   count(section_of(p, D)), /*last_first=*/false};
   own.queries = Shape::kQueries;
+  own.step = Shape::kStep;
   own.longest = count(longest);
   own.blocks = blocks;
 }
@@ -63,11 +65,12 @@ void take(const Backward& p, BackwardPlan& plan) {
 }  // namespace
 
 void plan_sm90(const Backward& p, const Limits& limits, BackwardPlan& plan) {
-  if (!limits.wgmma || !plan.plain || !has_reached_tensors(p)) return;
-  if (plan.sizes == HeadSizes::small)
-    take<64>(p, plan);
+  if (!limits.wgmma || plan.sizes == HeadSizes::all || !has_reached_tensors(p)) return;
+  const bool small = plan.sizes == HeadSizes::small;
+  if (plan.plain)
+    small ? take<BackwardShape<64, false>>(p, plan) : take<BackwardShape<128, false>>(p, plan);
   else
-    take<128>(p, plan);
+    small ? take<BackwardShape<64, true>>(p, plan) : take<BackwardShape<128, true>>(p, plan);
 }
 
 }  // namespace weft::attention::cuda

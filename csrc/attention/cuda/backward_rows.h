@@ -50,7 +50,7 @@ void backward_rows_kernel(WEFT_GRID_CONSTANT const BackwardCall call, const int6
   const int64_t row = lse_index(p, e, b, h, i);
   const float lse = load(static_cast<const float*>(p.lse) + row);
   if (p.dlse) sum -= load(static_cast<const float*>(p.dlse) + row);
-  const float unit = call.plain ? static_cast<float>(kLog2e) : 1.0f;
+  const float unit = call.log2 ? static_cast<float>(kLog2e) : 1.0f;
   const float shift = lse == -__builtin_inff() ? lse : -lse * unit;
   if (!call.sm90.D) return store(call.rows + to.shift, Vec<float, 2>{{shift, sum}});
   store(call.rows + to.shift, shift);
@@ -80,7 +80,7 @@ void backward_sinks_kernel(WEFT_GRID_CONSTANT const BackwardCall call) {
     const RowPlace at = row_place(call, e, b, h, i);
     const float shift = load(call.rows + at.shift), delta = load(call.rows + at.delta);
     const auto log2e = static_cast<float>(kLog2e);
-    const float x = call.plain ? fma(sink, log2e, shift) : (sink + shift) * log2e;
+    const float x = call.log2 ? fma(sink, log2e, shift) : (sink + shift) * log2e;
     sum -= static_cast<double>(exp2_approx(x) * delta);
   }
   sum = warp_sum(sum);

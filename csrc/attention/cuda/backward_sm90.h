@@ -1,4 +1,4 @@
-// Backward of attention with Hopper's warpgroup products, for bf16 and f16, with windows alone.
+// Backward of attention with Hopper's warpgroup products, for bf16 and f16.
 // Formulas: attention/params.h.
 //
 // Plan. backward_rows makes what belongs to a row of lse: shift = -lse · log2 e, and δ. A block then
@@ -16,8 +16,9 @@
 //                s   = K · Qᵀ            of the next queries; … while dQ' goes to shared memory
 //              That dQ' comes a step late lets a warpgroup be half a step ahead of the other. Nothing
 //              is under way from one step to the next. The first dQ' and the last s are for nothing.
+//              With options, dp is waited for, and backward_options.h makes p and ds in one go.
 //   mask       Queries that do not see all of a warpgroup's keys are at the ends of the walk: they
-//              take a loop of their own, and the others' loop compares nothing.
+//              take a loop of their own, and the others' loop compares nothing. With options, all do.
 //   add        Two warps of the first warpgroup add dQ' to dQ, which is fp32 and lies in the
 //              workspace as registers have it: 32 KB at a time, by turns, each with a buffer of its own.
 //   write      dK and dV, through shared memory. backward_finish makes dQ of its fp32 sums.
@@ -36,6 +37,7 @@
 #pragma once
 
 #include "attention/cuda/backward_call.h"
+#include "attention/cuda/backward_options.h"
 #include "attention/cuda/backward_plan_sm90.h"
 #include "attention/cuda/backward_tiles.h"
 #include "attention/cuda/tiles_sm90.h"
@@ -101,17 +103,18 @@ struct BackwardTilesSm90 {
   // Rows of D elements: operands along D, and, the same bytes, operands along rows.
   using Keys = Tile<Major::k, Shape::kKeys, Shape::kD>;
   using KeysAcross = Tile<Major::mn, Shape::kD, Shape::kKeys>;
-  using Queries = Tile<Major::k, 64, Shape::kD>;
-  using QueriesAcross = Tile<Major::mn, Shape::kD, 64>;
-  using Scores = Tile<Major::mn, 64, Shape::kKeys>;  // of 64 queries: a row for each key
-  using Sums = Tile<Major::k, 16, Shape::kD>;        // of a warp, in the place of K and V
-  static constexpr uint32_t kRows = 128;             // floats of a stage: 64 shifts, 64 δ
+  using Queries = Tile<Major::k, Shape::kStep, Shape::kD>;
+  using QueriesAcross = Tile<Major::mn, Shape::kD, Shape::kStep>;
+  using Scores = Tile<Major::mn, 64, Shape::kKeys>;          // of 64 queries: a row for each key
+  using Sums = Tile<Major::k, 16, Shape::kD>;                // of a warp, in the place of K and V
+  static constexpr uint32_t kRows = 2 * Shape::kStep;        // floats of a stage: shifts, δ
+  static constexpr uint32_t kScores = Shape::kQueries / 64;  // tiles of a block of queries
 
   SharedLayout layout;
   Shared<T> k = Keys::take(layout), v = Keys::take(layout);
   Shared<T> q = layout.take<T>(Shape::kStages * Queries::kSize, kSharedAlignment);
   Shared<T> o = layout.take<T>(Shape::kStages * Queries::kSize, kSharedAlignment);
-  Shared<T> ds = layout.take<T>(2 * Shape::kHalves * Scores::kSize, kSharedAlignment);
+  Shared<T> ds = layout.take<T>(2 * kScores * Scores::kSize, kSharedAlignment);
   Shared<float> dq = layout.take<float>(2 * Shape::kPart, kSharedAlignment);
   Shared<float> rows = layout.take<float>(Shape::kStages * kRows, 128);
   Shared<MBarrier> k_full = layout.take<MBarrier>(1), v_full = layout.take<MBarrier>(1);
@@ -132,8 +135,8 @@ struct BackwardTilesSm90 {
   WEFT_DEVICE Shared<float> rows_of(uint32_t stage) const {
     return rows.from(stage * kRows, kRows);
   }
-  WEFT_DEVICE Shared<T> scores(uint32_t buffer, uint32_t half) const {
-    return ds.from((buffer * Shape::kHalves + half) * Scores::kSize, Scores::kSize);
+  WEFT_DEVICE Shared<T> scores(uint32_t buffer, uint32_t tile) const {
+    return ds.from((buffer * kScores + tile) * Scores::kSize, Scores::kSize);
   }
   WEFT_DEVICE Shared<float> part(uint32_t buffer) const {
     return dq.from(buffer * Shape::kPart, Shape::kPart);
@@ -172,13 +175,13 @@ WEFT_DEVICE void load_blocks(const BackwardTilesSm90<T, Shape>& smem, const Tens
   for (int32_t g = 0; g < call.group; ++g) {
     const int32_t h = own.head * call.group + g;
     const float* rows = call.rows + first_block(call, e, own.b, h) * Shape::kHalves * M::kRows;
-    const auto load_stage = [&](int32_t i) {  // the i-th 64 queries
+    const auto load_stage = [&](int32_t i) {  // the i-th step
+      const int32_t row = e.q_row + static_cast<int32_t>(Shape::kStep) * i;
       const uint32_t s = turn.stage;
       mbarrier_wait(smem.empty.from(s), turn.parity ^ 1);
       const Shared<MBarrier> q_full = smem.q_full.from(s), o_full = smem.o_full.from(s);
       mbarrier_arrive_expect(q_full, M::Queries::kSize * sizeof(T) + M::kRows * sizeof(float));
-      load_panels<typename M::Queries, kOften>(smem.queries(s), q, e.q_row + 64 * i, h, e.q_batch,
-                                               q_full);
+      load_panels<typename M::Queries, kOften>(smem.queries(s), q, row, h, e.q_batch, q_full);
       bulk_load(smem.rows_of(s), rows + int64_t{i} * M::kRows, M::kRows, q_full);
       if (!v_comes) {
         v_comes = true;
@@ -187,8 +190,7 @@ WEFT_DEVICE void load_blocks(const BackwardTilesSm90<T, Shape>& smem, const Tens
                                              smem.v_full);
       }
       mbarrier_arrive_expect(o_full, M::Queries::kSize * sizeof(T));
-      load_panels<typename M::Queries, kOften>(smem.upstream(s), dout, e.q_row + 64 * i, h,
-                                               e.q_batch, o_full);
+      load_panels<typename M::Queries, kOften>(smem.upstream(s), dout, row, h, e.q_batch, o_full);
       turn.next();
     };
     for (int32_t m = own.blocks.end - 1; m >= own.blocks.begin; --m)
@@ -242,11 +244,12 @@ WEFT_DEVICE void add_parts(const BackwardTilesSm90<T, Shape>& smem, const Backwa
 template <class T, class Shape>
 class BackwardComputer {
   using M = BackwardTilesSm90<T, Shape>;
-  using Scores = WgmmaAccumulator<float, 64>;
+  using Scores = WgmmaAccumulator<float, static_cast<int>(Shape::kStep)>;
+  using Part = WgmmaAccumulator<float, 64>;
   using Sums = WgmmaAccumulator<float, Shape::kD>;
   static constexpr uint32_t kMeet = 1;  // a named barrier, of those that compute
   static constexpr uint32_t kThreads = Shape::kWarpgroups * kWarpgroup;
-  static constexpr uint32_t kSteps = 4;  // of 64 keys or queries in a product
+  static constexpr uint32_t kSteps = Shape::kStep / 16;  // of queries in a product
   static constexpr auto kQueries = static_cast<int32_t>(Shape::kQueries);
 
  public:
@@ -256,6 +259,7 @@ class BackwardComputer {
   WEFT_DEVICE void run() {
     Sums dk, dv;
     for (uint32_t i = 0; i < dk.kSize; ++i) dk[i] = 0, dv[i] = 0;
+    if (Shape::kOptions && call_.p.dbias) clear_bias_grad();
     if (!own().blocks.empty()) {
       mbarrier_wait(smem_.k_full, 0);
       clear_keys();
@@ -269,28 +273,47 @@ class BackwardComputer {
  private:
   WEFT_DEVICE KeyBlock<Shape> own() const { return KeyBlock<Shape>::load(smem_.own); }
 
+  // The registers of dp: those of dQ', which begins when dp has ended, where they are as many.
+  WEFT_DEVICE static Scores& in_place_of(Scores& part, Scores&) { return part; }
+  template <class Other>
+  WEFT_DEVICE static Scores& in_place_of(Other&, Scores& apart) {
+    return apart;
+  }
+
   WEFT_DEVICE void walk(Sums& dk, Sums& dv) {
-    Scores s, x;             // x: dp, then dQ'
+    Scores s;
+    Part part;  // dQ'
+    [[maybe_unused]] Scores apart;
+    Scores& dp = in_place_of(part, apart);
     FragmentA<T> a[kSteps];  // p, then ds
     bool first = true;
 
-    // 64 queries, of which s is there.
-    const auto step = [&]<bool kMask, uint32_t kHalf>(int32_t query, bool last) {
+    // kStep queries of a head, of which s is there.
+    const auto step = [&]<bool kMask, uint32_t kHalf>([[maybe_unused]] int32_t head, int32_t query,
+                                                      bool last) {
       const uint32_t stage = turn_.stage;
       const Shared<float> rows = smem_.rows_of(stage);
       mbarrier_wait(smem_.o_full.from(stage), turn_.parity);
       if constexpr (kMask) clear_queries(query);
-      wgmma_fence(x);
-      multiply_rows(x, smem_.v, smem_.upstream(stage));
-      weigh<kMask>(s, rows, query);
-      to_operand(s, a);
+      wgmma_fence(dp);
+      multiply_rows(dp, smem_.v, smem_.upstream(stage));
+      if constexpr (Shape::kOptions) {
+        wgmma_wait<0>(dp);
+        derive_options(s, dp, rows, head, query);
+        to_operand(dp, a);
+      } else {
+        weigh<kMask>(s, rows, query);
+        to_operand(s, a);
+      }
       wgmma_fence(dv, a);
       accumulate(dv, a, smem_.upstream(stage));
-      wgmma_wait<1>(x);
-      derive<kMask>(s, x, rows, query);
+      if constexpr (!Shape::kOptions) {
+        wgmma_wait<1>(dp);
+        derive<kMask>(s, dp, rows, query);
+      }
       wgmma_wait<0>(dv, a);
       const Buffer before = buffer_before();
-      if constexpr (kHalf == 0) multiply_scores(x, before, first);
+      if constexpr (kHalf == 0) multiply_scores(part, before, first);
       to_operand(s, a);
       leave_scores(a, stage / Shape::kHalves, kHalf);
       wgmma_fence(dk, a);
@@ -300,8 +323,8 @@ class BackwardComputer {
       wgmma_fence(s);
       multiply_rows(s, smem_.k, smem_.queries(last ? stage : turn_.stage));
       if constexpr (kHalf == 0) {
-        wgmma_wait<2>(x);
-        if (!first) leave_part(x, before);
+        wgmma_wait<2>(part);
+        if (!first) leave_part(part, before);
         first = false;
       }
       // Whoever waits for these scores knows that the products of those before are over.
@@ -311,9 +334,11 @@ class BackwardComputer {
       release(smem_.empty.from(stage));
       wgmma_wait<0>(s);
     };
-    const auto block = [&]<bool kMask>(int32_t m, bool last) {
-      if constexpr (Shape::kHalves == 2) step.template operator()<kMask, 0>(m * kQueries, false);
-      step.template operator()<kMask, Shape::kHalves - 1>((m + 1) * kQueries - 64, last);
+    const auto block = [&]<bool kMask>(int32_t head, int32_t m, bool last) {
+      constexpr auto kStep = static_cast<int32_t>(Shape::kStep);
+      if constexpr (Shape::kHalves == 2)
+        step.template operator()<kMask, 0>(head, m * kQueries, false);
+      step.template operator()<kMask, Shape::kHalves - 1>(head, (m + 1) * kQueries - kStep, last);
     };
 
     // Blocks of queries that all see all of the warpgroup's keys.
@@ -331,17 +356,19 @@ class BackwardComputer {
     wgmma_wait<0>(s);
     const Span blocks = of.blocks;
     for (int32_t g = call_.group - 1; g >= 0; --g) {
+      const int32_t head = (of.head + 1) * call_.group - 1 - g;
       const auto is_last = [&](int32_t m) { return g == 0 && m == blocks.begin; };
       for (int32_t m = blocks.end - 1; m >= blocks.begin;) {
-        for (; m >= blocks.begin && (m >= whole_end || m < whole_begin); --m)
-          block.template operator()<true>(m, is_last(m));
-        for (; m >= blocks.begin && m >= whole_begin; --m)
-          block.template operator()<false>(m, is_last(m));
+        for (; m >= blocks.begin && (Shape::kOptions || m >= whole_end || m < whole_begin); --m)
+          block.template operator()<true>(head, m, is_last(m));
+        if constexpr (!Shape::kOptions)
+          for (; m >= blocks.begin && m >= whole_begin; --m)
+            block.template operator()<false>(head, m, is_last(m));
       }
     }
-    multiply_scores(x, buffer_before(), false);
-    wgmma_wait<0>(x);
-    leave_part(x, buffer_before());
+    multiply_scores(part, buffer_before(), false);
+    wgmma_wait<0>(part);
+    leave_part(part, buffer_before());
   }
 
   // Blocks of queries use two buffers, of ds and of dQ', by turns, two rounds to a parity: that of the
@@ -362,7 +389,7 @@ class BackwardComputer {
     return {static_cast<uint32_t>(opaque(static_cast<int32_t>(tile.offset()))), tile.count()};
   }
 
-  // The warpgroup's keys, of K or V, by 64 queries, of Q or dO.
+  // The warpgroup's keys, of K or V, by kStep queries, of Q or dO.
   WEFT_DEVICE void multiply_rows(Scores& s, Shared<T> of_keys, Shared<T> queries) const {
     const Shared<T> keys = hidden(of_keys);
     WEFT_UNROLL
@@ -371,7 +398,7 @@ class BackwardComputer {
             d > 0);
     wgmma_commit();
   }
-  // sum += a · rows, over 64 queries.
+  // sum += a · rows, over kStep queries.
   WEFT_DEVICE void accumulate(Sums& sum, const FragmentA<T> (&a)[kSteps], Shared<T> rows) const {
     WEFT_UNROLL
     for (uint32_t i = 0; i < kSteps; ++i)
@@ -380,15 +407,15 @@ class BackwardComputer {
   }
   // dQ' of 64 columns, or, of small heads, of 64 queries, over all keys. Before the first block there
   // are no scores: the product is of something else, and for nothing.
-  WEFT_DEVICE void multiply_scores(Scores& x, const Buffer& buffer, bool first) const {
-    constexpr bool kTwo = Shape::kHalves == 2;
+  WEFT_DEVICE void multiply_scores(Part& part, const Buffer& buffer, bool first) const {
+    constexpr bool kTwo = M::kScores == 2;
     const Shared<T> k = hidden(smem_.k), ds = smem_.scores(buffer.index, kTwo ? index_ : 0),
                     a = first ? k.from(0, ds.count()) : ds;
     mbarrier_wait(smem_.ds_full.from(buffer.index), buffer.parity);
-    wgmma_fence(x);
+    wgmma_fence(part);
     WEFT_UNROLL
     for (uint32_t i = 0; i < Shape::kKeys; i += 16)
-      wgmma(x, M::Scores::descriptor(a, 0, i),
+      wgmma(part, M::Scores::descriptor(a, 0, i),
             M::KeysAcross::descriptor(k, kTwo ? 0 : 64 * index_, i), i > 0);
     wgmma_commit();
   }
@@ -404,13 +431,13 @@ class BackwardComputer {
   template <class F>
   WEFT_DEVICE static void each_score(const F& f) {
     WEFT_UNROLL
-    for (uint32_t j = 0; j < 8; ++j) WEFT_UNROLL
+    for (uint32_t j = 0; j < Shape::kStep / 8; ++j) WEFT_UNROLL
     for (uint32_t r = 0; r < 2; ++r) WEFT_UNROLL
     for (uint32_t c = 0; c < 2; ++c) f(4 * j + 2 * r + c, r, c, j);
   }
   // Which of the queries, counted from the thread's first, see its key r.
-  WEFT_DEVICE Span seen(int32_t query, uint32_t r) const {
-    const KeyBlock<Shape> of = own();
+  WEFT_DEVICE Span seen(int32_t query, uint32_t r) const { return seen(own(), query, r); }
+  WEFT_DEVICE Span seen(const KeyBlock<Shape>& of, int32_t query, uint32_t r) const {
     const int32_t key =
         of.first + static_cast<int32_t>(64 * index_ + Scores::place(thread_, 2 * r).row);
     const Span all = key < of.at.T ? of.sight.queries(key, key + 1) : Span{0, 0};
@@ -444,7 +471,7 @@ class BackwardComputer {
                           [[maybe_unused]] int32_t query) const {
     [[maybe_unused]] Span span[2];
     if constexpr (kMask) span[0] = seen(query, 0), span[1] = seen(query, 1);
-    const Shared<float> deltas = rows.from(64);
+    const Shared<float> deltas = rows.from(Shape::kStep);
     Vec<float, 2> delta;
     each_score([&](uint32_t i, uint32_t r, uint32_t c, uint32_t j) {
       if (i % 4 == 0) delta = of_rows(deltas, j);
@@ -452,6 +479,31 @@ class BackwardComputer {
       // What is not seen may be anything, NaN too.
       if constexpr (kMask) s[i] = is_in(span[r], c, j) ? s[i] : 0.0f;
     });
+  }
+
+  // s becomes ds, dp what dropout leaves of p.
+  WEFT_DEVICE void derive_options(Scores& s, Scores& dp, Shared<float> rows, int32_t head,
+                                  int32_t query) const {
+    const KeyBlock<Shape> of = own();
+    const Place first = Scores::place(thread_, 0);
+    const ScoresOfKeys<Shape::kStep> mine = {
+        of.b, head, query + static_cast<int32_t>(first.column),
+        of.first + static_cast<int32_t>(64 * index_ + first.row)};
+    const Span span[2] = {seen(of, query, 0), seen(of, query, 1)};
+    mine.derive(call_, of.sight, span, rows.from(first.column), s, dp);
+  }
+
+  // Zeros for the block's keys and the queries that it does not go over.
+  WEFT_DEVICE void clear_bias_grad() const {
+    const Backward& p = call_.p;
+    const KeyBlock<Shape> of = own();
+    const Span gone_over = {of.blocks.begin * kQueries, of.blocks.end * kQueries};
+    const int32_t t = of.first + static_cast<int32_t>(thread() % Shape::kKeys);
+    for (int32_t g = 0; g < call_.group; ++g)
+      for (auto i = static_cast<int32_t>(index_); i < of.at.S && t < of.at.T;
+           i += static_cast<int32_t>(Shape::kWarpgroups))
+        if (i < gone_over.begin || i >= gone_over.end)
+          store_float(p.dbias.at(of.b, of.head * call_.group + g, i, t), p.dbias.dtype, 0);
   }
 
   // ---- shared memory
@@ -480,7 +532,7 @@ class BackwardComputer {
   // Between the products of both warpgroups that need these rows.
   WEFT_DEVICE void clear_queries(int32_t query) const {
     const int32_t valid = own().at.S - query;
-    if (valid >= 64) return;
+    if (valid >= static_cast<int32_t>(Shape::kStep)) return;
     sync_named(kMeet, kThreads);
     clear_rows<typename M::Queries>(smem_.queries(turn_.stage), valid);
     clear_rows<typename M::Queries>(smem_.upstream(turn_.stage), valid);
@@ -488,21 +540,22 @@ class BackwardComputer {
     sync_named(kMeet, kThreads);
   }
 
-  // The warp's 16 keys by 64 queries of ds, for all to multiply.
+  // The warp's 16 keys by kStep queries of ds, for all to multiply.
   WEFT_DEVICE void leave_scores(const FragmentA<T> (&ds)[kSteps], uint32_t buffer,
                                 uint32_t half) const {
-    const Shared<T> tile = smem_.scores(buffer, half);
+    const uint32_t query = half * Shape::kStep;
+    const Shared<T> tile = smem_.scores(buffer, query / 64);
     const Place named =
         FragmentA<T>::named(static_cast<uint32_t>(opaque(static_cast<int32_t>(lane()))));
     // The swizzle commutes with the step from fragment to fragment.
-    const uint32_t at = M::Scores::index(named.column, (warp() - 4) * 16 + named.row);
+    const uint32_t at = M::Scores::index(named.column, (warp() - 4) * 16 + named.row) ^ query % 64;
     WEFT_UNROLL
     for (uint32_t i = 0; i < kSteps; ++i) stmatrix<4>(tile, at ^ 16 * i, ds[i].words);
     fence_async();
     sync_warp();
   }
   // As registers lie: 16 bytes a thread at a time.
-  WEFT_DEVICE void leave_part(const Scores& x, const Buffer& buffer) const {
+  WEFT_DEVICE void leave_part(const Part& x, const Buffer& buffer) const {
     const Shared<float> part = smem_.part(buffer.index).from(index_ * Shape::kPiece);
     mbarrier_wait(smem_.dq_empty.from(buffer.index), buffer.parity ^ 1);
     WEFT_UNROLL
@@ -605,11 +658,12 @@ void backward_sm90_kernel(WEFT_GRID_CONSTANT const TensorMap q,
 
 // dQ of what blocks of keys have added up: a block a piece of 64 × 64, its sums as registers lie.
 // Memory-bound: 4 bytes an element are read, 2 written.
-template <class T, class Shape>
+template <class T, int D>
 WEFT_DEVICE void backward_finish(const BackwardCall& call) {
+  using Shape = BackwardShape<D, false>;
   using Piece = WgmmaAccumulator<float, 64>;
   using Tile = MatrixTile<T, Major::k, Swizzle::bytes128, 16, 64>;  // of a warp
-  constexpr bool kTwo = Shape::kHalves == 2;
+  constexpr bool kTwo = Shape::kQueries == 128;
   const Backward& p = call.p;
   const uint32_t piece = block().x % 2, n = block().x / 2;
   const auto H = static_cast<uint32_t>(p.H);
@@ -652,11 +706,11 @@ WEFT_DEVICE void backward_finish(const BackwardCall& call) {
   }
 }
 
-template <class T, class Shape>
+template <class T, int D>
 WEFT_KERNEL_BOUNDS(kWarpgroup, 8)
 void backward_finish_kernel(WEFT_GRID_CONSTANT const BackwardCall call) {
   if constexpr (kHasWgmma)
-    backward_finish<T, Shape>(call);
+    backward_finish<T, D>(call);
   else
     stop();
 }

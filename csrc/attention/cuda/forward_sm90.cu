@@ -35,23 +35,25 @@ void launch_shape(const ForwardCall& call, const Device& device) {
                                         own);
 }
 
+template <class T, bool kOptions>
+void launch_options(const ForwardCall& call, const Device& device) {
+  const int D = call.plan.head_size.D;
+  if (D == 64)
+    launch_shape<T, Shape<64, 64, kOptions>>(call, device);
+  else if (D == 128)
+    launch_shape<T, Shape<128, 128, kOptions>>(call, device);
+  else if (kOptions || D == 192)
+    launch_shape<T, Shape<192, 128, kOptions>>(call, device);
+  else
+    launch_shape<T, Shape<256, 256, false>>(call, device);
+}
+
 template <class T>
 void launch_type(const ForwardCall& call, const Device& device) {
-  const int D = call.plan.head_size.D;
-  if (call.plan.kernel == ForwardKernel::sm90_options) {
-    if (D == 64)
-      launch_shape<T, Shape<64, 64, true>>(call, device);
-    else
-      launch_shape<T, Shape<128, 128, true>>(call, device);
-  } else if (D == 64) {
-    launch_shape<T, Shape<64, 64, false>>(call, device);
-  } else if (D == 128) {
-    launch_shape<T, Shape<128, 128, false>>(call, device);
-  } else if (D == 192) {
-    launch_shape<T, Shape<192, 128, false>>(call, device);
-  } else {
-    launch_shape<T, Shape<256, 256, false>>(call, device);
-  }
+  if (call.plan.kernel == ForwardKernel::sm90_options)
+    launch_options<T, true>(call, device);
+  else
+    launch_options<T, false>(call, device);
 }
 
 }  // namespace

@@ -39,10 +39,9 @@ template <bool kOptions, class F>
 void with_shape(int64_t D, int64_t Dv, const F& f) {
   if (D <= 64 && Dv <= 64) return f(Shape<64, 64, kOptions>{});
   if (D <= 128 && Dv <= 128) return f(Shape<128, 128, kOptions>{});
-  if constexpr (!kOptions) {
-    if (D <= 192 && Dv <= 128) return f(Shape<192, 128, kOptions>{});
+  if (D <= 192 && Dv <= 128) return f(Shape<192, 128, kOptions>{});
+  if constexpr (!kOptions)
     if (D <= 256 && Dv <= 256) return f(Shape<256, 256, kOptions>{});
-  }
 }
 
 // Heads whose keys and values take up to 32 MiB, of a group all or none. Without a window all tiles

@@ -20,6 +20,7 @@ namespace weft::attention::cuda {
 //   with options:
 //   64   64   2           64    4        32  16  32  80   240      16384  4 · 8192   4 · 8192   16384
 //   128  128  2           64    4        32  16  64  112  240      32768  4 · 16384  4 · 16384  32768
+//   192  128  2           64    4        32  16  64  112  240      49152  4 · 24576  4 · 16384  in Q
 //
 // Head sizes between take the next larger ones: tensor copies fill up with zeros. A block has the
 // 65536 registers of its multiprocessor, 168 a thread of three warpgroups, 128 of four; the loading
@@ -52,6 +53,8 @@ template <>
 struct Shape<64, 64, true> : ShapeOf<64, 64, true, 2, 64, 4> {};
 template <>
 struct Shape<128, 128, true> : ShapeOf<128, 128, true, 2, 64, 4> {};
+template <>
+struct Shape<192, 128, true> : ShapeOf<192, 128, true, 2, 64, 4> {};
 
 // The rows and the batch entries of the queries' tensors and of the keys', packed or not. Of a paged
 // cache a batch entry is a page.
@@ -79,11 +82,11 @@ constexpr int64_t kLeastPart = 16;
 // take, nor need to where there is one element.
 bool is_reached(const Heads& t, int64_t elements, int64_t rows, int64_t heads, int64_t batch);
 
-// Not taken: other types than bf16 and f16, an int8 result, head sizes beyond 256 (with options
-// beyond 128), elements that tensor copies do not reach, pages whose parts are too small or whose
-// first keys are not at the beginning of a page (leftpad). Nor, unless `worth_it` is not asked for,
-// what leaves tiles or multiprocessors empty: few queries, for which the sm_80 kernels pack the heads
-// of a group into a tile and split the keys.
+// Not taken: other types than bf16 and f16, an int8 result, head sizes beyond 256 (with options D
+// beyond 192, Dv beyond 128), elements that tensor copies do not reach, pages whose parts are too
+// small or whose first keys are not at the beginning of a page (leftpad). Nor, unless `worth_it` is
+// not asked for, what leaves tiles or multiprocessors empty: few queries, for which the sm_80 kernels
+// pack the heads of a group into a tile and split the keys.
 std::optional<ForwardPlan> plan_sm90(const Forward& p, const Limits& limits, bool worth_it);
 
 }  // namespace weft::attention::cuda

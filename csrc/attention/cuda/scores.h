@@ -179,16 +179,31 @@ WEFT_DEVICE void hide(const Span (&seen)[kRows], int32_t first, const S& s) {
 }
 
 // Dropout of weights: element ((b · H + h) · S + i) · T + t of the mask. A bit for each element of the
-// thread's row: is it kept? `first` and the thread's columns are even, so that two neighbours come of
-// one block of random words, or of two where the row begins at an odd element.
+// thread's row: is it kept? Where rows begin with a block of random words, two lanes share it: each
+// draws every other one, and they exchange the bits. Else two neighbours, of which the first is even,
+// come of one block, or of two where the row begins at an odd element. `first` is a multiple of 8.
 template <int kColumns>
 WEFT_DEVICE uint32_t kept_bits(const Problem& p, const Scoring& scoring, int64_t b, const Row& row,
                                int32_t first) {
-  static_assert(kColumns <= 32);
+  static_assert(kColumns % 4 == 0 && kColumns <= 32);
   const PhiloxKey key = philox_key(scoring.state);
   const uint64_t begin =
       static_cast<uint64_t>(((b * p.H + row.h) * p.S + row.i) * p.T + first + lane() % 4 * 2);
   uint32_t bits = 0;
+  if (p.T % 4 == 0) {
+    const uint32_t odd = lane() % 2;
+    WEFT_NO_UNROLL
+    for (uint32_t pair = 0; pair < kColumns / 2; pair += 2) {
+      const Vec<uint32_t, 4> words = philox(key, (begin + 8 * (pair + odd)) / 4);
+      WEFT_UNROLL
+      for (uint32_t k = 0; k < 4; ++k)
+        bits |= (words[k] >= scoring.threshold ? 1u : 0u) << (2 * pair + k);
+    }
+    const uint32_t others = shuffle_xor(bits, 1), even_pairs = odd ? others : bits,
+                   odd_pairs = odd ? bits : others;
+    const auto mine = [&](uint32_t pairs) { return pairs >> 2 * odd & 0x33333333; };
+    return mine(even_pairs) | mine(odd_pairs) << 2;
+  }
   WEFT_NO_UNROLL
   for (uint32_t pair = 0; pair < kColumns / 2; ++pair) {
     const uint64_t at = begin + 8 * pair;
