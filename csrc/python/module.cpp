@@ -145,12 +145,39 @@ std::vector<SpanTuple> take_spans(Communicator& communicator) {
 }
 
 // A reduction of contiguous memory in place: what torch.ops.weft.all_reduce_ does, for those who
-// have looked at the tensor already, past torch's dispatcher.
-void all_reduce_at(Communicator& communicator, uintptr_t data, int64_t n, int dtype,
-                   int reduction) {
-  void* const x = reinterpret_cast<void*>(data);
-  communicator.run({comm::Kind::all_reduce, static_cast<comm::Reduction>(reduction),
-                    static_cast<DType>(dtype), n, 0, x, x});
+// have looked at the tensor already, past torch's dispatcher. `self` is a communicator's owner, and
+// the arguments are data, n, dtype, reduction: a plain function of CPython's, as pybind11's way to a
+// method is a good part of what 1 KB takes.
+PyObject* all_reduce_at(PyObject* self, PyObject* const* arguments, Py_ssize_t count) {
+  if (count != 4) {
+    PyErr_SetString(PyExc_TypeError, "all_reduce_at: expected data, n, dtype and reduction");
+    return nullptr;
+  }
+  void* const x = PyLong_AsVoidPtr(arguments[0]);
+  const int64_t n = PyLong_AsLongLong(arguments[1]);
+  const auto dtype = static_cast<DType>(PyLong_AsLong(arguments[2]));
+  const auto reduction = static_cast<comm::Reduction>(PyLong_AsLong(arguments[3]));
+  if (PyErr_Occurred()) return nullptr;
+  using Owner = std::shared_ptr<Communicator>;
+  Communicator& communicator = **static_cast<Owner*>(PyCapsule_GetPointer(self, nullptr));
+  try {
+    const py::gil_scoped_release unlocked;
+    communicator.run({comm::Kind::all_reduce, reduction, dtype, n, 0, x, x});
+  } catch (const std::exception& error) {
+    PyErr_SetString(PyExc_RuntimeError, error.what());
+    return nullptr;
+  }
+  Py_RETURN_NONE;
+}
+
+py::object bound_all_reduce_at(const std::shared_ptr<Communicator>& communicator) {
+  static PyMethodDef method = {
+      "all_reduce_at", reinterpret_cast<PyCFunction>(reinterpret_cast<void (*)()>(&all_reduce_at)),
+      METH_FASTCALL, "Reduces contiguous memory in place. dtype, reduction: as in params.h."};
+  using Owner = std::shared_ptr<Communicator>;
+  const py::capsule owner(new Owner(communicator),
+                          [](void* held) { delete static_cast<Owner*>(held); });
+  return py::reinterpret_steal<py::object>(PyCFunction_New(&method, owner.ptr()));
 }
 
 // The same of reduce_scatter and all_gather, into memory that is given.
@@ -227,8 +254,7 @@ PYBIND11_MODULE(_C, m) {
       .def("take_spans", &weft::take_spans,
            "What has been kept, as (call, op, phase, piece, begin, end) in nanoseconds.")
       .def("close", &Communicator::close, unlocked)
-      .def("all_reduce_at", &weft::all_reduce_at, "data"_a, "n"_a, "dtype"_a, "reduction"_a,
-           unlocked, "Reduces contiguous memory in place. dtype, reduction: as in params.h.")
+      .def_property_readonly("all_reduce_at", &weft::bound_all_reduce_at)
       .def("into_at", &weft::into_at, "gather"_a, "x"_a, "y"_a, "n"_a, "dtype"_a, "reduction"_a,
            unlocked, "Gathers, or else reduces and scatters, contiguous memory; n as in params.h.");
   m.def(

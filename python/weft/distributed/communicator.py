@@ -93,6 +93,7 @@ class Communicator:
         self.world_size = dist.get_world_size(group)
         self.ranks = dist.get_process_group_ranks(group)
         self._native = connect(group, timeout, table)
+        self._all_reduce_at = self._native.all_reduce_at  # bound once
         self._worker = Worker("weft communicator", self._native)
         self._node: Node | None = None
         self._closed = False
@@ -157,8 +158,8 @@ class Communicator:
             and not x.is_neg()
             and not is_compiling()
         ):
-            increment_version(x)
-            self._native.all_reduce_at(x.data_ptr(), x.numel(), dtype, reduction)
+            torch._C._increment_version((x,))
+            self._all_reduce_at(x.data_ptr(), x.numel(), dtype, reduction)
             return x
         op = _op(op)
         _check_no_grad(x, "in place")
