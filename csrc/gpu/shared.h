@@ -7,7 +7,9 @@
 //     Shared<bf16> x = layout.take<bf16>(64 * 128, 1024);  // aligned to 1024 bytes
 //   };
 //   Tiles smem;                                                        in the kernel
-//   launch<kernel>({…, .shared_bytes = Tiles{}.layout.bytes()}, …);    on the host
+//   launch<kernel>({…, .shared_bytes = Tiles().layout.bytes()}, …);    on the host
+//
+// Tiles(), as g++ 12 makes the members of Tiles{} twice, but where it folds them.
 //
 // Shared<T> is an address and, for the simulator, a length. smem.x[i] reads and writes one element,
 // load<N> and store move up to 16 bytes at once; Remote<T> is the same array in another block of

@@ -67,10 +67,11 @@ def test_backward(backend: Backend, threads: None, dtype: torch.dtype, shape: Sh
         )
 
 
-def test_many_blocks_of_keys(backend: Backend) -> None:
+@pytest.mark.parametrize("options", [("causal",), ("bias", "dropout")], ids=name)
+def test_many_blocks_of_keys(backend: Backend, options: tuple[str, ...]) -> None:
     """dQ is a sum over blocks of keys, the same whichever of them comes first."""
     shape = Shape(B=1, S=100, T=520, H=1, K=1, D=128, Dv=128)
-    call = problem(("causal",), torch.bfloat16, shape, backend.device)
+    call = problem(options, torch.bfloat16, shape, backend.device)
     out, lse = by_weft(call)
     dout, dlse = draw(out.shape, out.dtype, backend.device), torch.ones_like(lse)
     first: dict[str, Tensor] = {}

@@ -25,7 +25,7 @@ void launch_sinks(const BackwardCall& call, gpu::Stream stream) {
   if (call.sinks_parts > 0)
     launch<backward_sinks_kernel>({.grid = {grid_size(H * call.sinks_parts)},
                                    .block = kSinksThreads,
-                                   .shared_bytes = SinksShared{}.layout.bytes(),
+                                   .shared_bytes = SinksShared().layout.bytes(),
                                    .stream = stream},
                                   call);
   launch<backward_sinks_sum_kernel>({.grid = {grid_size(H)}, .stream = stream}, call);

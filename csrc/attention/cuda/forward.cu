@@ -27,7 +27,7 @@ void run(const ForwardCall& call, const Device& device) {
     launch<merge_splits_kernel>(
         {.grid = {grid_size(ceil_div<int64_t>(part_rows(call), kMergeWarps / warps))},
          .block = kMergeThreads,
-         .shared_bytes = warps > 1 ? MergeShared{}.layout.bytes() : 0,
+         .shared_bytes = warps > 1 ? MergeShared().layout.bytes() : 0,
          .stream = device.stream},
         call, warps);
   }

@@ -24,7 +24,7 @@ void launch_gemm(const GemmSm80& call, Stream stream) {
   launch<gemm_sm80_kernel<kShape>>(
       {.grid = {grid_size(int64_t{plan.tiles_m} * plan.tiles_n * plan.splits)},
        .block = GemmShared<kShape>::kThreads,
-       .shared_bytes = GemmShared<kShape>{}.layout.bytes(),
+       .shared_bytes = GemmShared<kShape>().layout.bytes(),
        .stream = stream},
       call);
 }
@@ -51,7 +51,7 @@ void finish_outliers(const FinishOutliers& call, Stream stream) {
   launch<finish_outliers_kernel>(
       {.grid = {grid_size(ceil_div(e.M, kOutlierRows) * ceil_div(e.N, kOutlierColumns))},
        .block = kOutlierThreads,
-       .shared_bytes = OutliersShared{}.layout.bytes(),
+       .shared_bytes = OutliersShared().layout.bytes(),
        .stream = stream},
       call);
 }

@@ -31,7 +31,7 @@ void find_extremes(const SharedScales& call, bool vector, Stream stream) {
     launch<extremes_kernel<X, kVector>>(
         {.grid = {grid_size(call.column_blocks * call.row_blocks)},
          .block = kExtremesThreads,
-         .shared_bytes = ExtremesShared<kVector ? kChunk<X> : 1>{}.layout.bytes(),
+         .shared_bytes = ExtremesShared<kVector ? kChunk<X> : 1>().layout.bytes(),
          .stream = stream},
         call);
   });
@@ -43,7 +43,7 @@ void transpose(const Transposition& call, Stream stream) {
     launch<transpose_kernel<E>>(
         {.grid = {grid_size(ceil_div(call.N, kTurnedTile) * ceil_div(call.C, kTurnedTile))},
          .block = kTurnThreads,
-         .shared_bytes = TransposeShared{}.layout.bytes(),
+         .shared_bytes = TransposeShared().layout.bytes(),
          .stream = stream},
         call);
   };
@@ -63,7 +63,7 @@ void quantize_rows(const QuantizeCall& call, const QuantizePlan& plan, Stream st
     launch<quantize_kernel<decltype(x), decltype(is_vector)::value>>(
         {.grid = {grid_size(ceil_div<int64_t>(segments, plan.teams))},
          .block = plan.threads,
-         .shared_bytes = QuantizeShared{}.layout.bytes(),
+         .shared_bytes = QuantizeShared().layout.bytes(),
          .stream = stream},
         call);
   });
@@ -75,7 +75,7 @@ void collect_outliers(const Quantize& p, const QuantizePlan& plan, void* found, 
   find_extremes(call, plan.vector, stream);
   launch<collect_outliers_kernel>({.grid = {1},
                                    .block = kCollectThreads,
-                                   .shared_bytes = CollectShared{}.layout.bytes(),
+                                   .shared_bytes = CollectShared().layout.bytes(),
                                    .stream = stream},
                                   call, threshold, left_out, columns, count);
 }

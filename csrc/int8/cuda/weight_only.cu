@@ -13,7 +13,7 @@ void launch_fragments(const WeightOnlyCall& call, Stream stream) {
   launch<weight_only_kernel<X, kBits, kTokens>>(
       {.grid = {grid_size(int64_t{call.plan.blocks_n} * call.plan.blocks_m)},
        .block = kWeightOnlyThreads,
-       .shared_bytes = WeightOnlyShared<kTokens>{}.layout.bytes(),
+       .shared_bytes = WeightOnlyShared<kTokens>().layout.bytes(),
        .stream = stream},
       call);
 }

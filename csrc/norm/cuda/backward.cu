@@ -35,7 +35,7 @@ void launch_reduce(const BackwardCall& call, gpu::Stream stream) {
   launch<backward_reduce_kernel>({.grid = {grid_size(ceil_div<int64_t>(call.p.C, kWarp)), kVectors,
                                            grid_size(call.p.weight.heads)},
                                   .block = kReduceParts * kWarp,
-                                  .shared_bytes = ReduceShared{}.layout.bytes(),
+                                  .shared_bytes = ReduceShared().layout.bytes(),
                                   .stream = stream},
                                  call);
 }
