@@ -186,15 +186,15 @@ template <int kColumns>
 WEFT_DEVICE uint32_t kept_bits(const Problem& p, const Scoring& scoring, int64_t b, const Row& row,
                                int32_t first) {
   static_assert(kColumns % 4 == 0 && kColumns <= 32);
-  const PhiloxKey key = philox_key(scoring.state);
   const uint64_t begin =
       static_cast<uint64_t>(((b * p.H + row.h) * p.S + row.i) * p.T + first + lane() % 4 * 2);
   uint32_t bits = 0;
   if (p.T % 4 == 0) {
     const uint32_t odd = lane() % 2;
     WEFT_NO_UNROLL
-    for (uint32_t pair = 0; pair < kColumns / 2; pair += 2) {
-      const Vec<uint32_t, 4> words = philox(key, (begin + 8 * (pair + odd)) / 4);
+    for (uint32_t pair = 0; pair < kColumns / 2; pair += 2) {  // the key anew: no registers for it
+      const Vec<uint32_t, 4> words =
+          philox(philox_key(scoring.state), (begin + 8 * (pair + odd)) / 4);
       WEFT_UNROLL
       for (uint32_t k = 0; k < 4; ++k)
         bits |= (words[k] >= scoring.threshold ? 1u : 0u) << (2 * pair + k);
@@ -207,11 +207,11 @@ WEFT_DEVICE uint32_t kept_bits(const Problem& p, const Scoring& scoring, int64_t
   WEFT_NO_UNROLL
   for (uint32_t pair = 0; pair < kColumns / 2; ++pair) {
     const uint64_t at = begin + 8 * pair;
-    Vec<uint32_t, 4> words = philox(key, at / 4);
+    Vec<uint32_t, 4> words = philox(philox_key(scoring.state), at / 4);
     const uint32_t in = at % 4;
     const uint32_t low = in < 2 ? (in == 0 ? words[0] : words[1]) : in == 2 ? words[2] : words[3];
     uint32_t high = in == 0 ? words[1] : in == 1 ? words[2] : words[3];
-    if (in == 3) high = philox(key, at / 4 + 1)[0];
+    if (in == 3) high = philox(philox_key(scoring.state), at / 4 + 1)[0];
     bits |= (low >= scoring.threshold ? 1u : 0u) << (2 * pair);
     bits |= (high >= scoring.threshold ? 2u : 0u) << (2 * pair);
   }
