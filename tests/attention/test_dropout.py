@@ -49,6 +49,16 @@ def test_forward_and_backward_draw_the_same(
     check_backward(call)
 
 
+@pytest.mark.parametrize("D", [64, 128])
+def test_rows_of_whole_blocks_of_words(backend: Backend, D: int) -> None:
+    """Which lanes of a GPU share: the others' rows begin within one."""
+    shape = Shape(B=1, S=70, T=136, H=1, K=1, D=D, Dv=D)
+    for dtype in USUAL:
+        call = problem(("dropout",), dtype, shape, backend.device)
+        check(call)
+        check_backward(call)
+
+
 def test_offsets_beyond_32_bits(backend: Backend) -> None:
     call = problem((), torch.float32, device=backend.device)
     for state in ([2**62 + 1, 2**33 + 5], [-1, -1], [0, 0]):
