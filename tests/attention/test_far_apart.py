@@ -1,5 +1,5 @@
 """Elements more than 2^31 apart, in memory of which few pages are touched: the same bits as side by
-side. More blocks than a dimension of old grids held."""
+side. More blocks than a dimension of old grids held, and a million keys."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from torch import Tensor
 import weft
 from backends import Backend
 
-from .cases import Shape, draw, integers, name, problem
+from .cases import Shape, check, draw, integers, name, problem
 
 pytestmark = pytest.mark.slow
 DIMENSIONS = {"batch": 0, "rows": 1, "heads": 2}
@@ -84,3 +84,8 @@ def test_many_blocks(backend: Backend) -> None:
     """Of one key each, whose value is the result: of a score of 0 and few bits, exactly."""
     k, v = (draw((65_540, 1, 1, 8), torch.bfloat16, backend.device).float() for _ in range(2))
     assert torch.equal(weft.attention(torch.zeros_like(k), k, v), v)
+
+
+def test_a_million_keys(backend: Backend) -> None:
+    shape = Shape(B=1, S=1, T=2**20 + 5, H=2, K=1, D=8, Dv=8)
+    check(problem(("causal",), torch.bfloat16, shape, backend.device))
