@@ -16,9 +16,9 @@ namespace weft::attention::cuda {
 //   64      2 · 64    4        32  32  32  32     16    144  240       32768  65536   65536  65536
 //   128     2 · 32    4        64  64  16  16/32  8     168  240       65536  65536   32768  65536
 //
-// and 8 bytes a query of a stage of shifts and δ: some 231,600 of 232,448 in all. Head sizes between take the
-// next larger ones: tensor copies fill up with zeros. With D = 192 or 256, dK and dV alone are 160 or
-// 256 registers.
+// and 8 bytes a query of a stage of shifts and δ: some 231,600 of 232,448 in all. Head sizes between
+// take the next larger ones: tensor copies fill up with zeros. With D = 192 or 256, dK and dV alone
+// are 160 or 256 registers.
 template <int D, bool Options>
 struct BackwardShape {
   static_assert(D == 64 || D == 128);
@@ -32,7 +32,8 @@ struct BackwardShape {
   static constexpr int kLoaderRegisters = 24, kRegisters = 240;
 };
 
-// Not taken: float32, head sizes beyond 128, elements that tensor copies do not reach, nor many sequences that are much shorter than a block. Adds to `plan` what the launch needs.
+// Not taken: float32, head sizes beyond 128, elements that tensor copies do not reach, and many
+// sequences that are much shorter than a block. Adds to `plan` what the launch needs.
 void plan_sm90(const Backward& p, const Limits& limits, BackwardPlan& plan);
 
 }  // namespace weft::attention::cuda

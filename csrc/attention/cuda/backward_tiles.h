@@ -100,7 +100,8 @@ WEFT_DEVICE void multiply_pair(FragmentC<float>* c, const typename Op::A& a,
   }
 }
 
-// `rows` rows of a head on their way to a tile, zeros behind the first `count` rows and D elements. Eight threads take a row.
+// `rows` rows of a head on their way to a tile, zeros behind the first `count` rows and D elements.
+// Eight threads take a row.
 template <class T, uint32_t kColumns>
 WEFT_DEVICE void load_rows(const Tile<T, kColumns>& to, uint32_t first, uint32_t rows,
                            const T* from, int64_t stride, int32_t count, int64_t D, bool vector) {
