@@ -5,13 +5,20 @@
 `unoverlapped` is what an all-reduce takes behind the same layer: that of the best peer, of gloo
 and, for float32 and where it is here, MPI; and weft's own. `waiting` is what weft's all-reduce of
 one element takes there: ranks are never ready at once, and nobody has a sum before the last one is.
-All are sampled in turn, in the same processes (`ranks.py`); a difference is taken round by round,
-and the medians are of those.
+
+A round makes each call once, in an order drawn anew, so that nobody always follows the same
+neighbour. A call begins when all ranks are there and ends with the last of them; what it adds to the
+layer is its time less the layer's in the same round, and `fused less all_reduce` is taken alike.
+Medians over the rounds, ± half of their 95 % interval: where a peer adds no more than that, nothing
+is said of its share.
 """
 
 from __future__ import annotations
 
+import math
+import random
 import statistics
+import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -32,49 +39,74 @@ SHAPES = ((512, 4096, 2048), (512, 1024, 512), (64, 4096, 2048), (8, 4096, 2048)
 DTYPES = ("float32", "bfloat16", "int8")
 
 
+SECONDS = 20.0
+"""That a row should take, if that leaves four calls of each a round, and no more than forty."""
+
+
+@dataclass
+class Added:
+    """Seconds that one call takes beyond another: the median of the rounds' differences, and half
+    of its 95 % interval."""
+
+    median: float
+    error: float
+
+    @staticmethod
+    def of(times: Sequence[float], others: Sequence[float]) -> Added:
+        found = sorted(t - o for t, o in zip(times, others, strict=True))
+        n = len(found)
+        reach = 0.98 * math.sqrt(n)  # ranks about the middle: of a binomial, 1.96 σ
+        low, high = (found[min(max(round(n / 2 + e), 0), n - 1)] for e in (-reach, reach))
+        return Added(statistics.median(found), (high - low) / 2)
+
+    def __str__(self) -> str:
+        return f"{self.median * 1e6:.0f} ± {self.error * 1e6:.0f} µs"
+
+
 @dataclass
 class Row:
-    """Seconds: of the layer alone, fused with its all-reduce, and each all-reduce behind it."""
+    """What each call takes, in seconds, and what it adds to the layer; `beside` is what the fused
+    call takes beyond the layer and weft's all-reduce behind it."""
 
     world: int
     shape: tuple[int, int, int]
     dtype: str
+    rounds: int = 0
     times: dict[str, float] = field(default_factory=dict)
-    exposed: float = 0.0
-    waiting: float = 0.0
-    behind: dict[str, float] = field(default_factory=dict)
+    added: dict[str, Added] = field(default_factory=dict)
+    beside: Added = field(default_factory=lambda: Added(0.0, 0.0))
 
     @property
-    def best_peer(self) -> float:
-        return min(seconds for name, seconds in self.behind.items() if name != WEFT)
+    def best_peer(self) -> Added:
+        return min((self.added[p] for p in (GLOO, MPI) if p in self.added), key=lambda a: a.median)
 
-    def hidden(self, unoverlapped: float) -> float:
-        return 1 - self.exposed / unoverlapped
+    def hidden(self, behind: Added) -> float | None:
+        """The share of what an all-reduce adds behind the layer that the fused call does not; None
+        where that is less than how far it errs."""
+        if behind.median <= behind.error:
+            return None
+        return 1 - self.added[FUSED].median / behind.median
 
     def cells(self) -> list[str]:
         M, N, K = self.shape
-        share = self.hidden(self.best_peer)
+        share, of_weft = self.hidden(self.best_peer), self.hidden(self.added[WEFT])
         return [
             f"{self.world}",
             f"{M}×{N}×{K}",
             self.dtype,
             duration(self.times[LINEAR]),
             duration(self.times[FUSED]),
-            f"{self.exposed * 1e6:.0f} µs",
-            f"{self.waiting * 1e6:.0f} µs",
-            *(
-                f"{self.behind[name] * 1e6:.0f} µs" if name in self.behind else "–"
-                for name in (WEFT, GLOO, MPI)
-            ),
-            f"{self.hidden(self.behind[WEFT]):.0%}",
-            f"{share:.0%} {'✓' if share >= GOAL else '✗'}",
+            *(str(self.added.get(name, "–")) for name in (FUSED, WAITING, WEFT, GLOO, MPI)),
+            str(self.beside),
+            "–" if of_weft is None else f"{of_weft:.0%}",
+            "–" if share is None else f"{share:.0%} {'✓' if share >= GOAL else '✗'}",
         ]
 
 
 HEADINGS = [
     "ranks", "M×N×K of a rank", "dtype", "linear", "linear_all_reduce", "exposed",
-    "waiting", "all_reduce behind", "gloo behind", "MPI behind", "of weft's hidden",
-    f"of the best peer's hidden (goal {GOAL:.0%})",
+    "waiting", "all_reduce behind", "gloo behind", "MPI behind", "fused less all_reduce",
+    "of weft's hidden", f"of the best peer's hidden (goal {GOAL:.0%})",
 ]  # fmt: skip
 
 
@@ -97,25 +129,37 @@ def rank_main(job: tuple, rank: int) -> list[Row]:
 
 def _row(row: Row, communicator, rounds: int) -> Row:
     x, calls = _contenders(row, communicator)
-    counts = {}
-    for name, call in calls.items():
-        call(x)
-        counts[name] = max(2, min(200, int(ranks.SAMPLE / ranks.sample(call, x, 2))))
-    times: dict[str, list[float]] = {name: [] for name in calls}
-    for turn in range(rounds):
-        for i in range(len(calls)):
-            name = list(calls)[(turn + i) % len(calls)]
-            times[name].append(ranks.sample(calls[name], x, counts[name]))
-    alone = times[LINEAR]
+    together = torch.zeros(1)
+    spans: dict[str, list[tuple[float, float]]] = {name: [] for name in calls}
+    order = random.Random(0)  # alike on every rank
 
-    def beyond(name: str) -> float:
-        return statistics.median(t - a for t, a in zip(times[name], alone, strict=True))
+    def turn() -> None:
+        for name in order.sample(list(calls), len(calls)):
+            communicator.all_reduce_(together)
+            begin = time.perf_counter()  # of one clock on all ranks
+            calls[name](x)
+            spans[name].append((begin, time.perf_counter()))
 
+    for _ in range(2):
+        turn()
+    taken = sum(max(_times(spans[name])) for name in calls)
+    row.rounds = min(max(int(SECONDS / taken), 4 * rounds), 40 * rounds)
+    for each in spans.values():
+        each.clear()
+    for _ in range(row.rounds):
+        turn()
+    times = {name: _times(each) for name, each in spans.items()}
     row.times = {name: statistics.median(seconds) for name, seconds in times.items()}
-    row.exposed = beyond(FUSED)
-    row.waiting = beyond(WAITING)
-    row.behind = {name: beyond(name) for name in (WEFT, GLOO, MPI) if name in times}
+    row.added = {name: Added.of(times[name], times[LINEAR]) for name in times if name != LINEAR}
+    row.beside = Added.of(times[FUSED], times[WEFT])
     return row
+
+
+def _times(spans: list[tuple[float, float]]) -> list[float]:
+    """Of each call, from when the last rank begins it to when the last has ended."""
+    mine = torch.tensor(spans, dtype=torch.float64)
+    dist.all_reduce(mine, dist.ReduceOp.MAX)
+    return (mine[:, 1] - mine[:, 0]).tolist()
 
 
 def _contenders(row: Row, communicator) -> tuple[torch.Tensor, dict[str, Callable]]:
@@ -162,7 +206,7 @@ def plot(rows: Sequence[Row], path: Path) -> None:
     labels |= {name: f"{name} behind" for name in (GLOO, MPI)}
     colours = (WEFT_COLOUR, PEER_COLOURS[2], PEER_COLOURS[1], PEER_COLOURS[0])
     for i, (name, colour) in enumerate(zip(labels, colours, strict=True)):
-        adds = [row.exposed if name == FUSED else row.behind.get(name, 0.0) for row in rows]
+        adds = [row.added[name].median if name in row.added else 0.0 for row in rows]
         shares = [100 * add / row.times[LINEAR] for add, row in zip(adds, rows, strict=True)]
         places = [y + (i - 1.5) * 0.2 for y in range(len(rows))]
         axes.barh(places, shares, 0.2, color=colour, label=labels[name])

@@ -23,14 +23,23 @@ def test_what_a_product_hides_is_measured(tmp_path: Path):
     rows = overlap.measure(2, cases, rounds=2)
     for row in rows:
         mpi = {"MPI"} if row.dtype == "float32" and not why_no_mpi() else set()
-        assert set(row.behind) == {"weft", "gloo"} | mpi
-        assert all(t > 0 for t in row.times.values())
-        assert row.best_peer == min(row.behind[name] for name in {"gloo"} | mpi)
+        assert set(row.added) == {"fused", "waiting", "weft", "gloo"} | mpi
+        assert row.rounds >= 8 and all(t > 0 for t in row.times.values())
+        assert row.best_peer in [row.added[name] for name in {"gloo"} | mpi]
         assert len(row.cells()) == len(overlap.HEADINGS)
-        row.exposed = row.best_peer / 4
-        assert row.hidden(row.best_peer) == 0.75
+        row.added["fused"].median = 0.25
+        assert row.hidden(overlap.Added(1.0, 0.1)) == 0.75
+        assert row.hidden(overlap.Added(1.0, 1.1)) is None
     overlap.plot(rows, tmp_path / "overlap.png")
     assert (tmp_path / "overlap.png").stat().st_size > 1000
+
+
+def test_what_a_call_adds_is_the_median_of_differences():
+    slow, base = [3.0, 9.0, 4.0, 8.0, 5.0], [1.0, 1.0, 1.0, 5.0, 1.0]
+    added = overlap.Added.of(slow, base)  # differences 2, 3, 3, 4, 8
+    assert (added.median, added.error) == (3.0, 3.0)
+    same = overlap.Added.of([2.0] * 100, [1.0] * 100)
+    assert (same.median, same.error) == (1.0, 0.0)
 
 
 def test_tuning_writes_what_communicators_read(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
