@@ -58,16 +58,14 @@ struct Collective {
   void* y = nullptr;           // may be x in all_reduce and all_reduce_int8
   int64_t columns = 0;         // of a matrix
   const void* bias = nullptr;  // [columns], optional
-  bool whole = false;          // none of the product is reduced before all of it is there
 
   WEFT_INLINE int64_t rows() const { return columns ? n / columns : 0; }
 
   // What all ranks must call alike, in a word: kind 4 bits, reduction 4, dtype 4, log2(group) 4,
-  // n 48, or of a matrix `whole`, rows 24 and columns 24.
+  // n 48, or of a matrix rows 24 and columns 24.
   WEFT_INLINE uint64_t signature() const {
     uint64_t shift = 0;
     for (int64_t g = group; g > 1; g /= 2) ++shift;
-    if (whole) shift = 1;
     const int64_t size = is_matrix(kind) ? rows() << 24 | columns : n;
     return static_cast<uint64_t>(kind) << 60 | static_cast<uint64_t>(reduction) << 56 |
            static_cast<uint64_t>(dtype) << 52 | shift << 48 |
@@ -83,7 +81,6 @@ struct Collective {
     if (is_matrix(c.kind)) {
       c.columns = c.n & kMostSide;
       c.n = (c.n >> 24) * c.columns;
-      c.whole = signature >> 48 & 1;
     }
     return c;
   }

@@ -18,7 +18,6 @@ inline std::string words(const Collective& c) {
   text << " of " << name_of(c.dtype);
   if (c.kind != Kind::all_gather && !is_matrix(c.kind)) text << ", " << name_of(c.reduction);
   if (c.group) text << ", groups of " << c.group;
-  if (c.whole) text << ", the product whole";
   text << ")";
   return text.str();
 }

@@ -145,24 +145,33 @@ std::vector<SpanTuple> take_spans(Communicator& communicator) {
 }
 
 // A reduction of contiguous memory in place: what torch.ops.weft.all_reduce_ does, for those who
-// have looked at the tensor already, past torch's dispatcher. `self` is a communicator's owner, and
-// the arguments are data, n, dtype, reduction: a plain function of CPython's, as pybind11's way to a
-// method is a good part of what 1 KB takes.
+// have looked at the tensor already, past torch's dispatcher; and with columns and a bias, or 0, what
+// torch.ops.weft.linear_all_reduce does behind a whole product. `self` is a communicator's owner, and
+// the arguments are data, n, dtype, reduction, columns, bias: a plain function of CPython's, as
+// pybind11's way to a method is a good part of what 1 KB takes.
 PyObject* all_reduce_at(PyObject* self, PyObject* const* arguments, Py_ssize_t count) {
-  if (count != 4) {
-    PyErr_SetString(PyExc_TypeError, "all_reduce_at: expected data, n, dtype and reduction");
+  if (count != 4 && count != 6) {
+    PyErr_SetString(PyExc_TypeError,
+                    "all_reduce_at: expected data, n, dtype, reduction and, of a product, columns "
+                    "and bias");
     return nullptr;
   }
   void* const x = PyLong_AsVoidPtr(arguments[0]);
   const int64_t n = PyLong_AsLongLong(arguments[1]);
   const auto dtype = static_cast<DType>(PyLong_AsLong(arguments[2]));
   const auto reduction = static_cast<comm::Reduction>(PyLong_AsLong(arguments[3]));
+  comm::Collective c{comm::Kind::all_reduce, reduction, dtype, n, 0, x, x};
+  if (count == 6) {
+    c.kind = comm::Kind::linear_all_reduce;
+    c.columns = PyLong_AsLongLong(arguments[4]);
+    c.bias = PyLong_AsVoidPtr(arguments[5]);
+  }
   if (PyErr_Occurred()) return nullptr;
   using Owner = std::shared_ptr<Communicator>;
   Communicator& communicator = **static_cast<Owner*>(PyCapsule_GetPointer(self, nullptr));
   try {
     const py::gil_scoped_release unlocked;
-    communicator.run({comm::Kind::all_reduce, reduction, dtype, n, 0, x, x});
+    count == 6 ? communicator.run_behind(c, [] {}) : communicator.run(c);
   } catch (const std::exception& error) {
     PyErr_SetString(PyExc_RuntimeError, error.what());
     return nullptr;
@@ -173,7 +182,9 @@ PyObject* all_reduce_at(PyObject* self, PyObject* const* arguments, Py_ssize_t c
 py::object bound_all_reduce_at(const std::shared_ptr<Communicator>& communicator) {
   static PyMethodDef method = {
       "all_reduce_at", reinterpret_cast<PyCFunction>(reinterpret_cast<void (*)()>(&all_reduce_at)),
-      METH_FASTCALL, "Reduces contiguous memory in place. dtype, reduction: as in params.h."};
+      METH_FASTCALL,
+      "Reduces contiguous memory in place: data, n, dtype, reduction[, columns, bias]; see "
+      "params.h."};
   using Owner = std::shared_ptr<Communicator>;
   const py::capsule owner(new Owner(communicator),
                           [](void* held) { delete static_cast<Owner*>(held); });
@@ -265,6 +276,7 @@ PYBIND11_MODULE(_C, m) {
         return found->world();
       },
       "handle"_a, "How many ranks the communicator has that ops know by this handle.");
+  m.attr("WHOLE_BYTES") = Communicator::kWholeBytes;
   m.def("default_table", &weft::default_table, "world"_a, "cpus"_a,
         "Rows of (bytes, two_shot, piece): see csrc/comm/params.h.");
 }

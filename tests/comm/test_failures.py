@@ -35,8 +35,6 @@ def has_a_name(segment: str) -> bool:
     return (SHARED / segment.lstrip("/")).exists()
 
 
-ONES = weft.pack_int8_weight(torch.ones(999, 3, dtype=torch.int8))
-HALVES = torch.ones(400, 3, dtype=torch.bfloat16)
 MISMATCHES = {
     "dtype": lambda c, odd: c.all_reduce(torch.ones(1000, dtype=torch.float16 if odd else None)),
     "size": lambda c, odd: c.all_reduce(torch.ones(500_000 if odd else 3)),
@@ -51,11 +49,6 @@ MISMATCHES = {
         else weft.linear_reduce_scatter(
             torch.ones(40 * c.world_size, 3), torch.ones(20, 3), None, c
         )
-    ),
-    "product in tiles or not": lambda c, odd: (
-        weft.int8_linear_all_reduce(HALVES, ONES, torch.ones(999), None, c)
-        if odd
-        else weft.linear_all_reduce(HALVES, HALVES.new_ones(999, 3), None, c)
     ),
     "gathered": lambda c, odd: weft.all_gather_linear(
         torch.ones(40 if odd else 20, 3), torch.ones(20, 3), None, c

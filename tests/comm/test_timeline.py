@@ -9,14 +9,14 @@ import torch
 import torch.distributed as dist
 
 import weft
-from weft.distributed import Communicator, Timeline
+from weft.distributed import Communicator, Timeline, copy_linear
 
 from .ranks import run
 
 
 def record(rank: int, world: int, folder: str) -> None:
     with Communicator(dist.group.WORLD) as communicator:
-        x, weight = torch.ones(300, 64), torch.ones(1100, 64)
+        x, weight = torch.ones(300, 64), torch.ones(4000, 64)
         with Timeline(communicator) as timeline:
             with timeline.span("mine"):
                 weft.linear_all_reduce(x, weight, None, communicator)
@@ -52,7 +52,7 @@ def test_a_timeline(tmp_path: Path):
 
 def record_two_shot(rank: int, world: int) -> None:
     with Communicator(dist.group.WORLD, table=[(1 << 40, True, 64 << 10)]) as communicator:
-        x, weight = torch.ones(300, 8), torch.ones(1100, 8)
+        x, weight = torch.ones(300, 8), torch.ones(8000, 8)
         with Timeline(communicator) as timeline:
             communicator.all_reduce_(torch.ones(100_000))
             weft.linear_all_reduce(x, weight, None, communicator)
@@ -69,30 +69,50 @@ def test_two_rounds_for_each_piece():
     run(record_two_shot, 3)
 
 
-def record_whole(rank: int, world: int) -> None:
+def record_products(rank: int, world: int) -> None:
     with Communicator(dist.group.WORLD) as communicator:
-        for dtype, M in ((torch.float32, 600), (torch.float32, 50), (torch.bfloat16, 600)):
-            x, weight = torch.ones(M, 8, dtype=dtype), torch.ones(1100, 8, dtype=dtype)
-            for op in (weft.linear_all_reduce, weft.linear_reduce_scatter):
+        for dtype, M, N, tiles in (
+            (torch.float32, 50, 1100, (1, 1)),
+            (torch.float32, 600, 8000, (8, 5)),
+            (torch.bfloat16, 600, 8000, (4, 3)),
+        ):
+            x, weight = torch.ones(M, 8, dtype=dtype), torch.ones(N, 8, dtype=dtype)
+            ops = (weft.linear_all_reduce, weft.linear_reduce_scatter)
+            for op, count in zip(ops, tiles, strict=True):
                 with Timeline(communicator) as timeline:
                     op(x, weight, None, communicator)
-                mine = [span for span in timeline.spans if span.rank == rank]
-                pieces = {
-                    phase: [span.piece for span in mine if span.phase == phase]
-                    for phase in ("product", "copy", "reduce")
-                }
-                assert pieces["reduce"] == list(range(len(pieces["reduce"])))
-                in_tiles = dtype == torch.float32 and M == 600
-                assert pieces["product"] == (pieces["reduce"] if in_tiles else [0])
-                assert pieces["copy"] == ([] if in_tiles else pieces["reduce"])
-        coded = torch.ones(700, 8, dtype=torch.int8)
-        packed, scale = weft.pack_int8_weight(coded), torch.ones(700)
-        for M, in_tiles in ((600, False), (500, True), (100, False)):  # … tiles hold all 500 rows
+                phases = _pieces(timeline, rank)
+                assert phases["product"] == phases["reduce"] == list(range(count))
+                assert not phases["copy"]
+        x, weight = torch.ones(600, 8).bfloat16(), torch.ones(800, 8).bfloat16()  # 1 MB at most
+        for needed in (False, True):
             with Timeline(communicator) as timeline:
-                weft.int8_linear_all_reduce(torch.ones(M, 8), packed, scale, None, communicator)
-            mine = [s for s in timeline.spans if s.rank == rank and s.phase == "product"]
-            assert (len(mine) > 2) == in_tiles
+                weft.linear_all_reduce(x.requires_grad_(needed), weight, None, communicator)
+            phases = _pieces(timeline, rank)
+            assert phases["product"] == [0] and phases["copy"] == phases["reduce"] == [0, 1, 2, 3]
 
 
-def test_a_product_in_tiles_and_a_whole_one():
-    run(record_whole, 2)
+def record_backward(rank: int, world: int) -> None:
+    """The gradient of x is awaited when that of the weight has been computed."""
+    with Communicator(dist.group.WORLD) as communicator:
+        leaves = [torch.ones(40, 30, requires_grad=True), torch.ones(20, 30, requires_grad=True)]
+        y = copy_linear(*leaves, None, communicator)
+        with Timeline(communicator) as timeline:
+            y.sum().backward()
+        mine = [s.phase for s in timeline.spans if s.rank == rank and s.phase != "call"]
+        assert mine == ["product", "product", "wait", "reduce"]
+
+
+def _pieces(timeline: Timeline, rank: int) -> dict[str, list[int]]:
+    return {
+        phase: [s.piece for s in timeline.spans if s.rank == rank and s.phase == phase]
+        for phase in ("product", "copy", "reduce")
+    }
+
+
+def test_products_in_tiles_and_whole():
+    run(record_products, 2)
+
+
+def test_a_backward():
+    run(record_backward, 2)

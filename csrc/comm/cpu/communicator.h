@@ -39,6 +39,7 @@ struct Span {
 using Progress = FunctionRef<void(int64_t)>;
 // Writes a tile of this rank's product to `to`, its rows `stride` elements apart.
 using Product = FunctionRef<void(const Tile&, void* to, int64_t stride)>;
+using Meanwhile = FunctionRef<void()>;
 
 class WEFT_API Communicator {
  public:
@@ -66,13 +67,17 @@ class WEFT_API Communicator {
   // elements of y are there, for rising n, the whole at last.
   void run(const Collective& collective, Progress progress);
   // linear_all_reduce and linear_reduce_scatter of what `product` computes, tile by tile, each
-  // element once.
-  void run_product(const Collective& collective, Product product);
-  // Whether a product makes more tiles than a rank is ahead: else nothing is added up meanwhile.
-  bool has_tiles(const Collective& collective) const;
-  static constexpr int64_t kTileRows = 512;  // at most
-  // The same of what `product` puts into x, which may be y in linear_all_reduce: behind the whole.
+  // element once; meanwhile() when all of it is on its way.
+  void run_product(const Collective& collective, Product product) {
+    run_product(collective, product, nullptr);
+  }
+  void run_product(const Collective& collective, Product product, Meanwhile meanwhile) {
+    run_product(collective, product, &meanwhile);
+  }
+  // The same of a whole product that product() puts into y: all_reduce in place, with the bias.
   void run_behind(const Collective& collective, FunctionRef<void()> product);
+  // Of linear_all_reduce in 16 bits: up to here the way into shared memory saves less than it costs.
+  static constexpr int64_t kWholeBytes = 1 << 20;
   // all_gather_linear: meanwhile(k, steps) for every k < steps, while the peers' parts come.
   void run_gather(const Collective& collective, FunctionRef<void(int64_t, int64_t)> meanwhile);
   // So many calls stand in a queue, which the thread that calls serve(true) before each and
@@ -96,6 +101,8 @@ class WEFT_API Communicator {
   void close();
 
  private:
+  class Grid;
+
   Communicator(std::unique_ptr<Segment> segment, Options options);
   void call(const Collective& c, FunctionRef<void()> body);
   void keep_place(const Collective& c) const;
@@ -116,14 +123,22 @@ class WEFT_API Communicator {
   }
   template <class Put, class Take>
   void rounds(const Collective& c, int64_t pieces, int64_t bytes, Put&& put, Take&& take);
-  void product_one_shot(const Collective& c, Product product);
-  void product_two_shot(const Collective& c, Product product);
-  void product_scatter(const Collective& c, Product product);
+  void run_product(const Collective& c, Product product, const Meanwhile* meanwhile);
+  void all_on_their_way(int64_t tiles, const Meanwhile* meanwhile);
+  void product_one_shot(const Collective& c, const Grid& grid, Product product,
+                        const Meanwhile* meanwhile);
+  void product_two_shot(const Collective& c, const Grid& grid, Product product,
+                        const Meanwhile* meanwhile);
+  void product_scatter(const Collective& c, const Grid& grid, Product product,
+                       const Meanwhile* meanwhile);
+  char* room(int r, int64_t k) const {
+    return segment_->tile(r, first_tile_ + static_cast<uint64_t>(k));
+  }
   void gather_meanwhile(const Collective& c, FunctionRef<void(int64_t, int64_t)> meanwhile);
   void add_up(const Collective& c, const Tile& tile, const void* const* parts, void* also) const;
-  template <class Put, class Meanwhile, class Take>
-  void far_rounds(const Collective& c, int64_t pieces, Phase phase, Put&& put,
-                  Meanwhile&& meanwhile, Take&& take);
+  template <int64_t kAhead, class Put, class Meanwhile, class Take>
+  void rounds_ahead(const Collective& c, int64_t pieces, Phase phase, Put&& put,
+                    Meanwhile&& meanwhile, Take&& take);
   void reduce(const Collective& c, const void* const* sources, int64_t first, int64_t n, void* also,
               bool stream) const;
   void first_wait(const Collective& c, uint32_t event);
@@ -147,6 +162,7 @@ class WEFT_API Communicator {
   std::atomic<std::thread::id> server_{};
   std::atomic<bool> serving_{false};
   std::string failure_;
+  uint64_t first_tile_ = 0;  // of the next product
   bool recording_ = false;
   std::vector<Span> spans_;
   Kind kind_ = Kind::all_reduce;      // of the call that is recorded

@@ -4,19 +4,23 @@
 //   linear_reduce_scatter  the same, of which a rank keeps M / W rows
 //   all_gather_linear      X = (x_0; x_1; …), and meanwhile the own rows of X · Wᵀ
 //
-// The product is computed tile by tile, straight into the slots that the peers read: nothing is
-// copied. A rank is kAhead tiles ahead of what it adds up, so that a peer may be late by as much
-// before anybody waits; what is added up has been written a moment ago and lies in the caches.
+// The product is computed tile by tile, straight into shared memory, where the peers read it: nothing
+// is copied. A rank is a tile ahead of what it adds up, so that a peer may be late by as much before
+// anybody waits. Tiles are large, as torch's products lose in small ones; what is a tile or less is
+// added up behind the whole.
 //
-//   for each tile    compute k + 2 into a slot; publish; wait for k; y[k] = Σ_r slot_r[k] + bias
-//   two-shot         the same, but each rank adds up its rows of a tile, and reads the others'
+//   for each tile    compute k + 1 into a tile's room; publish; wait for k; y[k] = Σ_r tile_r[k] + bias
+//   two-shot         the same, but each rank adds up its rows of a tile, in place too, and copies the
+//                    others' from where they did: k - 1, while they add up k
 //
-// Where a product loses more in tiles than they hide (library_fused.h knows), or makes too few, the
-// whole of it is computed first, and what follows is all_reduce, in place, or reduce_scatter, with
-// the bias.
+// What is small in 16 bits is computed where it is asked for and reduced like any other message.
 //
-// Besides the product a rank reads W tiles for each that it writes (two-shot: 2). With a core for
-// every rank and none to spare that is work no order can hide: it is what remains exposed.
+// A rank has kTiles rooms, which all its products fill by turns. Rule of writing: tile t + 5 is written
+// by who has seen everyone add up t + 2, or in one-shot publish it; that comes behind the last that a
+// rank reads of t, as it copies t behind its sum of t + 1 and before it computes t + 3.
+//
+// Besides the product a rank reads W tiles for each that it adds up (two-shot: 2, and copies one). With
+// a core for every rank and none to spare that is work no order can hide: it is what remains exposed.
 #include <algorithm>
 #include <cstring>
 
@@ -27,13 +31,10 @@
 namespace weft::comm::cpu {
 namespace {
 
-constexpr int64_t kAhead = 2;  // tiles; protocol.h allows kReads - 1
-static_assert(kAhead < static_cast<int64_t>(kReads));
-
 constexpr int64_t kSlot = kSlotBytes;
-// A multiple of which tiles are wide: a panel of a packed weight. They are high, kTileRows, as torch's
-// product puts the weight's columns in order for each.
-constexpr int64_t kTileColumns = 64;
+// Tiles are wide by whole panels of a packed weight, and high, as torch's product puts the weight's
+// columns in order for each.
+constexpr int64_t kTileColumns = 64, kTileRows = 512;
 
 char* at(void* base, int64_t element, int64_t size) {
   return static_cast<char*>(base) + element * size;
@@ -42,19 +43,22 @@ const char* at(const void* base, int64_t element, int64_t size) {
   return static_cast<const char*>(base) + element * size;
 }
 
+}  // namespace
+
 // A matrix in tiles of at most `most` elements. Column by column of tiles, so that a weight's rows
 // are read once.
-class Grid {
+class Communicator::Grid {
  public:
   Grid(int64_t rows, int64_t columns, int64_t most) : rows_(rows), columns_(columns) {
     if (rows == 0 || columns == 0) return;
-    high_ = std::min({rows, Communicator::kTileRows, most / kTileColumns});
+    high_ = std::min({rows, kTileRows, most / kTileColumns});
     wide_ = std::min(columns, most / high_ / kTileColumns * kTileColumns);
     if (wide_ == columns) high_ = std::min(most / wide_, rows);
     down_ = ceil_div(rows, high_);
     tiles_ = down_ * ceil_div(columns, wide_);
   }
   int64_t tiles() const { return tiles_; }
+  int64_t elements() const { return high_ * wide_; }  // of the largest
   Tile at(int64_t k) const {
     const int64_t row = k % down_ * high_, column = k / down_ * wide_;
     return {row, std::min(high_, rows_ - row), column, std::min(wide_, columns_ - column)};
@@ -64,35 +68,32 @@ class Grid {
   int64_t rows_, columns_, high_ = 0, wide_ = 0, down_ = 1, tiles_ = 0;
 };
 
-// Elements of a tile that fit into a slot; of linear_reduce_scatter one for every rank does.
-int64_t most_elements(const Collective& c, int world) {
-  const int64_t elements = kSlot / static_cast<int64_t>(size_of(c.dtype));
-  return c.kind == Kind::linear_reduce_scatter ? elements / world / kTileColumns * kTileColumns
-                                               : elements;
-}
-
-Grid grid_of(const Collective& c, int world) {
-  return Grid(c.rows(), c.columns, most_elements(c, world));
-}
-
-}  // namespace
-
-bool Communicator::has_tiles(const Collective& c) const {
-  return grid_of(c, world()).tiles() > kAhead;
-}
-
-void Communicator::run_product(const Collective& c, Product product) {
+// In linear_reduce_scatter a tile has a part for every rank.
+void Communicator::run_product(const Collective& c, Product product, const Meanwhile* meanwhile) {
   call(c, [&] {
-    if (c.kind == Kind::linear_reduce_scatter) return product_scatter(c, product);
-    return choice(c).two_shot ? product_two_shot(c, product) : product_one_shot(c, product);
+    const int64_t size = static_cast<int64_t>(size_of(c.dtype));
+    const int64_t parts = c.kind == Kind::linear_reduce_scatter ? world() : 1;
+    const Grid grid(c.rows(), c.columns,
+                    segment_->tile_bytes() / size / parts / kTileColumns * kTileColumns);
+    segment_->make_room(grid.elements() * size * parts);
+    if (parts > 1)
+      product_scatter(c, grid, product, meanwhile);
+    else if (choice(c).two_shot)
+      product_two_shot(c, grid, product, meanwhile);
+    else
+      product_one_shot(c, grid, product, meanwhile);
+    first_tile_ += static_cast<uint64_t>(grid.tiles());
   });
+}
+
+void Communicator::all_on_their_way(int64_t tiles, const Meanwhile* meanwhile) {
+  if (meanwhile) timed(Phase::product, tiles, *meanwhile);
 }
 
 void Communicator::run_behind(const Collective& c, FunctionRef<void()> product) {
   call(c, [&] {
     if (c.n) timed(Phase::product, 0, product);
-    return c.kind == Kind::linear_reduce_scatter ? reduce_scatter(c, choice(c).piece)
-                                                 : all_reduce(c);
+    all_reduce(c);
   });
 }
 
@@ -100,19 +101,20 @@ void Communicator::run_gather(const Collective& c, FunctionRef<void(int64_t, int
   call(c, [&] { gather_meanwhile(c, meanwhile); });
 }
 
-// put(k, slot) for each piece, which is a phase, and when the peers can read it meanwhile(k), kAhead
+// put(k, event) for each piece, which is a phase, and when the peers can read it meanwhile(k), kAhead
 // ahead of take(k, event). The first is there also where there are none: calls meet in it.
-template <class Put, class Meanwhile, class Take>
-void Communicator::far_rounds(const Collective& c, int64_t pieces, Phase phase, Put&& put,
-                              Meanwhile&& meanwhile, Take&& take) {
+template <int64_t kAhead, class Put, class Meanwhile, class Take>
+void Communicator::rounds_ahead(const Collective& c, int64_t pieces, Phase phase, Put&& put,
+                                Meanwhile&& meanwhile, Take&& take) {
+  static_assert(kAhead < static_cast<int64_t>(kReads));
   uint32_t events[kAhead + 1];
   const int64_t rounds = std::max<int64_t>(pieces, 1);
   for (int64_t k = 0; k < rounds + kAhead; ++k) {
     if (k < rounds) {
       const uint32_t event = events[k % (kAhead + 1)] = turns_.next();
-      if (k < pieces) timed(phase, k, [&] { put(k, segment_->slot(rank(), event)); });
+      if (k < pieces) timed(phase, k, [&] { put(k, event); });
       turns_.publish();
-      if (k < pieces) meanwhile(k);
+      meanwhile(k);
       turns_.worked();
     }
     const int64_t due = k - kAhead;
@@ -146,27 +148,29 @@ void Communicator::add_up(const Collective& c, const Tile& tile, const void* con
   });
 }
 
-void Communicator::product_one_shot(const Collective& c, Product product) {
-  const Grid grid = grid_of(c, world());
-  far_rounds(
-      c, grid.tiles(), Phase::product,
-      [&](int64_t k, char* slot) {
+void Communicator::product_one_shot(const Collective& c, const Grid& grid, Product product,
+                                    const Meanwhile* meanwhile) {
+  const int64_t tiles = grid.tiles();
+  rounds_ahead<1>(
+      c, tiles, Phase::product,
+      [&](int64_t k, uint32_t) {
         const Tile tile = grid.at(k);
-        product(tile, slot, tile.columns);
+        product(tile, room(rank(), k), tile.columns);
       },
-      [](int64_t) {},
-      [&](int64_t k, uint32_t event) {
+      [&](int64_t k) {
+        if (k + 1 >= tiles) all_on_their_way(tiles, meanwhile);
+      },
+      [&](int64_t k, uint32_t) {
         const void* parts[kMaxWorld];
-        for (int r = 0; r < world(); ++r) parts[r] = segment_->slot(r, event);
+        for (int r = 0; r < world(); ++r) parts[r] = room(r, k);
         add_up(c, grid.at(k), parts, nullptr);
       });
 }
 
 // Of tile k, rank r adds up the rows [rows · r / W, rows · (r + 1) / W).
-void Communicator::product_two_shot(const Collective& c, Product product) {
-  const int64_t size = static_cast<int64_t>(size_of(c.dtype)), W = world();
-  const Grid grid = grid_of(c, world());
-  const int64_t tiles = grid.tiles();
+void Communicator::product_two_shot(const Collective& c, const Grid& grid, Product product,
+                                    const Meanwhile* meanwhile) {
+  const int64_t size = static_cast<int64_t>(size_of(c.dtype)), W = world(), tiles = grid.tiles();
   const auto share = [&](int64_t k, int64_t r) {
     Tile tile = grid.at(k);
     const int64_t first = tile.rows * r / W, last = tile.rows * (r + 1) / W;
@@ -174,23 +178,26 @@ void Communicator::product_two_shot(const Collective& c, Product product) {
     tile.rows = last - first;
     return tile;
   };
+  const auto place = [&](int r, int64_t k, const Tile& part) {
+    return at(room(r, k), (part.row - grid.at(k).row) * part.columns, size);
+  };
   const auto put = [&](int64_t k) {
     const uint32_t event = turns_.next();
     if (k < tiles) {
       const Tile tile = grid.at(k);
-      timed(Phase::product, k, [&] { product(tile, segment_->slot(rank(), event), tile.columns); });
-      turns_.worked();
+      timed(Phase::product, k, [&] { product(tile, room(rank(), k), tile.columns); });
     }
     turns_.publish();
+    if (k + 1 >= tiles) all_on_their_way(tiles, meanwhile);
+    turns_.worked();
     return event;
   };
-  const auto reduce = [&](int64_t k, uint32_t event) {
+  const auto reduce = [&](int64_t k) {
     const uint32_t result = turns_.next();
     const Tile own = share(k, rank());
-    const int64_t offset = (own.row - grid.at(k).row) * own.columns;
     const void* parts[kMaxWorld];
-    for (int r = 0; r < W; ++r) parts[r] = at(segment_->slot(r, event), offset, size);
-    add_up(c, own, parts, segment_->slot(rank(), result));
+    for (int r = 0; r < W; ++r) parts[r] = place(r, k, own);
+    add_up(c, own, parts, place(rank(), k, own));
     turns_.publish();
     return result;
   };
@@ -200,10 +207,10 @@ void Communicator::product_two_shot(const Collective& c, Product product) {
       for (int64_t i = 1; i < W; ++i) {
         const int r = static_cast<int>((rank() + i) % W);
         const Tile tile = share(k, r);
+        const char* from = place(r, k, tile);
         for (int64_t row = 0; row < tile.rows; ++row)
           std::memcpy(at(c.y, (tile.row + row) * c.columns + tile.column, size),
-                      at(segment_->slot(r, result), row * tile.columns, size),
-                      static_cast<size_t>(tile.columns * size));
+                      from + row * tile.columns * size, static_cast<size_t>(tile.columns * size));
       }
     });
   };
@@ -213,7 +220,7 @@ void Communicator::product_two_shot(const Collective& c, Product product) {
     const uint32_t next = k + 1 < tiles ? put(k + 1) : now;
     if (k > 0) timed(Phase::wait, k, [&] { turns_.wait(now); });
     uint32_t result = 0;
-    timed(Phase::take, k, [&] { result = reduce(k, now); });
+    timed(Phase::take, k, [&] { result = reduce(k); });
     if (k > 0) gather(k - 1, before);
     before = result;
     now = next;
@@ -222,23 +229,25 @@ void Communicator::product_two_shot(const Collective& c, Product product) {
 }
 
 // Tile k has a part for every rank: that tile of the rank's rows.
-void Communicator::product_scatter(const Collective& c, Product product) {
-  const int64_t size = static_cast<int64_t>(size_of(c.dtype)), W = world();
-  const int64_t part = most_elements(c, world());
-  const Grid grid = grid_of(c, world());
-  far_rounds(
-      c, grid.tiles(), Phase::product,
-      [&](int64_t k, char* slot) {
-        for (int64_t r = 0; r < W; ++r) {
+void Communicator::product_scatter(const Collective& c, const Grid& grid, Product product,
+                                   const Meanwhile* meanwhile) {
+  const int64_t part = grid.elements() * static_cast<int64_t>(size_of(c.dtype));
+  const int64_t tiles = grid.tiles();
+  rounds_ahead<1>(
+      c, tiles, Phase::product,
+      [&](int64_t k, uint32_t) {
+        for (int64_t r = 0; r < world(); ++r) {
           Tile tile = grid.at(k);
           tile.row += r * c.rows();
-          product(tile, at(slot, r * part, size), tile.columns);
+          product(tile, room(rank(), k) + r * part, tile.columns);
         }
       },
-      [](int64_t) {},
-      [&](int64_t k, uint32_t event) {
+      [&](int64_t k) {
+        if (k + 1 >= tiles) all_on_their_way(tiles, meanwhile);
+      },
+      [&](int64_t k, uint32_t) {
         const void* parts[kMaxWorld];
-        for (int r = 0; r < W; ++r) parts[r] = at(segment_->slot(r, event), rank() * part, size);
+        for (int r = 0; r < world(); ++r) parts[r] = room(r, k) + rank() * part;
         add_up(c, grid.at(k), parts, nullptr);
       });
 }
@@ -252,10 +261,14 @@ void Communicator::gather_meanwhile(const Collective& c,
   };
   char* const y = static_cast<char*>(c.y);
   if (bytes) std::memcpy(y + rank() * bytes, c.x, static_cast<size_t>(bytes));
-  far_rounds(
+  rounds_ahead<2>(
       c, pieces, Phase::put,
-      [&](int64_t k, char* slot) { std::memcpy(slot, at(c.x, k * step, 1), count(k)); },
-      [&](int64_t k) { timed(Phase::product, k, [&] { meanwhile(k, pieces); }); },
+      [&](int64_t k, uint32_t event) {
+        std::memcpy(segment_->slot(rank(), event), at(c.x, k * step, 1), count(k));
+      },
+      [&](int64_t k) {
+        if (k < pieces) timed(Phase::product, k, [&] { meanwhile(k, pieces); });
+      },
       [&](int64_t k, uint32_t event) {
         for (int i = 1; i < world(); ++i) {
           const int r = (rank() + i) % world();

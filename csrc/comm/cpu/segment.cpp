@@ -97,8 +97,8 @@ size_t Segment::slots_at(int r) const {
   return header_bytes(world_) + static_cast<size_t>(r) * kRing * kSlotBytes;
 }
 
-size_t Segment::total_bytes(int world) {
-  return header_bytes(world) + static_cast<size_t>(world) * kRing * kSlotBytes;
+size_t Segment::tiles_at(int r) const {
+  return slots_at(world_) + static_cast<size_t>(r * kTiles * tile_bytes());
 }
 
 Segment::Segment(std::string name, int file, int rank, int world)
@@ -115,8 +115,10 @@ std::unique_ptr<Segment> Segment::create(int world) {
   const int file = shm_open(name.c_str(), O_RDWR | O_CREAT | O_EXCL | O_CLOEXEC, 0600);
   check(file >= 0, "weft: cannot create shared memory: ", std::strerror(errno));
   std::unique_ptr<Segment> segment(new Segment(name, file, 0, world));
-  segment->check_room(ftruncate(file, static_cast<off_t>(total_bytes(world))) ? errno : 0);
-  segment->check_room(posix_fallocate(file, 0, static_cast<off_t>(header_bytes(world))));
+  segment->check_room(ftruncate(file, static_cast<off_t>(segment->total_bytes())) ? errno : 0,
+                      segment->slots_at(world));
+  segment->check_room(posix_fallocate(file, 0, static_cast<off_t>(header_bytes(world))),
+                      segment->slots_at(world));
   segment->map();
   new (segment->base_) Header{kMagic, static_cast<uint32_t>(world), kRing, kSlotBytes};
   for (int r = 0; r < world; ++r) new (segment->flags() + r) Flag;
@@ -133,7 +135,7 @@ std::unique_ptr<Segment> Segment::open(const std::string& name, int rank, int wo
         std::strerror(errno));
   std::unique_ptr<Segment> segment(new Segment(name, file, rank, world));
   struct stat about;
-  check(fstat(file, &about) == 0 && about.st_size == static_cast<off_t>(total_bytes(world)),
+  check(fstat(file, &about) == 0 && about.st_size == static_cast<off_t>(segment->total_bytes()),
         "weft: the shared memory that rank 0 made has another size: is it the same weft?");
   segment->map();
   const Header& header = *reinterpret_cast<const Header*>(segment->base_);
@@ -143,14 +145,27 @@ std::unique_ptr<Segment> Segment::open(const std::string& name, int rank, int wo
   return segment;
 }
 
-void Segment::check_room(int error) const {
-  check(!error, "weft: a communicator of ", world_, " ranks needs ", total_bytes(world_) >> 20,
+void Segment::check_room(int error, size_t bytes) const {
+  check(!error, "weft: a communicator of ", world_, " ranks needs ", bytes >> 20,
         " MiB of shared memory (/dev/shm): ", std::strerror(error));
 }
 
+void Segment::make_room(int64_t bytes) {
+  if (bytes <= room_) return;
+  constexpr int64_t kStep = 64 << 10;
+  bytes = std::min(round_up(bytes, kStep), tile_bytes());
+  for (int64_t t = 0; t < kTiles; ++t) {
+    const off_t first = static_cast<off_t>(tiles_at(rank_)) + t * tile_bytes();
+    check_room(posix_fallocate(file_, first + room_, bytes - room_),
+               slots_at(world_) + static_cast<size_t>(world_ * kTiles * bytes));
+  }
+  room_ = bytes;
+}
+
 void Segment::map() {
-  check_room(posix_fallocate(file_, static_cast<off_t>(slots_at(rank_)), kRing * kSlotBytes));
-  void* base = mmap(nullptr, total_bytes(world_), PROT_READ | PROT_WRITE, MAP_SHARED, file_, 0);
+  check_room(posix_fallocate(file_, static_cast<off_t>(slots_at(rank_)), kRing * kSlotBytes),
+             slots_at(world_));
+  void* base = mmap(nullptr, total_bytes(), PROT_READ | PROT_WRITE, MAP_SHARED, file_, 0);
   check(base != MAP_FAILED, "weft: cannot map shared memory: ", std::strerror(errno));
   base_ = static_cast<char*>(base);
   struct flock lock = byte_lock(rank_);
@@ -160,7 +175,7 @@ void Segment::map() {
 
 Segment::~Segment() {
   if (rank_ == 0 && process_ == getpid()) unlink();
-  if (base_) munmap(base_, total_bytes(world_));
+  if (base_) munmap(base_, total_bytes());
   close(file_);
   const std::lock_guard lock(own_names().mutex);
   own_names().names.erase(name_);

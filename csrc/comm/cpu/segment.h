@@ -1,17 +1,20 @@
 // The memory that the ranks of a communicator share: a POSIX shared-memory object, with a line of
-// flags and a ring of slots for each rank.
+// flags and a ring of slots for each rank, and room for the tiles of products (products.cpp).
 //
-//   Header | Flag of rank 0 … W - 1 | slots of rank 0 | … | slots of rank W - 1
+//   Header | Flag of rank 0 … W - 1 | slots of rank 0 | … of rank W - 1 | tiles of rank 0 | …
 //
 // Rank 0 creates it, exclusively, under a name that nobody else has; the others open it by that
 // name, and as soon as all have it, the name goes: what then remains is freed with the last
 // process, however it ends. Each rank allocates its own slots before it says that it is there: so
 // they lie on the NUMA node that it runs on, and a full /dev/shm is an error here and no SIGBUS later.
+// Its tiles it allocates, as much of each as is asked for, before the first product: until then they
+// are addresses and no memory.
 //
 // Each rank keeps a lock on byte r of the object (fcntl), which the system takes from a process
 // that ends, even before its parent has noticed: so peers see who lives, across containers too.
 #pragma once
 
+#include <algorithm>
 #include <cstddef>
 #include <cstdint>
 #include <memory>
@@ -24,6 +27,8 @@ namespace weft::comm::cpu {
 
 constexpr int kMaxWorld = 64;
 constexpr int64_t kSlotBytes = 256 << 10;
+constexpr int64_t kTiles = 5;             // of a rank
+constexpr int64_t kTilesOfAll = 8 << 20;  // bytes, one of each rank
 
 class Segment final : public Peers {
  public:
@@ -54,20 +59,29 @@ class Segment final : public Peers {
     const int64_t part = round_up<int64_t>(bytes, 64), parts = kSlotBytes / part;
     return slot(r, event) + event / kRing % parts * part;
   }
+  // What fits into a tile.
+  int64_t tile_bytes() const { return std::max(kTilesOfAll / world_ / 4096 * 4096, kSlotBytes); }
+  char* tile(int r, uint64_t number) const {
+    return base_ + tiles_at(r) + number % kTiles * static_cast<uint64_t>(tile_bytes());
+  }
+  // The own tiles' first `bytes` are memory from here on. Throws std::runtime_error.
+  void make_room(int64_t bytes);
   bool alive(int r) const override;
 
  private:
   Segment(std::string name, int file, int rank, int world);
   void map();
-  void check_room(int error) const;
+  void check_room(int error, size_t bytes) const;
   static size_t header_bytes(int world);
-  static size_t total_bytes(int world);
+  size_t total_bytes() const { return tiles_at(world_); }
   size_t slots_at(int r) const;
+  size_t tiles_at(int r) const;
 
   std::string name_;
   int file_, rank_, world_;
   int process_;
   char* base_ = nullptr;
+  int64_t room_ = 0;  // bytes of each tile that are memory
 };
 
 }  // namespace weft::comm::cpu

@@ -178,6 +178,16 @@ class Communicator:
             increment_version(x)
         return self._run(x, run, async_op)
 
+    def _add_up(self, product: Tensor, bias: Tensor | None) -> Tensor:
+        """linear_all_reduce of a product that is there, a plain one of this host, in place."""
+        if self._worker.pending:
+            self._run(product, lambda: None)
+        self._all_reduce_at(
+            product.data_ptr(), product.numel(), _DTYPES[product.dtype], 0, product.shape[-1],
+            0 if bias is None else bias.data_ptr(),
+        )  # fmt: skip
+        return product
+
     @overload
     def reduce_scatter(
         self, x: Tensor, op: object = ..., *, async_op: Literal[False] = ...,

@@ -12,6 +12,7 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
+from .._C import WHOLE_BYTES
 from ..ops._comm import grads_at_once
 from ..ops._grad import call, needs_grad
 from ..ops._int8_autocast import autocast_dtype
@@ -19,6 +20,16 @@ from ..ops.int8 import quantize_int8
 from .communicator import Communicator, communicator_of
 
 Group = Communicator | dist.ProcessGroup
+
+# Bound once: a call that comes after others' work finds none of this in a cache.
+_HALVES = frozenset({torch.bfloat16, torch.float16})
+_PLAIN = frozenset({Tensor, torch.nn.Parameter})
+_linear = torch.nn.functional.linear
+_is_compiling = torch.compiler.is_compiling
+_is_grad_enabled = torch.is_grad_enabled
+_any_requires_grad = torch._C._any_requires_grad
+_is_transformed = torch._C._are_functorch_transforms_active
+_modes = torch._C._len_torch_dispatch_stack
 
 
 def _autocast(
@@ -32,6 +43,37 @@ def _autocast(
 def _float(op, x, weight, bias, group):
     communicator, x = communicator_of(group), x.contiguous()
     return communicator._run(x, lambda: call(op, x, weight, bias, communicator.handle))
+
+
+def _is_plain(x: Tensor, weight: Tensor, bias: Tensor | None) -> bool:
+    """Whether the op would compute the product whole, and nothing but the op needs torch's
+    dispatcher, in which a call spends more than it saves: then it is torch's layer and, alike for
+    the peers, the reduction behind it."""
+    return (
+        x.dtype in _HALVES
+        and weight.dtype == x.dtype
+        and x.is_cpu
+        and weight.is_cpu
+        and type(x) is Tensor
+        and type(weight) in _PLAIN
+        and weight.dim() == 2
+        and 0 < x.shape[-1] == weight.shape[1]
+        and x.numel() // x.shape[-1] * weight.shape[0] * 2 <= WHOLE_BYTES
+        and (bias is None or _is_plain_bias(x, weight, bias))
+        and not _is_compiling()
+        and not (_is_grad_enabled() and _any_requires_grad(x, weight, bias))
+        and not (_is_transformed() or _modes() or torch.is_autocast_enabled("cpu"))
+    )
+
+
+def _is_plain_bias(x: Tensor, weight: Tensor, bias: Tensor) -> bool:
+    return (
+        type(bias) in _PLAIN
+        and bias.dtype == x.dtype
+        and bias.is_cpu
+        and bias.shape == weight.shape[:1]
+        and bias.is_contiguous()
+    )
 
 
 def linear_all_reduce(
@@ -56,7 +98,10 @@ def linear_all_reduce(
     Returns:
         [..., N].
     """
-    return _float(torch.ops.weft.linear_all_reduce.default, x, weight, bias, group)
+    communicator = communicator_of(group)
+    if _is_plain(x, weight, bias):
+        return communicator._add_up(_linear(x, weight), bias)
+    return _float(torch.ops.weft.linear_all_reduce.default, x, weight, bias, communicator)
 
 
 def linear_reduce_scatter(
@@ -139,7 +184,7 @@ class _CopyLinear(torch.autograd.Function):
         x, weight = ctx.saved_tensors
         needs, rows = ctx.needs_input_grad, dy.shape[:-1].numel()
         flat = dy.reshape(rows, dy.shape[-1])
-        if grads_at_once(ctx, dy):
+        if grads_at_once(ctx):
             args = (dy.contiguous(), x.contiguous(), weight, ctx.communicator.handle, False)
             dx, dweight = ctx.communicator._run(dy, lambda: torch.ops.weft.linear_grads(*args))
             return dx, dweight, flat.sum(0) if needs[2] else None, None

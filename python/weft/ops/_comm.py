@@ -198,10 +198,10 @@ def _weight_grads(ctx, x: Tensor, dy: Tensor) -> tuple[Tensor | None, Tensor | N
     return _flat(dy).t() @ _flat(x) if ctx.needs_input_grad[1] else None, _bias_grad(ctx, dy)
 
 
-def grads_at_once(ctx, dy: Tensor) -> bool:
-    """Whether `linear_grads` serves: x's gradient is added up in a stream of its own, beside the
-    product of the weight's. The op itself has no gradient."""
-    return dy.is_cuda and all(ctx.needs_input_grad[:2]) and not torch.is_grad_enabled()
+def grads_at_once(ctx) -> bool:
+    """Whether `linear_grads` serves: x's gradient is added up beside the product of the weight's.
+    The op itself has no gradient."""
+    return all(ctx.needs_input_grad[:2]) and not torch.is_grad_enabled()
 
 
 def _linear_all_reduce_backward(ctx, dy: Tensor | None):
@@ -224,7 +224,7 @@ def _linear_reduce_scatter_backward(ctx, dy: Tensor | None):
 def _all_gather_linear_backward(ctx, dy: Tensor | None, dgathered: Tensor | None):
     x, weight = ctx.saved_tensors
     scatter, dx, dweight, dbias = torch.ops.weft.reduce_scatter, None, None, None
-    if dy is not None and grads_at_once(ctx, dy):
+    if dy is not None and grads_at_once(ctx):
         dx, dweight = torch.ops.weft.linear_grads(
             dy.contiguous(), x, weight, ctx.communicator, True
         )
