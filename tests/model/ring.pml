@@ -1,12 +1,13 @@
 /* The turns of csrc/comm/cpu/protocol.h, for SPIN: every interleaving of WORLD ranks over a few
- * calls, one_shot, two_shot and far_rounds as communicator.cpp and products.cpp have them.
+ * calls, one_shot, two_shot and rounds_ahead as communicator.cpp and products.cpp have them.
  *
  * Checked: what a rank reads is the event that it waited for, whole, from the first look to the last
  * (no early read, no early reuse, no event taken for another a ring or a wrap later); a call's
  * signature is that call's on every rank; nobody waits for ever; nobody fails unless somebody died.
  *
  *   -DMORTAL   one rank may die at any step
- *   -DWAITLESS, -DRING=4 -DREADS=0    faults, which must be found
+ *   -DPRODUCTS  products, whose tiles are in rooms, which no counter counts, by turns
+ *   -DWAITLESS, -DRING=4 -DREADS=0, -DPRODUCTS -DROOMS=4    faults, which must be found
  */
 #ifndef WORLD
 #define WORLD 2
@@ -17,18 +18,25 @@
 #ifndef READS
 #define READS 3
 #endif
+#ifndef ROOMS
+#define ROOMS 5
+#endif
 #define WRAP 16   /* counters are modulo this: more than twice as far as they may part */
 #define FIRST 13  /* so that they wrap within the first call or two */
 #define NONE 255
 
 byte counter[WORLD];
 byte slot[WORLD * RING];  /* which event it holds: NONE while it is written */
+byte room[2 * WORLD * ROOMS];  /* which tile it holds: its PRODUCT, or the SUM of the rank's own rows */
 byte signature[WORLD * 2];
 bool dead[WORLD], failed[WORLD];
 bool somebody_died;
 
 #define BEHIND(r, target) ((counter[r] + WRAP - (FIRST + (target)) % WRAP) % WRAP >= WRAP / 2)
 #define SLOT(r, e) slot[(r) * RING + (e) % RING]
+#define PRODUCT 0
+#define SUM (WORLD * ROOMS)
+#define ROOM(what, r, t) room[(what) + (r) * ROOMS + (t) % ROOMS]
 #define ANY_FAILED (failed[0] || failed[1] || failed[WORLD - 1])
 
 /* Until rank r's counter has reached the target, in events from the beginning. */
@@ -49,14 +57,22 @@ inline wait_all(target) {
   skip  /* a d_step may follow, which no loop may leave into */
 }
 
-/* next(), the write, and publish(). */
-inline put() {
+inline next() {
   if
   :: event >= RING - READS -> wait_all(event + READS + 1 - RING)
   :: else
-  fi;
+  fi
+}
+
+/* next(), the write, and publish(). */
+inline put() {
+  next();
   SLOT(me, event) = NONE;
   SLOT(me, event) = event;
+  publish()
+}
+
+inline publish() {
   atomic { counter[me] = (counter[me] + 1) % WRAP; event++ }
 #ifdef MORTAL
   if
@@ -167,7 +183,7 @@ inline two_shot(count) {
 }
 
 /* Two pieces ahead. `now`: the call's first event. */
-inline far_rounds(count) {
+inline rounds_ahead(count) {
   begin();
   now = event;
   piece = 0;
@@ -187,14 +203,101 @@ inline far_rounds(count) {
   od
 }
 
+/* Products. `tile`: the call's first. */
+inline put_tile(t) {
+  next();
+  d_step { ROOM(PRODUCT, me, t) = NONE; ROOM(SUM, me, t) = NONE };
+  ROOM(PRODUCT, me, t) = t;
+  publish()
+}
+
+inline look_at(what, t) {
+  d_step {
+    other = 0;
+    do
+    :: other < WORLD -> assert(ROOM(what, other, t) == (t)); other++
+    :: else -> break
+    od;
+    other = 0
+  }
+}
+
+inline read_of(what, t) {
+  look_at(what, t);
+  look_at(what, t)
+}
+
+inline product_one_shot(count) {
+  begin();
+  now = event;
+  piece = 0;
+  do
+  :: piece < count + 1 ->
+     if
+     :: piece < count -> put_tile(tile + piece)
+     :: else
+     fi;
+     if
+     :: piece == 1 -> first_await(now); read_of(PRODUCT, tile)
+     :: piece > 1 -> await(now + piece - 1); read_of(PRODUCT, tile + piece - 1)
+     :: else
+     fi;
+     piece++
+  :: else -> break
+  od;
+  tile = tile + count
+}
+
+inline product_two_shot(count) {
+  begin();
+  now = event;
+  put_tile(tile);
+  first_await(now);
+  piece = 0;
+  do
+  :: piece < count ->
+     after = now;
+     if
+     :: piece + 1 < count -> after = event; put_tile(tile + piece + 1)
+     :: else
+     fi;
+     await(now);
+     read_of(PRODUCT, tile + piece);
+     result = event;
+     next();
+     ROOM(SUM, me, tile + piece) = tile + piece;
+     publish();
+     if
+     :: piece > 0 -> await(before); read_of(SUM, tile + piece - 1)
+     :: else
+     fi;
+     before = result;
+     now = after;
+     piece++
+  :: else -> break
+  od;
+  await(before);
+  read_of(SUM, tile + piece - 1);
+  tile = tile + count
+}
+
 proctype Rank(byte me) {
-  byte event = 0, call = 0, piece, other, now, after, result, before;
+  byte event = 0, call = 0, piece, other, now, after, result, before, tile = 0;
+#ifdef PRODUCTS
+  product_two_shot(6);
+  product_one_shot(6);
+  product_one_shot(1);
+  product_two_shot(1);
+  product_one_shot(2);
+  product_two_shot(2);
+  goto end_done;
+#endif
   one_shot(1);
   two_shot(3);
-  far_rounds(4);
+  rounds_ahead(4);
   one_shot(1);
   two_shot(2);
-  far_rounds(1);
+  rounds_ahead(1);
   one_shot(2);
   goto end_done;
 give_up:

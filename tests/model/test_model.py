@@ -42,6 +42,8 @@ def verify(folder: Path, model: str, *defines: str) -> subprocess.CompletedProce
     [
         ("ring", ("-DMORTAL",)),
         ("ring", ("-DWORLD=3", "-DMORTAL")),
+        ("ring", ("-DPRODUCTS", "-DMORTAL")),
+        ("ring", ("-DPRODUCTS", "-DWORLD=3")),
         ("sleep", ()),
         ("channel", ("-DMORTAL",)),
         ("channel", ("-DWORLD=3", "-DMORTAL")),
@@ -58,6 +60,8 @@ def test_no_fault(tmp_path: Path, model: str, defines: tuple[str, ...]):
     [
         ("ring", ("-DWAITLESS",)),
         ("ring", ("-DRING=4", "-DREADS=0")),
+        ("ring", ("-DPRODUCTS", "-DWAITLESS")),
+        ("ring", ("-DPRODUCTS", "-DROOMS=4")),
         ("sleep", ("-DRELAXED",)),
         ("channel", ("-DWAITLESS",)),
         ("channel", ("-DSLOTS=1",)),
