@@ -9,9 +9,9 @@ WORKERS := -n auto
 
 native := $(shell find csrc cmake -type f) CMakeLists.txt setup.py pyproject.toml
 kernels := $(shell find tests/gpu/kernels -type f)
-protocol := tests/comm/protocol.cpp
+programs := tests/comm/mutants.cpp tests/comm/protocol.cpp
 python := $(shell find python -name '*.py')
-cpp    := $(filter %.h %.cpp %.cu %.cuh,$(native) $(kernels) $(protocol))
+cpp    := $(filter %.h %.cpp %.cu %.cuh,$(native) $(kernels) $(programs))
 linted := bench python setup.py tests tools
 
 .PHONY: help demo test bench lint format sanitize test-package test-newest-torch test-oldest-transformers cuda wheel clean

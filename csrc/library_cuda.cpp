@@ -168,7 +168,10 @@ bool comm_connect(int64_t communicator, std::string addresses, std::vector<int64
 
 void comm_bind(int64_t communicator) { node(communicator)->bind(); }
 
-void comm_agree(int64_t communicator, bool nvlink) { node(communicator)->set_nvlink(nvlink); }
+void comm_agree(int64_t communicator, bool nvlink, std::vector<int64_t> sizes,
+                std::string algorithms) {
+  node(communicator)->agree(nvlink, comm::cuda::table_of(sizes, algorithms));
+}
 
 // Ranks of this process, on one device: for tests.
 void comm_local(std::vector<int64_t> communicators, double timeout, int64_t blocks) {
@@ -207,7 +210,7 @@ STABLE_TORCH_LIBRARY_FRAGMENT(weft, m) {
   m.def("_comm_descriptors(int communicator) -> int[]");
   m.def("_comm_connect(int communicator, str addresses, int[] descriptors) -> bool nvlink");
   m.def("_comm_bind(int communicator) -> ()");
-  m.def("_comm_agree(int communicator, bool nvlink) -> ()");
+  m.def("_comm_agree(int communicator, bool nvlink, int[] sizes, str algorithms) -> ()");
   m.def("_comm_local(int[] communicators, float timeout, int blocks) -> ()");
   m.def("_comm_failure(int communicator) -> str");
   m.def("_comm_close(int communicator) -> ()");

@@ -148,15 +148,17 @@ void comm_destroy(std::vector<int64_t> handles) {
 
 std::tuple<int64_t, int64_t, int64_t, int64_t> comm_plan(int64_t kind, int64_t reduction,
                                                          int64_t dtype, int64_t n, int64_t group,
-                                                         int64_t world, bool nvlink,
-                                                         bool multicast) {
+                                                         int64_t world, bool nvlink, bool multicast,
+                                                         std::vector<int64_t> sizes,
+                                                         std::string algorithms) {
   comm::Collective c;
   c.kind = static_cast<comm::Kind>(kind);
   c.reduction = static_cast<comm::Reduction>(reduction);
   c.dtype = static_cast<DType>(dtype);
   c.n = n;
   c.group = group;
-  const auto plan = comm::cuda::plan(c, {static_cast<int>(world), nvlink, multicast}, {});
+  const auto plan = comm::cuda::plan(c, {static_cast<int>(world), nvlink, multicast}, {},
+                                     comm::cuda::table_of(sizes, algorithms));
   return {static_cast<int64_t>(plan.algorithm), plan.blocks, plan.threads, plan.piece};
 }
 
@@ -243,8 +245,8 @@ STABLE_TORCH_LIBRARY(weft_simulator_comm, m) {
   weft::comm::define_ops(m);
   weft::fused::define_ops(m);
   m.def(
-      "create(int[] blocks, int slot_bytes, float timeout, bool nvlink, bool multicast) -> "
-      "int[]");
+      "create(int[] blocks, int slot_bytes, float timeout, bool nvlink, bool multicast, int[] "
+      "sizes, str algorithms) -> int[]");
   m.def("destroy(int[] handles) -> ()");
   m.def("close(int handle) -> ()");
   m.def("begin() -> ()");
@@ -252,7 +254,8 @@ STABLE_TORCH_LIBRARY(weft_simulator_comm, m) {
   m.def("failure(int handle) -> str");
   m.def(
       "plan(int kind, int reduction, int dtype, int n, int group, int world, bool nvlink, "
-      "bool multicast) -> (int algorithm, int blocks, int threads, int piece)");
+      "bool multicast, int[] sizes, str algorithms) -> (int algorithm, int blocks, int threads, "
+      "int piece)");
 }
 
 STABLE_TORCH_LIBRARY_IMPL(weft_simulator_comm, CPU, m) {

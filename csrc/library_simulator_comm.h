@@ -6,6 +6,7 @@
 #include <functional>
 #include <memory>
 #include <new>
+#include <string>
 #include <vector>
 
 #include "comm/cuda/communicator.h"
@@ -118,9 +119,12 @@ class Rank final : public comm::cuda::Communicator {
 
 // blocks: of each rank, which are as many on all where nothing is to go wrong.
 inline std::vector<int64_t> create_ranks(std::vector<int64_t> blocks, int64_t slot_bytes,
-                                         double timeout, bool nvlink, bool multicast) {
-  comm::cuda::Options options{
-      timeout, {static_cast<int>(blocks.size()), nvlink, multicast}, {0, slot_bytes}};
+                                         double timeout, bool nvlink, bool multicast,
+                                         std::vector<int64_t> sizes, std::string algorithms) {
+  comm::cuda::Options options{timeout,
+                              {static_cast<int>(blocks.size()), nvlink, multicast},
+                              {0, slot_bytes},
+                              comm::cuda::table_of(sizes, algorithms)};
   const auto most = static_cast<uint32_t>(*std::max_element(blocks.begin(), blocks.end()));
   auto memories = std::make_shared<RankMemories>();
   std::vector<void*> copies;

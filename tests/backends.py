@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import warnings
 import zlib
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -68,9 +68,34 @@ def cpu_levels() -> list[Backend]:
     return [Backend(f"cpu-{isa}", isa=isa) for isa, here in _C.isa_levels().items() if here]
 
 
-def cuda() -> list[Backend]:
+def has_cuda() -> bool:
+    """Is there a GPU here, and weft with CUDA?"""
     built = torch._C._dispatch_has_kernel_for_dispatch_key("weft::norm_forward", "CUDA")
-    if not built or not torch.cuda.is_available():
+    return built and torch.cuda.is_available()
+
+
+NEEDS_GPU = [
+    pytest.mark.gpu,
+    pytest.mark.skipif(not has_cuda(), reason="no GPU, or weft without CUDA"),
+]
+"""Marks of tests that take no backend and need a GPU."""
+
+
+def captured(call: Callable[[], torch.Tensor]) -> tuple[torch.cuda.CUDAGraph, torch.Tensor]:
+    """A call as a CUDA graph, and its result, which each replay writes."""
+    stream = torch.cuda.Stream()
+    stream.wait_stream(torch.cuda.current_stream())
+    with torch.cuda.stream(stream):
+        call()
+    torch.cuda.synchronize()
+    graph = torch.cuda.CUDAGraph()
+    with torch.cuda.graph(graph):
+        out = call()
+    return graph, out
+
+
+def cuda() -> list[Backend]:
+    if not has_cuda():
         return []
     found: list[Backend] = [
         Backend("cuda", "cuda", float64=False, families=FAMILIES, reads_indices=False)

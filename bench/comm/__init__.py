@@ -31,13 +31,15 @@ GOAL = 1.2
 
 def bench(options: argparse.Namespace, console: Console, results: Path) -> int:
     """`python -m bench comm`: measures, shows, stores. With ``--tune``, writes the table."""
-    if options.sweep or (options.tune and options.device != "cpu"):
-        console.print("comm has no sweep, and tunes what it does on the CPU alone.")
+    if options.sweep:
+        console.print("comm has no sweep.")
         return 0
     gpus = torch.cuda.device_count() if options.device == "cuda" else 0
     if options.device == "cuda" and gpus < WORLDS[0]:
         console.print(f"comm on cuda needs {WORLDS[0]} GPUs or more, {gpus} are here.")
         return 0
+    if options.tune and gpus:
+        return tune_cuda(gpus, console)
     if options.tune:
         return tune.run(WORLDS, SIZES, console)
     cases = [
@@ -88,6 +90,15 @@ def bench(options: argparse.Namespace, console: Console, results: Path) -> int:
         overlap.plot(overlaps, folder / "comm-overlap.png")
         console.print(f"Drawn in {folder / 'comm-overlap.png'}")
     return 0
+
+
+def tune_cuda(gpus: int, console: Console) -> int:
+    """Between two GPUs there is nothing to choose."""
+    worlds = sorted(w for w in {4, 8, gpus} if 2 < w <= min(gpus, 8))
+    if not worlds:
+        console.print("comm --tune on cuda needs 3 GPUs or more: two have one algorithm.")
+        return 0
+    return tune.run(worlds, tune.CUDA_SIZES, console, device="cuda")
 
 
 def _cells(row: Row, peers: list[str]) -> list[str]:

@@ -124,6 +124,8 @@ def _contenders(tables: dict[str, list] | None, device: torch.device) -> dict[st
     """Each takes a tensor and reduces it in place."""
     from weft.distributed import Communicator
 
+    if device.type == "cuda" and tables is not None:
+        return {name: c.all_reduce_ for name, c in _communicators(tables).items()}
     if device.type == "cuda":
         nccl = dist.new_group(backend="nccl")
         return {
@@ -144,6 +146,26 @@ def _contenders(tables: dict[str, list] | None, device: torch.device) -> dict[st
         deepspeed().initialize(dist.get_world_size(), dist.get_rank())
         found[DEEPSPEED] = torch.ops.deepspeed.inference_all_reduce_
     return found
+
+
+def _communicators(tables: dict[str, list]) -> dict[str, Any]:
+    """On GPUs, by their tables; but for those whose rows ask for what the GPUs do not have."""
+    from weft.distributed import Communicator
+
+    made = {}
+    for name, rows in tables.items():
+        communicator = Communicator(dist.group.WORLD)
+        multicast = any(algorithm == "multicast" for _, algorithm in rows)
+        try:
+            communicator.connect_cuda(multicast=multicast, table=rows)
+            made[name] = communicator
+        except RuntimeError as error:
+            if not multicast:
+                raise
+            communicator.close()
+            if dist.get_rank() == 0:
+                print(f"Without {name}: {error}")
+    return made
 
 
 def has_deepspeed() -> bool:

@@ -10,18 +10,12 @@ import torch
 from torch import Tensor
 
 import weft
+from backends import NEEDS_GPU, captured
 
 from .cases import integers
 from .cases import starts as packed
 
-pytestmark = [
-    pytest.mark.gpu,
-    pytest.mark.skipif(
-        not torch.cuda.is_available()
-        or not torch._C._dispatch_has_kernel_for_dispatch_key("weft::attention_forward", "CUDA"),
-        reason="no GPU, or weft without CUDA",
-    ),
-]
+pytestmark = NEEDS_GPU
 H, K, D = 8, 2, 64
 
 
@@ -74,18 +68,6 @@ def test_devices() -> None:
             assert torch.equal(call(), out)
     with pytest.raises(RuntimeError, match="k is not on the device of q"):
         weft.attention(normal(1, 1, H, D), *(normal(1, 9, K, D, device="cuda:1") for _ in "kv"))
-
-
-def captured(call: Callable[[], Tensor]) -> tuple[torch.cuda.CUDAGraph, Tensor]:
-    stream = torch.cuda.Stream()
-    stream.wait_stream(torch.cuda.current_stream())
-    with torch.cuda.stream(stream):
-        call()
-    torch.cuda.synchronize()
-    graph = torch.cuda.CUDAGraph()
-    with torch.cuda.graph(graph):
-        out = call()
-    return graph, out
 
 
 @pytest.mark.parametrize("S", [1, 40])

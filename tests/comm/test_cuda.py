@@ -3,7 +3,7 @@ and as processes with a GPU each where there are several."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 
 import pytest
@@ -11,19 +11,13 @@ import torch
 import torch.distributed as dist
 
 import weft
+from backends import NEEDS_GPU
 from weft.distributed import Communicator, copy_linear
 
 from .ranks import run
 from .test_collectives import OPS, assert_within_int8, everyones, expected
 
-pytestmark = [
-    pytest.mark.gpu,
-    pytest.mark.skipif(
-        not torch.cuda.is_available()
-        or not torch._C._dispatch_has_kernel_for_dispatch_key("weft::all_reduce", "CUDA"),
-        reason="no GPU, or weft without CUDA",
-    ),
-]
+pytestmark = NEEDS_GPU
 
 DTYPES = [torch.float32, torch.bfloat16, torch.float16]
 SIZES = [0, 1, 7, 1000, 65_537, (1 << 20) + 3]
@@ -204,25 +198,31 @@ def test_int8_linear():
                 torch.testing.assert_close(y, rows)
 
 
+def replays(ranks: list, xs: list[torch.Tensor], call: Callable, times: int) -> Iterator[tuple]:
+    """What call(x, handle) gives each rank as a graph, at each replay i, in which x is i + rank."""
+    graphs, results = [], []
+    for (handle, stream), x in zip(ranks, xs, strict=True):
+        graph = torch.cuda.CUDAGraph()
+        with torch.cuda.graph(graph, stream=stream):
+            results.append(call(x, handle))
+        graphs.append(graph)
+    for i in range(times):
+        for r, x in enumerate(xs):
+            x.fill_(i + r)
+        torch.cuda.synchronize()
+        for graph, (_, stream) in zip(graphs, ranks, strict=True):
+            with torch.cuda.stream(stream):
+                graph.replay()
+        torch.cuda.synchronize()
+        yield i, results
+
+
 def test_a_graph_is_replayed():
     """The kernels count their events on the GPU: a graph goes on where the last call has ended."""
     with streams(2) as ranks:
         xs = [torch.zeros(3000, device="cuda") for _ in ranks]
-        ys = [torch.empty_like(x) for x in xs]
-        graphs = []
-        for (handle, stream), x, y in zip(ranks, xs, ys, strict=True):
-            graph = torch.cuda.CUDAGraph()
-            with torch.cuda.graph(graph, stream=stream):
-                y.copy_(torch.ops.weft.all_reduce(x, handle, "sum"))
-            graphs.append(graph)
-        for i in range(50):
-            for r, x in enumerate(xs):
-                x.fill_(i + r)
-            torch.cuda.synchronize()
-            for graph, (_, stream) in zip(graphs, ranks, strict=True):
-                with torch.cuda.stream(stream):
-                    graph.replay()
-            torch.cuda.synchronize()
+        all_reduce = torch.ops.weft.all_reduce
+        for i, ys in replays(ranks, xs, lambda x, handle: all_reduce(x, handle, "sum"), 50):
             assert all((y == 2 * i + 1).all() for y in ys)
             if i % 7 == 0:
                 call(ranks, "all_reduce", xs, "max")
@@ -233,24 +233,15 @@ def test_a_graph_of_a_layers_gradients():
     with streams(2) as ranks:
         dys = [torch.zeros(600, 300, device="cuda") for _ in ranks]
         x, weight = torch.ones(600, 200, device="cuda"), torch.ones(300, 200, device="cuda")
+
+        def grads(dy: torch.Tensor, handle: int) -> tuple[torch.Tensor, torch.Tensor]:
+            return torch.ops.weft.linear_grads(dy, x, weight, handle, False)
+
         for (handle, stream), dy in zip(ranks, dys, strict=True):  # cuBLAS takes its memory
             with torch.cuda.stream(stream):
-                torch.ops.weft.linear_grads(dy, x, weight, handle, False)
+                grads(dy, handle)
         torch.cuda.synchronize()
-        graphs, results = [], []
-        for (handle, stream), dy in zip(ranks, dys, strict=True):
-            graph = torch.cuda.CUDAGraph()
-            with torch.cuda.graph(graph, stream=stream):
-                results.append(torch.ops.weft.linear_grads(dy, x, weight, handle, False))
-            graphs.append(graph)
-        for i in range(10):
-            for r, dy in enumerate(dys):
-                dy.fill_(i + r)
-            torch.cuda.synchronize()
-            for graph, (_, stream) in zip(graphs, ranks, strict=True):
-                with torch.cuda.stream(stream):
-                    graph.replay()
-            torch.cuda.synchronize()
+        for i, results in replays(ranks, dys, grads, 10):
             for r, (dx, dweight) in enumerate(results):
                 assert (dx == 300 * (2 * i + 1)).all()
                 assert (dweight == 600 * (i + r)).all()

@@ -11,8 +11,9 @@ import pytest
 import torch
 import torch.distributed as dist
 
-from weft.distributed import Communicator
+from weft.distributed import Communicator, _table
 from weft.distributed._cuda import Node
+from weft.distributed._topology import Gpus
 
 from .ranks import run
 
@@ -29,13 +30,14 @@ class Driver:
             file.write(f"{rank} {i}".encode())
             file.flush()
         torch.cuda.device = lambda device: nullcontext()
+        torch.cuda.get_device_name = lambda device: f"Loom {100 + rank % 2}"
         self._library = torch.library.Library("weft", "FRAGMENT")
         for schema, function in (
             ("open(int c, int r, int w, float t, int b, bool m) -> str", self.open),
             ("descriptors(int c) -> int[]", self.descriptors),
             ("connect(int c, str addresses, int[] descriptors) -> bool", self.connect),
             ("bind(int c) -> ()", lambda c: self.note("bind")),
-            ("agree(int c, bool nvlink) -> ()", lambda c, nvlink: self.note(f"agree {nvlink}")),
+            ("agree(int c, bool nvlink, int[] bytes, str algorithms) -> ()", self.agree),
             ("failure(int c) -> str", lambda c: "what the GPU says"),
             ("close(int c) -> ()", lambda c: self.note("close")),
             ("leave(int c) -> ()", lambda c: self.note("leave")),
@@ -56,6 +58,9 @@ class Driver:
     def descriptors(self, c) -> list[int]:
         return [os.dup(file.fileno()) for file in self.files]
 
+    def agree(self, c, nvlink, sizes, algorithms) -> None:
+        self.note(f"agree {nvlink} {sizes} {algorithms}")
+
     def connect(self, c, addresses, descriptors) -> bool:
         self.note(f"connect {addresses}")
         self.seen = [os.pread(descriptor, 9, 0) for descriptor in descriptors]
@@ -69,7 +74,7 @@ def check_connect(rank: int, world: int, multicast: bool) -> None:
         node = Node(communicator, torch.device("cpu"), 4, multicast)
         addresses = " ".join(f"memory{r} gpu{r}" for r in range(world))
         bind = ["bind"] if multicast else []
-        assert driver.calls == ["open", f"connect {addresses}", "agree False", *bind]
+        assert driver.calls == ["open", f"connect {addresses}", "agree False [] ", *bind]
         others = [f"{r} {i}".encode() for r in range(world) for i in range(2 if r == 0 else 1)
                   if r != rank]  # fmt: skip
         assert driver.seen == (others if multicast else [])
@@ -109,6 +114,49 @@ def check_different(rank: int, world: int) -> None:
 
 def test_ranks_that_ask_for_different_things():
     run(check_different, 2)
+
+
+ROWS = [(4096, "one_shot"), (1 << 40, "two_shot")]
+AGREED = "agree False [4096, 1099511627776] one_shot two_shot"
+
+
+def check_table(rank: int, world: int) -> None:
+    driver = Driver(rank)
+    with Communicator(dist.group.WORLD) as communicator:
+
+        def connect(**options: object) -> str:
+            Node(communicator, torch.device("cpu"), 4, False, **options).close()
+            return next(call for call in driver.calls if call.startswith("agree"))
+
+        assert connect(table=ROWS) == AGREED
+        driver.calls.clear()
+        if rank == 0:
+            _table.save(world, Gpus("Loom 100 and Loom 101", False, False), ROWS)
+            _table.save(world, Gpus("Loom 100 and Loom 101", False, True), ROWS[:1])
+            _table.save(world + 1, Gpus("Loom 100 and Loom 101", False, False), ROWS[1:])
+        dist.barrier()
+        assert connect() == AGREED  # as the file has it for such GPUs
+        driver.calls.clear()
+        assert connect(table=[]) == "agree False [] "
+        driver.calls.clear()
+        message = (
+            r"rank 1 asks for table=\[\(8, 'two_shot'\)\], rank 0 for table=\[\(8, 'one_shot'\)\]"
+        )
+        with pytest.raises(RuntimeError, match=message):
+            connect(table=[(8, "two_shot" if rank else "one_shot")])
+        with pytest.raises(RuntimeError, match=r"table is .*, expected rows of .* \(rank 1\)$"):
+            connect(table=[("a" if rank else 8, "one_shot")])
+        if rank == 0:
+            _table.path().write_text("[]")
+        dist.barrier()
+        with pytest.raises(RuntimeError, match="is no table of algorithms"):
+            connect()
+        assert driver.calls[-1] == "leave" and not any("agree" in call for call in driver.calls)
+        assert (communicator.all_reduce(torch.ones(3)) == world).all()
+
+
+def test_all_ranks_have_one_table():
+    run(check_table, 2)
 
 
 @pytest.mark.parametrize("step", ["open", "bind"])

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import pytest
 import torch
 
@@ -26,11 +28,13 @@ def plan(
     nvlink: bool = True,
     multicast: bool = False,
     group: int = 0,
+    table: Sequence[tuple[int, str]] = (),
 ) -> tuple[str, int, int, int]:
     dtypes = [torch.float64, torch.float32, torch.bfloat16, torch.float16]
     algorithm, blocks, threads, piece = torch.ops.weft_simulator_comm.plan(
-        KINDS.index(kind), OPS.index(op), dtypes.index(dtype), n, group, world, nvlink, multicast
-    )
+        KINDS.index(kind), OPS.index(op), dtypes.index(dtype), n, group, world, nvlink, multicast,
+        [size for size, _ in table], " ".join(algorithm for _, algorithm in table),
+    )  # fmt: skip
     return ALGORITHMS[algorithm], blocks, threads, piece
 
 
@@ -57,6 +61,45 @@ def plan(
 )
 def test_algorithm(arguments: dict, algorithm: str):
     assert plan(**arguments)[0] == algorithm
+
+
+@pytest.mark.parametrize(
+    "table, arguments, algorithm",
+    [
+        ([(4096, "two_shot")], {"n": 2048}, "two_shot"),
+        ([(4096, "two_shot")], {"n": 2049}, "one_shot"),  # weft's own rows come behind
+        ([(4096, "two_shot")], {"n": 1 << 20}, "two_shot"),
+        ([(4096, "one_shot"), (1 << 40, "two_shot")], {"n": 2048}, "one_shot"),
+        ([(4096, "one_shot"), (1 << 40, "two_shot")], {"n": 2049}, "two_shot"),
+        ([(1 << 40, "one_shot")], {"n": 1 << 30}, "one_shot"),
+        ([(1 << 40, "multicast")], {"n": 7, "multicast": True}, "multicast"),
+        # What the algorithm cannot do goes by the rows behind it.
+        ([(1 << 40, "multicast")], {"n": 1 << 20}, "two_shot"),
+        ([(1 << 40, "multicast")], {"n": 7, "multicast": True, "op": "max"}, "one_shot"),
+        ([(4, "multicast"), (8, "two_shot")], {"n": 3, "multicast": True, "op": "max"}, "two_shot"),
+        ([(1 << 40, "two_shot")], {"n": 1 << 20, "world": 2}, "one_shot"),
+        ([(1 << 40, "multicast")], {"n": 7, "world": 2, "multicast": True}, "one_shot"),
+        ([(1 << 40, "two_shot")], {"n": 1 << 20, "kind": "all_gather"}, "one_shot"),
+    ],
+)  # fmt: skip
+def test_table(table: list, arguments: dict, algorithm: str):
+    assert plan(**{"world": 4, **arguments}, table=table)[0] == algorithm
+
+
+@pytest.mark.parametrize(
+    "table, message",
+    [
+        ([(1, "fast")], "has fast, expected one_shot, two_shot or multicast"),
+        ([(0, "one_shot")], "a row up to 0 bytes behind one up to 0, expected rows that grow"),
+        ([(9, "one_shot"), (9, "two_shot")], "up to 9 bytes behind one up to 9"),
+        ([(1, "one shot")], "has 1 sizes and 2 algorithms"),
+        ([(1, "")], "has 1 sizes and 0 algorithms"),
+        ([(n, "one_shot") for n in range(1, 18)], "17 algorithms, expected as many, up to 16"),
+    ],
+)
+def test_no_table(table: list, message: str):
+    with pytest.raises(RuntimeError, match=message):
+        plan(1, 4, table=table)
 
 
 @pytest.mark.parametrize("kind", KINDS)

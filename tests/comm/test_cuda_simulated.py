@@ -36,8 +36,12 @@ class Ranks:
         timeout: float = 0.2,
         nvlink: bool = True,
         multicast: bool = False,
+        table: Sequence[tuple[int, str]] = (),
     ) -> None:
-        self.handles = simulated.create(blocks or [2] * world, slot, timeout, nvlink, multicast)
+        sizes, algorithms = [size for size, _ in table], " ".join(name for _, name in table)
+        self.handles = simulated.create(
+            blocks or [2] * world, slot, timeout, nvlink, multicast, sizes, algorithms
+        )
 
     def call(self, op: str, xs: list[torch.Tensor], *arguments: object) -> list[torch.Tensor]:
         """Every rank's result of a call."""
@@ -125,6 +129,23 @@ def test_multicast(world: int, dtype: torch.dtype, op: str):
     with ranks(world, slot=16 << 10, multicast=True) as group:
         for y in group.call("all_reduce", xs, op):
             assert torch.equal(y, want)
+
+
+@pytest.mark.parametrize("algorithm", ["one_shot", "two_shot", "multicast"])
+def test_a_table_says_the_algorithm(algorithm: str):
+    """Up to 512 bytes; beyond that, at these sizes, one_shot."""
+    table = [(512, algorithm)]
+    with ranks(3, slot=16 << 10, multicast=True, table=table) as group:
+        for n in (5, 128, 129):
+            xs = [x.round() for x in everyones(n, 3, n, torch.float32)]
+            assert all(
+                torch.equal(y, expected(xs, "sum")) for y in group.call("all_reduce", xs, "sum")
+            )
+    for n, name in ((128, algorithm), (129, "one_shot")):
+        with ranks(3, timeout=1e9, multicast=True, table=table) as group:
+            # The message names the kernel that waits for the other ranks.
+            with pytest.raises(RuntimeError, match=rf"deadlock\n  in .*::{name}_kernel<float>"):
+                group.fail({0: all_reduce(n)})
 
 
 @pytest.mark.parametrize(

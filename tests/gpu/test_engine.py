@@ -43,6 +43,20 @@ def test_multicast_memory(name: str, dtype: torch.dtype):
     assert flags.tolist() == [[2 * 256 * dtype.itemsize // 16]] * 2
 
 
+@pytest.mark.usefixtures("simulated")
+def test_memory_by_two_addresses():
+    x, own, y = torch.randn(128), torch.empty(128), torch.empty(128)
+    run("aliases", [x], [own, y])
+    assert torch.equal(y, x + 1) and torch.equal(own, y)
+
+
+@pytest.mark.usefixtures("simulated")
+@pytest.mark.parametrize("where", ["before", "after"])
+def test_memory_by_two_addresses_needs_a_fence(where: str):
+    with pytest.raises(RuntimeError, match=f"{RACE} (.|\n)*: there is no fence_alias between"):
+        run(f"aliases_unfenced_{where}", [torch.randn(128)], [torch.empty(128), torch.empty(128)])
+
+
 def test_same_seed_same_order():
     """The order of threads shows in what an exchange leaves behind; a seed repeats it."""
     x = torch.randperm(640).to(torch.int32)

@@ -39,6 +39,7 @@ RACE = "race: .* not ordered with"
     "mistake, message",
     [
         ("no_release", f"{RACE} a write"),
+        ("narrow_scope", f"{RACE} a write"),  # another stream is another GPU
         ("no_fence", f"{RACE} a write"),
         ("no_wait", f"{RACE}|not been written"),
         ("no_barrier", f"{RACE}|not been written"),

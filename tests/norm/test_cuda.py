@@ -2,19 +2,15 @@
 
 from __future__ import annotations
 
-import pytest
 import torch
 from torch import Tensor
 
 import weft
+from backends import NEEDS_GPU, captured
+
+pytestmark = NEEDS_GPU
 
 
-@pytest.mark.gpu
-@pytest.mark.skipif(
-    not torch.cuda.is_available()
-    or not torch._C._dispatch_has_kernel_for_dispatch_key("weft::norm_forward", "CUDA"),
-    reason="no GPU, or weft without CUDA",
-)
 def test_a_graph_of_dropout() -> None:
     """Each replay drops other elements, and backward those of its forward."""
     x = torch.ones(64, 256, device="cuda", requires_grad=True)
@@ -25,14 +21,7 @@ def test_a_graph_of_dropout() -> None:
         (dx,) = torch.autograd.grad(z, x, torch.ones_like(z))
         return torch.stack([z, dx]).ne(0)
 
-    stream = torch.cuda.Stream()
-    stream.wait_stream(torch.cuda.current_stream())
-    with torch.cuda.stream(stream):
-        kept()
-    torch.cuda.synchronize()
-    graph = torch.cuda.CUDAGraph()
-    with torch.cuda.graph(graph):
-        found = kept()
+    graph, found = captured(kept)
     seen = []
     for _ in range(3):
         graph.replay()

@@ -66,7 +66,7 @@ void Communicator::launch(const Collective& c, gpu::Stream stream) const {
   check(failed.empty(), failed);
   check(c.group + 4 <= group_.slot_bytes, "weft.", name_of(c.kind), ": group_size is ", c.group,
         ", and a slot has ", group_.slot_bytes, " bytes");
-  launch_collective(c, group_, plan(c, options_.topology, options_.budget), stream);
+  launch_collective(c, group_, plan(c, options_.topology, options_.budget, options_.table), stream);
 }
 
 void Communicator::run_product(

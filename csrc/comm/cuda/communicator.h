@@ -16,6 +16,7 @@ struct Options {
   double timeout = 30;  // seconds, of each wait of a call
   Topology topology;
   Budget budget;
+  Table table;  // before weft's own rows
 };
 
 // Launches the call's kernel; kernels.cu.

@@ -32,7 +32,10 @@ class Node final : public Communicator {
   // The same within this process and device, where all are at hand: for tests.
   static void connect(const std::vector<std::shared_ptr<Node>>& ranks);
   // What all ranks have agreed on.
-  void set_nvlink(bool nvlink) { options_.topology.nvlink = nvlink; }
+  void agree(bool nvlink, const Table& table) {
+    options_.topology.nvlink = nvlink;
+    options_.table = table;
+  }
 
   using Communicator::run;
   void run(const Collective& collective) override;

@@ -1,8 +1,11 @@
 #include "comm/cuda/plan.h"
 
 #include <algorithm>
+#include <iterator>
+#include <sstream>
 
 #include "core/divide.h"
+#include "core/error.h"
 
 namespace weft::comm::cuda {
 namespace {
@@ -10,24 +13,74 @@ namespace {
 constexpr int64_t kVector = 16;            // bytes
 constexpr int64_t kLeast = 128 * kVector;  // of a message, that are worth another block
 
-// The table. Up to some size a second round costs more than reading (W - 1) · n bytes; two ranks read
-// as much either way. A switch adds in an order of its own and rounds once: sums, and averages whose
-// division is exact and whose sum, which it hands out in the dtype, does not overflow before.
-Algorithm algorithm(const Collective& c, const Topology& t, int64_t bytes) {
-  if (c.kind != Kind::all_reduce || t.world <= 2) return Algorithm::one_shot;
+constexpr const char* kNames[] = {"one_shot", "two_shot", "multicast"};  // of Algorithm
+constexpr size_t kMostRows = 16;
+
+// weft's own table, for GPUs with such a link and up to so many ranks. Up to some size a second round
+// costs more than reading (W - 1) · n bytes; two ranks read as much either way.
+struct OwnRow {
+  bool nvlink;  // is needed
+  int world;
+  Row row;
+};
+constexpr OwnRow kOwnRows[] = {
+    {false, 2, {INT64_MAX, Algorithm::one_shot}},
+    {false, kMostRanks, {64 << 10, Algorithm::one_shot}},
+    {false, kMostRanks, {INT64_MAX, Algorithm::multicast}},
+    {true, 4, {512 << 10, Algorithm::one_shot}},
+    {true, kMostRanks, {256 << 10, Algorithm::one_shot}},
+    {false, kMostRanks, {INT64_MAX, Algorithm::two_shot}},
+};
+
+// A switch adds in an order of its own and rounds once: sums, and averages whose division is exact and
+// whose sum, which it hands out in the dtype, does not overflow before.
+bool can(Algorithm algorithm, const Collective& c, const Topology& t) {
+  if (algorithm == Algorithm::one_shot) return true;
+  if (t.world <= 2) return false;
+  if (algorithm == Algorithm::two_shot) return true;
   const bool averages = (t.world & (t.world - 1)) == 0 && c.dtype != DType::f16;
-  const bool adds = c.reduction == Reduction::sum || (c.reduction == Reduction::avg && averages);
-  if (t.multicast && adds && bytes > (64 << 10)) return Algorithm::multicast;
-  const int64_t most = !t.nvlink ? 64 << 10 : t.world <= 4 ? 512 << 10 : 256 << 10;
-  return bytes <= most ? Algorithm::one_shot : Algorithm::two_shot;
+  return t.multicast &&
+         (c.reduction == Reduction::sum || (c.reduction == Reduction::avg && averages));
+}
+
+Algorithm choose(const Collective& c, const Topology& t, int64_t bytes, const Table& table) {
+  if (c.kind != Kind::all_reduce) return Algorithm::one_shot;
+  const auto serves = [&](const Row& row) {
+    return bytes <= row.bytes && can(row.algorithm, c, t);
+  };
+  for (const Row& row : table)
+    if (serves(row)) return row.algorithm;
+  for (const OwnRow& own : kOwnRows)
+    if (t.world <= own.world && (t.nvlink || !own.nvlink) && serves(own.row))
+      return own.row.algorithm;
+  return Algorithm::one_shot;
 }
 
 }  // namespace
 
-Plan plan(const Collective& c, const Topology& t, const Budget& budget) {
+Table table_of(const std::vector<int64_t>& bytes, const std::string& algorithms) {
+  std::istringstream text(algorithms);
+  const std::vector<std::string> names{std::istream_iterator<std::string>(text), {}};
+  check(names.size() == bytes.size() && names.size() <= kMostRows,
+        "weft: a table of algorithms has ", bytes.size(), " sizes and ", names.size(),
+        " algorithms, expected as many, up to ", kMostRows);
+  Table table;
+  for (size_t i = 0; i < names.size(); ++i) {
+    const auto found = std::find(std::begin(kNames), std::end(kNames), names[i]);
+    check(found != std::end(kNames), "weft: a table of algorithms has ", names[i],
+          ", expected one_shot, two_shot or multicast");
+    const int64_t last = table.empty() ? 0 : table.back().bytes;
+    check(bytes[i] > last, "weft: a table of algorithms has a row up to ", bytes[i],
+          " bytes behind one up to ", last, ", expected rows that grow");
+    table.push_back({bytes[i], static_cast<Algorithm>(found - std::begin(kNames))});
+  }
+  return table;
+}
+
+Plan plan(const Collective& c, const Topology& t, const Budget& budget, const Table& table) {
   const int64_t size = static_cast<int64_t>(size_of(c.dtype));
   Plan plan;
-  plan.algorithm = algorithm(c, t, c.n * size);
+  plan.algorithm = choose(c, t, c.n * size, table);
 
   // A piece is made of units: of one share for each rank where those are reduced apart.
   const bool shares = plan.algorithm != Algorithm::one_shot;

@@ -3,6 +3,8 @@
 #pragma once
 
 #include <cstdint>
+#include <string>
+#include <vector>
 
 #include "comm/cuda/group.h"
 #include "comm/params.h"
@@ -29,12 +31,24 @@ enum class Algorithm : uint8_t {
   multicast,  // the same, and the switch reduces and copies
 };
 
+// Of a table that says which algorithm serves which message: the first row that has room for it, and
+// whose algorithm can do the call.
+struct Row {
+  int64_t bytes;  // up to
+  Algorithm algorithm;
+};
+using Table = std::vector<Row>;
+// Of bytes, which grow, and as many names of algorithms with spaces between. Throws where they are no
+// table.
+Table table_of(const std::vector<int64_t>& bytes, const std::string& algorithms);
+
 struct Plan {
   Algorithm algorithm = Algorithm::one_shot;
   uint32_t blocks = 1, threads = 32;
   int64_t piece = 0;  // elements that a block takes at once: of n; of the shares in two_shot,
                       // multicast
 };
-Plan plan(const Collective&, const Topology&, const Budget&);
+// Behind the rows of `table` come weft's own (plan.cpp).
+Plan plan(const Collective&, const Topology&, const Budget&, const Table& table);
 
 }  // namespace weft::comm::cuda

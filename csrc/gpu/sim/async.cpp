@@ -366,7 +366,7 @@ void fence_async() {
 
 void fence_async_global() {
   WEFT_SIM_ENTER;
-  if (engine().options.check_races) fence_global_for_async(self());
+  if (engine().options.check_races) fence_global(self(), kAsyncProxy);
 }
 
 void load_boxes(Task& task, const char* name, uint32_t barrier, uint32_t blocks, uint32_t bytes,

@@ -73,6 +73,7 @@ void view_error(uint64_t i, uint32_t n, uint32_t count, uint32_t element_bytes);
 // After a strong access: what it orders. `p` is what it accessed.
 void synchronise(const void* p, Access access, Order order, Scope scope);
 void memory_fence(Scope scope);
+void fence_alias();
 // Multicast memory: how many copies there are behind an address, and an access to one.
 uint32_t replicas(const void* p);
 void* replica_access(const void* p, uint32_t replica, uint32_t bytes, Access access);

@@ -133,9 +133,12 @@ std::string earlier_access(const Stamp& stamp, const Actor& now) {
        << earlier_access(stamp, now);
   Actor thread = now;
   thread.async = false;
+  thread.alias = stamp.alias;
+  const char* fence = now.alias != stamp.alias ? "alias"
+                      : space == Space::global ? "async_global"
+                                               : "async";
   if (known(stamp, thread, space))
-    text << ": there is no fence_async" << (space == Space::global ? "_global" : "")
-         << " between them";
+    text << ": there is no fence_" << fence << " between them";
   else if (access == Access::sum && stamp.sum)
     text << ": floats that are added in no order have no one sum";
   error(text.str());
@@ -382,7 +385,9 @@ void* replica_access(const void* p, uint32_t replica, uint32_t bytes, Access acc
   const Multicast& m = find_multicast(p);
   auto* at =
       static_cast<std::byte*>(m.replicas[replica]) + (static_cast<const std::byte*>(p) - m.address);
-  check_global(self(), at, bytes, access);
+  Actor actor = self();
+  actor.alias = true;
+  check_global(actor, at, bytes, access);
   return at;
 }
 
@@ -410,8 +415,12 @@ void synchronise(const void* p, Access access, Order order, Scope scope) {
   const uint64_t block = task.cluster << 8 | task.block->cluster_rank;
   const auto found = e.published.find(at);
   const bool chained = found != e.published.end() && access != Access::strong_write;
-  const bool narrow = chained && (scope == Scope::block || found->second.scope == Scope::block);
-  if (chained && (!narrow || found->second.block == block)) {
+  const Lane* device = block_of(task).cluster->lane;
+  const auto covers = [&](Scope s) {
+    return s == Scope::system ||
+           (found->second.device == device && (s != Scope::block || found->second.block == block));
+  };
+  if (chained && covers(scope) && covers(found->second.scope)) {
     if (acquires)
       acquire(task, found->second.clock);
     else
@@ -427,9 +436,14 @@ void synchronise(const void* p, Access access, Order order, Scope scope) {
   if (chained && mine)
     found->second.clock = merge(found->second.clock, mine);
   else if (mine)
-    e.published[at] = {mine, scope, block};
+    e.published[at] = {mine, scope, block, device};
   else if (!chained && found != e.published.end())
     e.published.erase(found);
+}
+
+void fence_alias() {
+  WEFT_SIM_ENTER;
+  if (engine().options.check_races) fence_global(self(), kAliasProxy);
 }
 
 void memory_fence(Scope) {

@@ -35,6 +35,6 @@ WEFT_DEVICE void multimem_add(uint32_t* p, uint32_t v) {
   }
 }
 
-WEFT_DEVICE void fence_alias() {}
+WEFT_DEVICE void fence_alias() { sim::fence_alias(); }
 
 }  // namespace weft::gpu

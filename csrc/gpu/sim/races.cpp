@@ -27,8 +27,14 @@ ClockRef copy_of(const Clock& clock) {
   copy->read = clock.read;
   copy->fenced = clock.fenced;
   copy->foreign = clock.foreign;
-  copy->global = clock.global;
+  for (int p = 0; p < kProxies; ++p) copy->at_fence[p] = clock.at_fence[p];
   copy->prerequisites = clock.prerequisites;
+  return copy;
+}
+
+ClockRef without_fences(const Clock& clock) {
+  ClockRef copy = copy_of(clock);
+  for (ClockRef& at_fence : copy->at_fence) at_fence = {};
   return copy;
 }
 
@@ -50,12 +56,16 @@ void join_into(Clock& to, const ClockRef& from) {
     else
       learn_foreign(to, cluster, clock);
   }
-  if (!from->global || from->global.get() == to.global.get()) return;
-  if (!to.global)
-    to.global = new_clock(to.cluster);
-  else if (to.global->references > 1)
-    to.global = copy_of(*to.global);
-  join_into(*to.global, from->global);
+  for (int p = 0; p < kProxies; ++p) {
+    const ClockRef& theirs = from->at_fence[p];
+    ClockRef& own = to.at_fence[p];
+    if (!theirs || theirs.get() == own.get()) continue;
+    if (!own)
+      own = new_clock(to.cluster);
+    else if (own->references > 1)
+      own = copy_of(*own);
+    join_into(*own, theirs);
+  }
 }
 
 void learn_foreign(Clock& to, uint64_t cluster, const ClockRef& clock) {
@@ -126,7 +136,7 @@ constexpr size_t kMostStrong = 64;
 void remember(Cell& cell, const Stamp& stamp, const Actor& actor, Space space) {
   const auto covered = [&](const Stamp& old) {  // whoever is ordered after the new one is after it
     return old.strong >= stamp.strong && old.write <= stamp.write && old.sum <= stamp.sum &&
-           old.async == stamp.async && known(old, actor, space);
+           old.async == stamp.async && old.alias == stamp.alias && known(old, actor, space);
   };
   if (!cell.others) {
     if (!cell.read.epoch || covered(cell.read)) {
@@ -157,7 +167,8 @@ bool note_cell(Cell& cell, const Stamp& now, const Actor& actor, Space space, St
       for (const Stamp& other : pool().sets[cell.others])
         if (conflict(other, now, actor, space)) return earlier = other, false;
     if (cell.read.actor != now.actor || cell.read.epoch != now.epoch ||
-        cell.read.cluster != now.cluster || cell.read.strong != now.strong)
+        cell.read.cluster != now.cluster || cell.read.strong != now.strong ||
+        cell.read.alias != now.alias)
       remember(cell, now, actor, space);
     return true;
   }
@@ -189,7 +200,7 @@ ClockRef::ClockRef(const ClockRef& other) : ClockRef(other.clock_) {}
 ClockRef::~ClockRef() {
   if (clock_ && --clock_->references == 0) {
     clock_->foreign.clear();
-    clock_->global = {};
+    for (ClockRef& at_fence : clock_->at_fence) at_fence = {};
     spare_clocks().push_back(clock_);
   }
 }
@@ -288,15 +299,17 @@ void fence_for_async(Actor& actor) {
 
 ClockRef fenced_global(const ClockRef& clock) {
   ClockRef fenced = copy_of(*clock);
-  fenced->global = {};
-  fenced->global = copy_of(*fenced);
+  const ClockRef now = without_fences(*clock);
+  for (ClockRef& at_fence : fenced->at_fence) at_fence = now;
   return fenced;
 }
 
-void fence_global_for_async(Actor& actor) {
-  actor.clock = fenced_global(actor.clock);
+void fence_global(Actor& actor, Proxy proxy) {
+  const ClockRef now = without_fences(*actor.clock);
   for (const Own& own : actor.own)
-    if (own.actor != kNoActor) raise(actor.clock->global->seen, own.actor, own.known);
+    if (own.actor != kNoActor) raise(now->seen, own.actor, own.known);
+  actor.clock = copy_of(*actor.clock);
+  actor.clock->at_fence[proxy] = now;
   actor.advance();
 }
 
@@ -314,8 +327,10 @@ bool known(const Stamp& stamp, const Actor& actor, Space space) {
   // Through a fence alone the asynchronous proxy sees what threads have written, and what the copies
   // of other blocks have.
   const bool needs_fence = actor.async && stamp.write && !(stamp.async && own_cluster),
-             global = needs_fence && space == Space::global;
-  const Clock* clock = global ? actor.clock->global.get() : actor.clock.get();
+             aliased = actor.alias != stamp.alias,
+             fenced = aliased || (needs_fence && space == Space::global);
+  const Clock* clock =
+      fenced ? actor.clock->at_fence[aliased ? kAliasProxy : kAsyncProxy].get() : actor.clock.get();
   if (!clock) return false;
   if (!own_cluster) {
     for (const auto& [cluster, theirs] : clock->foreign)
@@ -323,8 +338,8 @@ bool known(const Stamp& stamp, const Actor& actor, Space space) {
         return stamp.epoch <= theirs->seen_of(stamp.actor);
     return false;
   }
+  if (fenced) return stamp.epoch <= clock->seen_of(stamp.actor);
   if (stamp.actor == actor.id && stamp.epoch == actor.epoch) return true;
-  if (global) return stamp.epoch <= clock->seen_of(stamp.actor);
   uint32_t until = needs_fence ? clock->fenced_of(stamp.actor) : clock->seen_of(stamp.actor);
   if (!stamp.write) until = std::max(until, clock->read_of(stamp.actor));
   for (const Own& own : actor.own)
@@ -368,6 +383,7 @@ bool Cells::note(size_t at, uint32_t bytes, Access access, const Actor& actor, S
   now.strong = access != Access::read && access != Access::write;
   now.sum = access == Access::sum;
   now.async = actor.async;
+  now.alias = actor.alias;
   while (bytes > 0) {
     Cell& whole = cell(at / 4);
     const uint32_t first = at % 4, n = std::min(bytes, 4 - first);

@@ -23,6 +23,10 @@ namespace weft::gpu::sim {
 
 struct Clock;
 
+// Other ways to global memory than a thread's own, which see what a thread knows past a fence alone:
+// asynchronous copies, and memory by another of its addresses.
+enum Proxy : uint8_t { kAsyncProxy, kAliasProxy, kProxies };
+
 // A counted reference, for one thread of the host.
 class ClockRef {
  public:
@@ -52,8 +56,8 @@ struct Clock {
   std::vector<uint32_t> read;    // of which the reads are known, if not all
   std::vector<uint32_t> fenced;  // of which the writes can be seen by asynchronous copies, too
   std::vector<std::pair<uint64_t, ClockRef>> foreign;  // of other clusters
-  ClockRef global;  // what asynchronous copies may know of global memory: the clock at a fence
-  bool prerequisites = false;  // wait_for_prerequisites has been passed
+  ClockRef at_fence[kProxies];  // what each may know of global memory: the clock at its last fence
+  bool prerequisites = false;   // wait_for_prerequisites has been passed
 
   uint32_t read_of(uint32_t actor) const { return actor < read.size() ? read[actor] : 0; }
   uint32_t seen_of(uint32_t actor) const { return actor < seen.size() ? seen[actor] : 0; }
@@ -77,6 +81,7 @@ struct Actor {
   uint64_t cluster = 0;
   uint32_t id = 0, epoch = 1;
   bool async = false;  // through the asynchronous proxy: sees only what was fenced for it
+  bool alias = false;  // by a multicast address
   const void* where = nullptr;
   ClockRef clock;
   Own own[kOwns];
@@ -102,8 +107,8 @@ class Join {
 void acquire(Actor& actor, const ClockRef& published);
 ClockRef merge(const ClockRef& a, const ClockRef& b);  // from a's point of view
 void fence_for_async(Actor& actor);
-void fence_global_for_async(Actor& actor);
-ClockRef fenced_global(const ClockRef& clock);  // all that it knows, for copies, too
+void fence_global(Actor& actor, Proxy proxy);
+ClockRef fenced_global(const ClockRef& clock);                  // all that it knows, by every proxy
 bool seen(const Actor& actor, uint32_t other, uint32_t epoch);  // of the same cluster
 
 // One access, as a word of memory remembers it.
@@ -111,7 +116,7 @@ struct Stamp {
   uint32_t epoch = 0;  // 0: none
   uint32_t where = 0;  // the lower half of the address in the kernel's code
   uint64_t cluster : 32 = 0, actor : 24 = 0, write : 1 = 0, strong : 1 = 0, sum : 1 = 0,
-                     async : 1 = 0;
+                     async : 1 = 0, alias : 1 = 0;
 };
 
 // What a word, or a byte of one, remembers.

@@ -200,7 +200,8 @@ struct Cluster {
 struct Published {
   ClockRef clock;
   Scope scope;
-  uint64_t block;  // its number, for Scope::block
+  uint64_t block;      // its number, for Scope::block
+  const Lane* device;  // whose it is, for Scope::gpu
 };
 
 // One launch at a time and process, or those of several streams; see engine.cpp.

@@ -12,13 +12,15 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor
 
+from . import _table
+from ._topology import Gpus
 from ._work import Work
 
 if TYPE_CHECKING:
     from .communicator import Communicator
 
 BLOCKS = 32
-_LINE = 256  # bytes of a rank's word to the others
+_LINE = 1024  # bytes of a rank's word to the others
 _CREDENTIALS = struct.Struct("3i")  # of a process: number, user, group
 
 
@@ -29,7 +31,12 @@ class Node:
     communicator itself, with its deadlines; RuntimeError on all where one cannot."""
 
     def __init__(
-        self, communicator: Communicator, device: torch.device, blocks: int, multicast: bool
+        self,
+        communicator: Communicator,
+        device: torch.device,
+        blocks: int,
+        multicast: bool,
+        table: _table.CudaTable | None = None,
     ) -> None:
         self._communicator = communicator
         self.device = device
@@ -37,12 +44,7 @@ class Node:
         self._closed = False
         self._reason = ""  # of a failure, once it is closed
         handle = communicator.handle
-        asked = self._exchange(lambda: f"blocks={blocks}, multicast={multicast}")
-        for r, other in enumerate(asked):
-            if other != asked[0]:
-                raise RuntimeError(
-                    f"weft: connect_cuda: rank {r} asks for {other}, rank 0 for {asked[0]}"
-                )
+        self._agree(lambda: f"blocks={blocks}, multicast={multicast}")
         with torch.cuda.device(device), ExitStack() as received:
             try:
                 addresses = self._exchange(
@@ -55,7 +57,11 @@ class Node:
                 fast = self._exchange(
                     lambda: str(torch.ops.weft._comm_connect(handle, " ".join(addresses), theirs))
                 )
-                torch.ops.weft._comm_agree(handle, all(answer == "True" for answer in fast))
+                names = self._exchange(lambda: torch.cuda.get_device_name(device))
+                nvlink = all(answer == "True" for answer in fast)
+                self.gpus = Gpus(" and ".join(sorted(set(names))), nvlink, multicast)
+                sizes, algorithms = self._table(table)
+                torch.ops.weft._comm_agree(handle, nvlink, sizes, algorithms)
                 if multicast:
                     self._exchange(lambda: torch.ops.weft._comm_bind(handle) or "")
                 self._try()
@@ -96,6 +102,33 @@ class Node:
         with suppress(RuntimeError):  # where a peer is gone there is nobody to wait for
             self._communicator.all_gather(torch.zeros(1, dtype=torch.uint8))
         torch.ops.weft._comm_leave(handle)
+
+    def _table(self, given: _table.CudaTable | None) -> tuple[list[int], str]:
+        """Sizes and algorithms of the table that all ranks were given, or else find."""
+        rows: list[tuple[int, str]] = []
+
+        def ask() -> str:
+            world = self._communicator.world_size
+            found = _table.load_cuda(world, self.gpus) if given is None else given
+            try:
+                rows.extend((int(size), str(algorithm)) for size, algorithm in found)
+            except (TypeError, ValueError):
+                raise RuntimeError(
+                    f"weft: connect_cuda: table is {given}, expected rows of (bytes, algorithm)"
+                ) from None
+            return f"table={rows}"
+
+        self._agree(ask)
+        return [size for size, _ in rows], " ".join(algorithm for _, algorithm in rows)
+
+    def _agree(self, word: Callable[[], str]) -> None:
+        """Every rank asks for the same, or RuntimeError on all."""
+        asked = self._exchange(word)
+        for r, other in enumerate(asked):
+            if other != asked[0]:
+                raise RuntimeError(
+                    f"weft: connect_cuda: rank {r} asks for {other}, rank 0 for {asked[0]}"
+                )
 
     def _exchange(self, word: Callable[[], str]) -> list[str]:
         """What every rank has to say. Raises the errors of those that had one."""

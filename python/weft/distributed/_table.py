@@ -4,13 +4,19 @@ from __future__ import annotations
 
 import json
 import os
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
+from typing import TypeVar
 
-from ._topology import Place
+from ._topology import Gpus, Place
 
 Table = list[tuple[int, bool, int]]
 """Rows of (bytes, two_shot, piece), as csrc/comm/params.h has them. Empty: what weft comes with."""
+
+CudaTable = list[tuple[int, str]]
+"""Rows of (bytes, algorithm), as csrc/comm/cuda/plan.h has them, before those weft comes with."""
+
+_Row = TypeVar("_Row")
 
 
 def path() -> Path:
@@ -21,22 +27,31 @@ def path() -> Path:
 
 def load(world: int, place: Place) -> Table:
     """The rows for so many ranks on such a place; empty where nobody has tuned."""
-    if not path().exists():
-        return []
-    try:
-        rows = json.loads(path().read_text()).get(_key(world, place), [])
-        return [(int(size), bool(two_shot), int(piece)) for size, two_shot, piece in rows]
-    except (ValueError, TypeError, AttributeError) as error:
-        raise RuntimeError(f"weft: {path()} is no table of algorithms: {error}") from None
+    return _load(world, place, lambda size, two, piece: (int(size), bool(two), int(piece)))
 
 
-def save(world: int, place: Place, table: Sequence[tuple[int, bool, int]]) -> None:
-    """Puts the rows into the file, beside those for other worlds."""
+def load_cuda(world: int, gpus: Gpus) -> CudaTable:
+    """The same for ranks on such GPUs."""
+    return _load(world, gpus, lambda size, algorithm: (int(size), str(algorithm)))
+
+
+def save(world: int, place: Place | Gpus, table: Sequence[tuple]) -> None:
+    """Puts the rows into the file, beside those for other worlds and places."""
     tables = json.loads(path().read_text()) if path().exists() else {}
     tables[_key(world, place)] = [list(row) for row in table]
     path().parent.mkdir(parents=True, exist_ok=True)
     path().write_text(json.dumps(tables, indent=1) + "\n")
 
 
-def _key(world: int, place: Place) -> str:
+def _load(world: int, place: Place | Gpus, row: Callable[..., _Row]) -> list[_Row]:
+    if not path().exists():
+        return []
+    try:
+        stored = json.loads(path().read_text()).get(_key(world, place), [])
+        return [row(*values) for values in stored]
+    except (ValueError, TypeError, AttributeError) as error:
+        raise RuntimeError(f"weft: {path()} is no table of algorithms: {error}") from None
+
+
+def _key(world: int, place: Place | Gpus) -> str:
     return f"{world} ranks on {place}"

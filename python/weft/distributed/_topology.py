@@ -1,4 +1,5 @@
-"""Where ranks stand: the CPUs that they may run on, and the NUMA nodes that those belong to."""
+"""Where ranks stand: the CPUs that they may run on, and the NUMA nodes that those belong to; the
+GPUs that they use, and what is between those."""
 
 from __future__ import annotations
 
@@ -19,6 +20,18 @@ class Place(NamedTuple):
     def __str__(self) -> str:
         across = f" of {len(self.nodes)} nodes" if len(self.nodes) > 1 else ""
         return f"{len(self.cpus)} CPUs{across}"
+
+
+class Gpus(NamedTuple):
+    """Of all ranks together."""
+
+    name: str
+    nvlink: bool  # between any two of them; else PCIe
+    multicast: bool  # is to be used
+
+    def __str__(self) -> str:
+        link = "NVLink" if self.nvlink else "PCIe"
+        return f"{self.name} by {link}{' with multicast' if self.multicast else ''}"
 
 
 def here() -> Place:

@@ -289,6 +289,7 @@ class Communicator:
         *,
         blocks: int = BLOCKS,
         multicast: bool = False,
+        table: list[tuple[int, str]] | None = None,
     ) -> None:
         """Lets the collectives take tensors of a GPU, one for each rank: every rank calls it. The
         first collective with such a tensor does the same; graphs are captured after it.
@@ -301,10 +302,18 @@ class Communicator:
             device: by default the current one.
             blocks: thread blocks, of 512 threads, that a collective takes at most. What is left of
                 the GPU is its neighbours'. The same on all ranks.
-            multicast: let the switch add messages beyond 64 KiB (Hopper with NVSwitch, more than
-                two ranks, 'sum' and, but for float16, exact 'avg'). It adds in an order of its own:
-                all ranks get the same bits, but not those of a sum in their order. The same on all
-                ranks.
+            multicast: let the switch add messages beyond 64 KiB, or as the table says (Hopper with
+                NVSwitch, more than two ranks, 'sum' and, but for float16, exact 'avg'). It adds in
+                an order of its own: all ranks get the same bits, but not those of a sum in their
+                order. The same on all ranks.
+            table: which algorithm serves `all_reduce` of messages of which size, as up to 16 rows
+                of (bytes, algorithm), bytes growing: ``"one_shot"``, ``"two_shot"``,
+                ``"multicast"``. The first row counts that has room for the message and whose
+                algorithm can do it; behind them come weft's own. The same on all ranks. By default
+                what ``python -m bench comm --tune --device cuda`` has found on such GPUs.
+
+        Raises RuntimeError, on all ranks, where one's GPU does not reach another's, or they do not
+        ask for the same.
         """
         if self._node is not None:
             raise RuntimeError(f"weft: the communicator is on {self._node.device} already")
@@ -312,7 +321,7 @@ class Communicator:
         where = torch.device("cuda" if where is None else where)
         if where == torch.device("cuda"):
             where = torch.device("cuda", torch.cuda.current_device())
-        self._node = Node(self, where, blocks, multicast)
+        self._node = Node(self, where, blocks, multicast, table)
 
     # ---- its life
 

@@ -61,4 +61,30 @@ const Register multimem_f32("multimem_f32", multimem<float>);
 const Register multimem_bf16("multimem_bf16", multimem<bf16>);
 const Register multimem_f16("multimem_f16", multimem<f16>);
 
+// y = x + 1, through memory that is used by its own address, by a multicast one, and by its own again:
+// with a fence before and after the multicast one?
+template <bool kBefore, bool kAfter>
+WEFT_KERNEL void aliases_kernel(const float* x, float* own, float* everyones, float* y) {
+  const uint32_t i = thread() * kVecSize<float>;
+  store(own + i, load<kVecSize<float>>(x + i));
+  if constexpr (kBefore) fence_alias();
+  auto v = multimem_load_add(everyones + i);
+  for (int j = 0; j < kVecSize<float>; ++j) v[j] += 1.0f;
+  multimem_store(everyones + i, v);
+  if constexpr (kAfter) fence_alias();
+  store(y + i, load<kVecSize<float>>(own + i));
+}
+template <bool kBefore, bool kAfter>
+void aliases(const Call& call) {
+  auto* everyones = reinterpret_cast<float*>(uintptr_t{1} << 60);
+  const Array own = call.outputs[0];
+  const sim::Multicast data(everyones, static_cast<size_t>(own.count) * sizeof(float), {own.data});
+  launch<aliases_kernel<kBefore, kAfter>>(
+      {.block = static_cast<uint32_t>(own.count / kVecSize<float>)}, call.inputs[0].as<float>(),
+      own.as<float>(), everyones, call.outputs[1].as<float>());
+}
+const Register aliases_case("aliases", aliases<true, true>);
+const Register aliases_unfenced_before("aliases_unfenced_before", aliases<false, true>);
+const Register aliases_unfenced_after("aliases_unfenced_after", aliases<true, false>);
+
 }  // namespace weft::gpu::tests

@@ -30,6 +30,8 @@ WEFT_KERNEL void handshake_kernel(Peer own, Peer peer, uint32_t* round, uint32_t
     if (thread() == 0) {
       if (kMistake == Mistake::no_release)
         store_relaxed<Scope::system>(peer.flag, now);
+      else if (kMistake == Mistake::narrow_scope)
+        store_release<Scope::gpu>(peer.flag, now);
       else
         store_release<Scope::system>(peer.flag, now);
       if (kMistake == Mistake::no_fence)
@@ -64,6 +66,7 @@ void handshake(const Call& call) {
 }
 const Register handshake_case("handshake", handshake<Mistake::none>);
 const Register handshake_no_release("handshake_no_release", handshake<Mistake::no_release>);
+const Register handshake_narrow_scope("handshake_narrow_scope", handshake<Mistake::narrow_scope>);
 const Register handshake_no_fence("handshake_no_fence", handshake<Mistake::no_fence>);
 const Register handshake_no_wait("handshake_no_wait", handshake<Mistake::no_wait>);
 const Register handshake_no_barrier("handshake_no_barrier", handshake<Mistake::no_barrier>);
