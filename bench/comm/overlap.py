@@ -7,10 +7,10 @@ and, for float32 and where it is here, MPI; and weft's own. `waiting` is what we
 one element takes there: ranks are never ready at once, and nobody has a sum before the last one is.
 
 A round makes each call once, in an order drawn anew, so that nobody always follows the same
-neighbour. A call begins when all ranks are there and ends with the last of them; what it adds to the
-layer is its time less the layer's in the same round, and `fused less all_reduce` is taken alike.
-Medians over the rounds, ± half of their 95 % interval: where a peer adds no more than that, nothing
-is said of its share.
+neighbour. A call begins when all ranks are there and ends with the last of them; what it adds to
+the layer is its time less the layer's in the same round, and `fused less all_reduce` is taken
+alike. Medians over the rounds, ± half of their 95 % interval: where a peer adds no more than that,
+nothing is said of its share.
 """
 
 from __future__ import annotations

@@ -124,7 +124,8 @@ class WEFT_API Communicator {
   template <class Put, class Take>
   void rounds(const Collective& c, int64_t pieces, int64_t bytes, Put&& put, Take&& take);
   void run_product(const Collective& c, Product product, const Meanwhile* meanwhile);
-  void all_on_their_way(int64_t tiles, const Meanwhile* meanwhile);
+  void run_meanwhile(int64_t tiles, const Meanwhile* meanwhile);
+  static int64_t part_bytes(const Grid& grid, const Collective& c);
   void product_one_shot(const Collective& c, const Grid& grid, Product product,
                         const Meanwhile* meanwhile);
   void product_two_shot(const Collective& c, const Grid& grid, Product product,

@@ -68,14 +68,18 @@ class Communicator::Grid {
   int64_t rows_, columns_, high_ = 0, wide_ = 0, down_ = 1, tiles_ = 0;
 };
 
-// In linear_reduce_scatter a tile has a part for every rank.
+// In linear_reduce_scatter a tile has a part for every rank, in lines of its own.
+int64_t Communicator::part_bytes(const Grid& grid, const Collective& c) {
+  return round_up<int64_t>(grid.elements() * static_cast<int64_t>(size_of(c.dtype)), 64);
+}
+
 void Communicator::run_product(const Collective& c, Product product, const Meanwhile* meanwhile) {
   call(c, [&] {
     const int64_t size = static_cast<int64_t>(size_of(c.dtype));
     const int64_t parts = c.kind == Kind::linear_reduce_scatter ? world() : 1;
     const Grid grid(c.rows(), c.columns,
                     segment_->tile_bytes() / size / parts / kTileColumns * kTileColumns);
-    segment_->make_room(grid.elements() * size * parts);
+    segment_->make_room(part_bytes(grid, c) * parts);
     if (parts > 1)
       product_scatter(c, grid, product, meanwhile);
     else if (choice(c).two_shot)
@@ -86,7 +90,8 @@ void Communicator::run_product(const Collective& c, Product product, const Meanw
   });
 }
 
-void Communicator::all_on_their_way(int64_t tiles, const Meanwhile* meanwhile) {
+// A product behind the last tile.
+void Communicator::run_meanwhile(int64_t tiles, const Meanwhile* meanwhile) {
   if (meanwhile) timed(Phase::product, tiles, *meanwhile);
 }
 
@@ -158,7 +163,7 @@ void Communicator::product_one_shot(const Collective& c, const Grid& grid, Produ
         product(tile, room(rank(), k), tile.columns);
       },
       [&](int64_t k) {
-        if (k + 1 >= tiles) all_on_their_way(tiles, meanwhile);
+        if (k + 1 >= tiles) run_meanwhile(tiles, meanwhile);
       },
       [&](int64_t k, uint32_t) {
         const void* parts[kMaxWorld];
@@ -188,7 +193,7 @@ void Communicator::product_two_shot(const Collective& c, const Grid& grid, Produ
       timed(Phase::product, k, [&] { product(tile, room(rank(), k), tile.columns); });
     }
     turns_.publish();
-    if (k + 1 >= tiles) all_on_their_way(tiles, meanwhile);
+    if (k + 1 >= tiles) run_meanwhile(tiles, meanwhile);
     turns_.worked();
     return event;
   };
@@ -231,8 +236,7 @@ void Communicator::product_two_shot(const Collective& c, const Grid& grid, Produ
 // Tile k has a part for every rank: that tile of the rank's rows.
 void Communicator::product_scatter(const Collective& c, const Grid& grid, Product product,
                                    const Meanwhile* meanwhile) {
-  const int64_t part = grid.elements() * static_cast<int64_t>(size_of(c.dtype));
-  const int64_t tiles = grid.tiles();
+  const int64_t part = part_bytes(grid, c), tiles = grid.tiles();
   rounds_ahead<1>(
       c, tiles, Phase::product,
       [&](int64_t k, uint32_t) {
@@ -243,7 +247,7 @@ void Communicator::product_scatter(const Collective& c, const Grid& grid, Produc
         }
       },
       [&](int64_t k) {
-        if (k + 1 >= tiles) all_on_their_way(tiles, meanwhile);
+        if (k + 1 >= tiles) run_meanwhile(tiles, meanwhile);
       },
       [&](int64_t k, uint32_t) {
         const void* parts[kMaxWorld];
