@@ -87,7 +87,7 @@ configure = $(BIN)/cmake -S . -B build/$(1) -G Ninja --log-level=WARNING -DCMAKE
 sanitized = LD_PRELOAD="$$($(CXX) -print-file-name=libasan.so) $$($(CXX) -print-file-name=libstdc++.so)" \
 	ASAN_OPTIONS=detect_leaks=0:log_path=build/sanitize/report UBSAN_OPTIONS=print_stacktrace=1 TORCHDYNAMO_DISABLE=1
 # Collectives run in processes of their own, several a test.
-collectives := in_their_order and 3 or every_level or product_and_its or one_after_the_other or killed_rank and 100 or two_rounds
+collectives := in_their_order and 3 or every_level or used_again or at_once or product_and_its or one_after_the_other or killed_rank and 100 or two_rounds
 sanitize: $(VENV)/.weft
 	WEFT_SANITIZE='address;undefined' WEFT_BUILD_DIR=build/sanitize/tree \
 	$(BIN)/python setup.py --quiet build --build-lib build/sanitize/site
