@@ -300,6 +300,17 @@ def check_either_way(rank: int, world: int) -> None:
                     assert torch.equal(weft.linear_all_reduce(x, w, b, communicator), want)
                     for work in works:
                         work.wait()
+        x, w = torch.ones(3, 2, 8).bfloat16(), torch.ones(5, 8).bfloat16()
+        turned = weft.linear_all_reduce(x.transpose(0, 1), w, None, communicator)
+        assert torch.equal(turned, torch.full((2, 3, 5), 8.0 * world).bfloat16())
+        with pytest.raises(RuntimeError, match="x has no dimensions, expected rows"):
+            weft.linear_all_reduce(x[0, 0, 0], w, None, communicator)
+        no_rule = pytest.raises(NotImplementedError, match="no rule for forward-mode AD")
+        with forward_ad.dual_level(), no_rule:
+            weft.linear_all_reduce(forward_ad.make_dual(x, x), w, None, communicator)
+        with torch.autocast("cpu", torch.bfloat16):
+            y = weft.linear_all_reduce(x, w, None, communicator)
+        assert torch.equal(y, weft.linear_all_reduce(x, w, None, communicator))
 
 
 def test_either_way():

@@ -180,6 +180,7 @@ class Communicator:
 
     def _add_up(self, product: Tensor, bias: Tensor | None) -> Tensor:
         """linear_all_reduce of a product that is there, a plain one of this host, in place."""
+        product = product.contiguous()
         if self._worker.pending:
             self._run(product, lambda: None)
         self._all_reduce_at(

@@ -11,6 +11,7 @@ from typing import Literal, overload
 import torch
 import torch.distributed as dist
 from torch import Tensor
+from torch.autograd import forward_ad
 
 from .._C import WHOLE_BYTES
 from ..ops._comm import grads_at_once
@@ -57,12 +58,14 @@ def _is_plain(x: Tensor, weight: Tensor, bias: Tensor | None) -> bool:
         and type(x) is Tensor
         and type(weight) in _PLAIN
         and weight.dim() == 2
+        and x.dim() > 0
         and 0 < x.shape[-1] == weight.shape[1]
         and x.numel() // x.shape[-1] * weight.shape[0] * 2 <= WHOLE_BYTES
         and (bias is None or _is_plain_bias(x, weight, bias))
         and not _is_compiling()
         and not (_is_grad_enabled() and _any_requires_grad(x, weight, bias))
         and not (_is_transformed() or _modes() or torch.is_autocast_enabled("cpu"))
+        and forward_ad._current_level < 0
     )
 
 
