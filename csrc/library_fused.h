@@ -6,7 +6,7 @@
 //   using Int8 = int8::Ops<…>;                              for its Product
 //   static int64_t workspace_bytes(const norm::Forward&);  static void forward(const norm::Forward&);
 //   Communicator::run(Collective, Progress), run_product(…), run_gather(…); run_beside(Collective,
-//   meanwhile) of who keeps products, and run_product(…, meanwhile) of who does not
+//   meanwhile) of who keeps products; run_product(…, meanwhile), goes_whole(Collective) and run_behind(…) of who does not
 //   static void keep(const Tensor&);                        optional: what calls use until they end
 //
 //   linear_all_reduce      y = Σ_r x_r · W_rᵀ + bias          x [.., K], W [N, K], y [.., N]
@@ -300,11 +300,10 @@ class Ops {
       if constexpr (Backend::kKeepsProducts) {
         if (scatters) products = fresh(whole, dtype);
         c_.x = products.const_data_ptr();
-      } else if (const int64_t size = static_cast<int64_t>(size_of(dtype));
-                 !scatters && size == 2 && c_.n * size <= communicator_->kWholeBytes) {
+      } else if (communicator_->goes_whole(c_)) {
         c_.x = c_.y;
         communicator_->run_behind(c_, [&] {
-          if (y.numel() > 0) product({0, c_.rows(), 0, c_.columns}, c_.y, c_.columns);
+          if (c_.n > 0) product({0, c_.rows(), 0, c_.columns}, c_.y, c_.columns);
         });
         return y;
       }
@@ -357,9 +356,15 @@ class Ops {
         c_.kind = shards ? Kind::linear_reduce_scatter : Kind::linear_all_reduce;
         c_.y = dx.mutable_data_ptr();
         matrix(dx.numel(), K);
-        communicator_->run_product(
-            c_, [&](const Tile& tile, void* to, int64_t stride) { of_x(tile, to, stride); },
-            multiply_weight);
+        if (communicator_->goes_whole(c_)) {
+          c_.x = c_.y;
+          communicator_->run_behind(c_, [&] { of_x(dx); });
+          multiply_weight();
+        } else {
+          communicator_->run_product(
+              c_, [&](const Tile& tile, void* to, int64_t stride) { of_x(tile, to, stride); },
+              multiply_weight);
+        }
       }
       return {dx, dweight};
     }

@@ -171,7 +171,7 @@ PyObject* all_reduce_at(PyObject* self, PyObject* const* arguments, Py_ssize_t c
   Communicator& communicator = **static_cast<Owner*>(PyCapsule_GetPointer(self, nullptr));
   try {
     const py::gil_scoped_release unlocked;
-    count == 6 ? communicator.run_behind(c, [] {}) : communicator.run(c);
+    count == 6 ? communicator.run_behind(c) : communicator.run(c);
   } catch (const std::exception& error) {
     PyErr_SetString(PyExc_RuntimeError, error.what());
     return nullptr;

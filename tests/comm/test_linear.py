@@ -258,8 +258,8 @@ def check_rooms(rank: int, world: int, two_shot: bool) -> None:
     """Calls whose tiles come into the rooms of calls before, while ranks are ahead or late."""
     pause = random.Random(rank)
     with Communicator(dist.group.WORLD, table=[(1 << 40, two_shot, 256 << 10)]) as communicator:
-        for call in range(150):
-            M, N = (3, 40) if call % 3 else (64, 3000)
+        for call in range(100):
+            M, N = (3, 40) if call % 3 else (257, 9001) if call % 9 == 0 else (64, 3000)
             ws = [whole_numbers(99 * call + r, N, 2, dtype=torch.float32) for r in range(world)]
             want = expected([torch.ones(M, 2) @ w.t() for w in ws], "sum")
             if call % 5 == 0:
@@ -317,6 +317,48 @@ def test_either_way():
     run(check_either_way, 3)
 
 
+def check_frozen(rank: int, world: int) -> None:
+    """Ranks of which some want the weight's gradient, some graphs of gradients, some neither."""
+    with Communicator(dist.group.WORLD) as communicator:
+        for dtype in (torch.bfloat16, torch.float32):
+            xs = [whole_numbers(r, 6, 8, dtype=dtype) for r in range(world)]
+            ws = [whole_numbers(9 + r, 5, 8, dtype=dtype) for r in range(world)]
+            dys = [whole_numbers(99 + r, 6, 5, dtype=dtype) for r in range(world)]
+            want = expected([dy @ w for dy, w in zip(dys, ws, strict=True)], "sum")
+            for frozen in range(world):
+                for graph in (False, True):
+                    x = xs[rank].clone().requires_grad_()
+                    w = ws[rank].clone().requires_grad_(rank != frozen)
+                    y = copy_linear(x, w, None, communicator)
+                    y.backward(dys[rank], create_graph=graph and rank == frozen)
+                    assert torch.equal(x.grad, want)
+
+
+def test_ranks_that_want_other_gradients():
+    run(check_frozen, 2)
+
+
+def check_past_the_dispatcher(rank: int, world: int) -> None:
+    with Communicator(dist.group.WORLD) as communicator:
+        x, w, b = torch.ones(4, 8).bfloat16(), torch.ones(6, 8).bfloat16(), torch.ones(6).bfloat16()
+
+        def call(x: torch.Tensor) -> torch.Tensor:
+            return weft.linear_all_reduce(x, w, b, communicator)
+
+        for given, past in ((x, True), (x.clone().requires_grad_(), False), (x[:0], True)):
+            goes_by_op = any(f.endswith("ops/_grad.py") for f in files_of_call(call, given))
+            assert goes_by_op != past
+        assert torch.equal(call(x), torch.full((4, 6), 8.0 * world + 1).bfloat16())
+        negative = weft.linear_all_reduce(x, w, torch._neg_view(b), communicator)
+        assert torch.equal(negative, torch.full((4, 6), 8.0 * world - 1).bfloat16())
+        traced = torch.jit.trace(call, x, check_trace=False)
+        assert torch.equal(traced(2 * x), torch.full((4, 6), 16.0 * world + 1).bfloat16())
+
+
+def test_past_the_dispatcher():
+    run(check_past_the_dispatcher, 2)
+
+
 def check_torch(rank: int, world: int) -> None:
     with Communicator(dist.group.WORLD) as communicator:
         handle, ops = communicator.handle, torch.ops.weft
@@ -371,6 +413,9 @@ def check_compile(rank: int, world: int) -> None:
             with torch.no_grad():
                 assert torch.equal(compiled(*args), model(*args)), model
         compiled = torch.compile(floats, backend="aot_eager", fullgraph=True)
+        halves = [t.bfloat16() for t in (x, w, v)]
+        with torch.no_grad():
+            torch.testing.assert_close(compiled(*halves), floats(*halves), rtol=0.1, atol=0.5)
         gradients = []
         for f in (floats, compiled):
             leaves = [t.clone().requires_grad_() for t in (x, w, v)]

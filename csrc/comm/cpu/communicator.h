@@ -74,10 +74,14 @@ class WEFT_API Communicator {
   void run_product(const Collective& collective, Product product, Meanwhile meanwhile) {
     run_product(collective, product, &meanwhile);
   }
-  // The same of a whole product that product() puts into y: all_reduce in place, with the bias.
-  void run_behind(const Collective& collective, FunctionRef<void()> product);
-  // Of linear_all_reduce in 16 bits: up to here the way into shared memory saves less than it costs.
+  // linear_all_reduce of what is small in 16 bits, where the way into shared memory saves less than it
+  // costs: product() puts the whole into y, if it does not lie there, and all_reduce follows, in place.
   static constexpr int64_t kWholeBytes = 1 << 20;
+  static bool goes_whole(const Collective& c) {
+    return c.kind == Kind::linear_all_reduce && size_of(c.dtype) == 2 && c.n * 2 <= kWholeBytes;
+  }
+  void run_behind(const Collective& collective, FunctionRef<void()> product);
+  void run_behind(const Collective& collective);
   // all_gather_linear: meanwhile(k, steps) for every k < steps, while the peers' parts come.
   void run_gather(const Collective& collective, FunctionRef<void(int64_t, int64_t)> meanwhile);
   // So many calls stand in a queue, which the thread that calls serve(true) before each and

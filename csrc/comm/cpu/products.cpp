@@ -13,7 +13,8 @@
 //   two-shot         the same, but each rank adds up its rows of a tile, in place too, and copies the
 //                    others' from where they did: k - 1, while they add up k
 //
-// What is small in 16 bits is computed where it is asked for and reduced like any other message.
+// What is small in 16 bits is computed whole and reduced like any other message. Who calls by which
+// way is never a rank's own choice: it goes by what the signature says.
 //
 // A rank has kTiles rooms, which all its products fill by turns. Rule of writing: tile t + 5 is written
 // by who has seen everyone add up t + 2, or in one-shot publish it; that comes behind the last that a
@@ -97,9 +98,13 @@ void Communicator::run_meanwhile(int64_t tiles, const Meanwhile* meanwhile) {
 
 void Communicator::run_behind(const Collective& c, FunctionRef<void()> product) {
   call(c, [&] {
-    if (c.n) timed(Phase::product, 0, product);
+    timed(Phase::product, 0, product);
     all_reduce(c);
   });
+}
+
+void Communicator::run_behind(const Collective& c) {
+  call(c, [&] { all_reduce(c); });
 }
 
 void Communicator::run_gather(const Collective& c, FunctionRef<void(int64_t, int64_t)> meanwhile) {
@@ -186,7 +191,7 @@ void Communicator::product_two_shot(const Collective& c, const Grid& grid, Produ
   const auto place = [&](int r, int64_t k, const Tile& part) {
     return at(room(r, k), (part.row - grid.at(k).row) * part.columns, size);
   };
-  const auto put = [&](int64_t k) {
+  const auto show = [&](int64_t k) {
     const uint32_t event = turns_.next();
     if (k < tiles) {
       const Tile tile = grid.at(k);
@@ -219,10 +224,10 @@ void Communicator::product_two_shot(const Collective& c, const Grid& grid, Produ
       }
     });
   };
-  uint32_t now = put(0), before = 0;
+  uint32_t now = show(0), before = 0;
   timed(Phase::wait, 0, [&] { first_wait(c, now); });
   for (int64_t k = 0; k < tiles; ++k) {
-    const uint32_t next = k + 1 < tiles ? put(k + 1) : now;
+    const uint32_t next = k + 1 < tiles ? show(k + 1) : now;
     if (k > 0) timed(Phase::wait, k, [&] { turns_.wait(now); });
     uint32_t result = 0;
     timed(Phase::take, k, [&] { result = reduce(k); });

@@ -156,8 +156,9 @@ void Segment::make_room(int64_t bytes) {
   bytes = std::min(round_up(bytes, kStep), tile_bytes());
   for (int64_t t = 0; t < kTiles; ++t) {
     const off_t first = static_cast<off_t>(tiles_at(rank_)) + t * tile_bytes();
-    check_room(posix_fallocate(file_, first + room_, bytes - room_),
-               slots_at(world_) + static_cast<size_t>(world_ * kTiles * bytes));
+    int error = EINTR;  // of a signal, which may come at any time
+    while (error == EINTR) error = posix_fallocate(file_, first + room_, bytes - room_);
+    check_room(error, slots_at(world_) + static_cast<size_t>(world_ * kTiles * bytes));
   }
   room_ = bytes;
 }

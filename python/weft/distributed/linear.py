@@ -31,6 +31,9 @@ _is_grad_enabled = torch.is_grad_enabled
 _any_requires_grad = torch._C._any_requires_grad
 _is_transformed = torch._C._are_functorch_transforms_active
 _modes = torch._C._len_torch_dispatch_stack
+_function_modes = torch._C._is_torch_function_mode_enabled
+_tracing_state = torch._C._get_tracing_state
+_autocasts = torch.is_autocast_enabled
 
 
 def _autocast(
@@ -47,11 +50,11 @@ def _float(op, x, weight, bias, group):
 
 
 def _is_plain(x: Tensor, weight: Tensor, bias: Tensor | None) -> bool:
-    """Whether the op would compute the product whole, and nothing but the op needs torch's
-    dispatcher, in which a call spends more than it saves: then it is torch's layer and, alike for
-    the peers, the reduction behind it."""
+    """Whether nobody but the op needs torch's dispatcher, in which a small call spends more than it
+    saves: then it is torch's layer and, as the op has it for such, the sum behind it."""
     return (
-        x.dtype in _HALVES
+        not _is_compiling()
+        and x.dtype in _HALVES
         and weight.dtype == x.dtype
         and x.is_cpu
         and weight.is_cpu
@@ -62,9 +65,9 @@ def _is_plain(x: Tensor, weight: Tensor, bias: Tensor | None) -> bool:
         and 0 < x.shape[-1] == weight.shape[1]
         and x.numel() // x.shape[-1] * weight.shape[0] * 2 <= WHOLE_BYTES
         and (bias is None or _is_plain_bias(x, weight, bias))
-        and not _is_compiling()
         and not (_is_grad_enabled() and _any_requires_grad(x, weight, bias))
-        and not (_is_transformed() or _modes() or torch.is_autocast_enabled("cpu"))
+        and not (_is_transformed() or _modes() or _function_modes() or _autocasts("cpu"))
+        and _tracing_state() is None
         and forward_ad._current_level < 0
     )
 
@@ -76,6 +79,7 @@ def _is_plain_bias(x: Tensor, weight: Tensor, bias: Tensor) -> bool:
         and bias.is_cpu
         and bias.shape == weight.shape[:1]
         and bias.is_contiguous()
+        and not bias.is_neg()
     )
 
 

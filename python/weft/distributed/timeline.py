@@ -44,7 +44,8 @@ class Timeline:
     """Records the calls of a communicator within a ``with`` block, on every rank, and brings
     everybody's together at its end: all ranks enter and leave it together.
 
-    A recorded call takes some 50 ns more for each of its pieces, of 256 KiB at most.
+    A recorded call takes some 50 ns more for each of its pieces. Of small 16-bit products
+    `linear_all_reduce` has no span of the product, which may go before the call.
     """
 
     def __init__(self, communicator: Communicator) -> None:
