@@ -4,6 +4,7 @@
 
 #include "attention/cpu/attention.h"
 #include "comm/cpu/communicator.h"
+#include "comm/cpu/linear.h"
 #include "cpu/memory.h"
 #include "int8/cpu/int8.h"
 #include "library_attention.h"
@@ -81,10 +82,17 @@ struct CpuComm : Cpu {
   using Communicator = comm::cpu::Communicator;
 };
 
+struct CpuLinear {
+  static bool takes(const comm::Linear& p) { return comm::cpu::takes(p); }
+  static int64_t workspace_bytes(const comm::Linear& p) { return comm::cpu::workspace_bytes(p); }
+  static void linear(const comm::Linear& p) { comm::cpu::linear(p); }
+};
+
 struct CpuFused : CpuNorm {
   static constexpr bool kKeepsProducts = false;
   using Communicator = comm::cpu::Communicator;
   using Int8 = CpuInt8;
+  using Linear = CpuLinear;
 };
 
 }  // namespace

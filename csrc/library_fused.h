@@ -8,6 +8,8 @@
 //   Communicator::run(Collective, Progress), run_product(…), run_gather(…); run_beside(Collective,
 //   meanwhile) of who keeps products; run_product(…, meanwhile), goes_whole(Collective) and run_behind(…) of who does not
 //   static void keep(const Tensor&);                        optional: what calls use until they end
+//   using Linear;                                           optional: products of its own, with takes,
+//                                                          workspace_bytes, linear(comm::Linear)
 //
 //   linear_all_reduce      y = Σ_r x_r · W_rᵀ + bias          x [.., K], W [N, K], y [.., N]
 //   linear_reduce_scatter  y = the rank's rows of the same    x [M, K], y [M / W, N]
@@ -39,7 +41,9 @@ inline void check_bias(const char* op, const OptionalTensor& bias, DType dtype, 
         ", expected [", N, "] (the rows of weight)");
 }
 
-// x · Wᵀ + bias by torch's own product, weight [N, K] of any strides.
+// x · Wᵀ + bias, weight [N, K] of any strides: by the backend's product where it has one that takes
+// this, else by torch's.
+template <class Backend>
 class FloatProduct {
  public:
   FloatProduct(const char* op, const Tensor& x, const Tensor& weight, OptionalTensor bias = {})
@@ -67,20 +71,9 @@ class FloatProduct {
     const Tensor a = x_.dim() == 2 ? x_ : part(x_, 0, {rows, K_}, {K_, 1});
     call("aten::mm", a, transposed(weight_, columns(), K_), out);
   }
-  // In float32 torch's product on the CPU takes 5-20 % less where it goes by columns.
-  void operator()(Tile t, void* to, int64_t stride) const {
-    if (x_.is_cpu() && dtype_of(x_) == DType::f32)
-      for (; t.columns >= 2 * kColumns; t.column += kColumns, t.columns -= kColumns) {
-        multiply({t.row, t.rows, t.column, kColumns}, to, stride);
-        to = static_cast<float*>(to) + kColumns;
-      }
-    multiply(t, to, stride);
-  }
-
- private:
-  static constexpr int64_t kColumns = 512;
-
-  void multiply(const Tile& t, void* to, int64_t stride) const {
+  void operator()(const Tile& t, void* to, int64_t stride) {
+    if constexpr (requires { typename Backend::Linear; })
+      if (multiply_here(t, to, stride)) return;
     const int64_t row = weight_.stride(0), column = weight_.stride(1);
     const Tensor a = part(x_, t.row * K_, {t.rows, K_}, {K_, 1});
     Tensor out = part(to, {t.rows, t.columns}, {stride, 1});
@@ -93,6 +86,29 @@ class FloatProduct {
     call("aten::mm", a, part(weight_, t.column * row, {K_, t.columns}, {column, row}), out);
   }
 
+ private:
+  bool multiply_here(const Tile& t, void* to, int64_t stride) {
+    comm::Linear p;
+    p.dtype = dtype_of(x_);
+    p.M = t.rows;
+    p.N = t.columns;
+    p.K = K_;
+    p.x_row = K_;
+    p.y_row = stride;
+    p.weight_row = weight_.stride(0);
+    p.weight_column = weight_.stride(1);
+    if ((bias_ && bias_->stride(0) != 1) || !Backend::Linear::takes(p)) return false;
+    p.x = at(x_, t.row * K_);
+    p.weight = at(weight_, t.column * p.weight_row);
+    p.bias = bias_ ? at(*bias_, t.column) : nullptr;
+    p.y = to;
+    const int64_t bytes = Backend::Linear::workspace_bytes(p);
+    if (!workspace_ || workspace_->numel() < bytes) workspace_ = empty({bytes}, DType::u8, x_);
+    p.workspace = workspace_->mutable_data_ptr();
+    Backend::Linear::linear(p);
+    return true;
+  }
+
   static Tensor part(void* data, const Sizes& sizes, const Sizes& strides, const Tensor& like) {
     return torch::stable::from_blob(data, {sizes.data(), size_t(sizes.size())},
                                     {strides.data(), size_t(strides.size())}, like.device(),
@@ -102,8 +118,11 @@ class FloatProduct {
     return part(data, sizes, strides, x_);
   }
   Tensor part(const Tensor& t, int64_t offset, const Sizes& sizes, const Sizes& strides) const {
+    return part(at(t, offset), sizes, strides, t);
+  }
+  static void* at(const Tensor& t, int64_t element) {
     char* data = static_cast<char*>(const_cast<void*>(t.const_data_ptr()));
-    return part(data + offset * static_cast<int64_t>(size_of(dtype_of(t))), sizes, strides, t);
+    return data + element * static_cast<int64_t>(size_of(dtype_of(t)));
   }
   template <class... Arguments>
   static void call(const char* op, const Arguments&... arguments) {
@@ -117,10 +136,13 @@ class FloatProduct {
   const Tensor x_, weight_;
   const OptionalTensor bias_;
   const int64_t K_;
+  OptionalTensor workspace_;
 };
 
 template <class Backend>
 class Ops {
+  using FloatProduct = fused::FloatProduct<Backend>;
+
  public:
   static Tensor linear_all_reduce(Tensor x, Tensor weight, OptionalTensor bias, int64_t handle) {
     Call call("linear_all_reduce", x, handle);
@@ -142,7 +164,7 @@ class Ops {
     Call call("all_gather_linear", x, handle);
     call.check_floats();
     Tensor rows = call.gathered();
-    const FloatProduct own(call.op, x, weight, bias), all(call.op, rows, weight, bias);
+    FloatProduct own(call.op, x, weight, bias), all(call.op, rows, weight, bias);
     return {call.gather(rows, own, all, dtype_of(x)), rows};
   }
 
@@ -338,7 +360,7 @@ class Ops {
             name_of(c_.dtype), " ", sizes, ", contiguous, on the device of dy");
       Tensor dx = fresh(sizes, c_.dtype), dweight = fresh({N, K}, c_.dtype);
       Tensor all_x = shards ? fresh(all_rows, c_.dtype) : x;
-      const FloatProduct of_x(op, x_, FloatProduct::transposed(weight, N, K));
+      FloatProduct of_x(op, x_, FloatProduct::transposed(weight, N, K));
       const FloatProduct of_weight(op, FloatProduct::transposed(x_, M, N),
                                    FloatProduct::transposed(all_x, M, K));
       const auto multiply_weight = [&] { of_weight(dweight); };

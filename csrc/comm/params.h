@@ -91,6 +91,17 @@ struct Tile {
   int64_t row = 0, rows = 0, column = 0, columns = 0;
 };
 
+// A product of floats: y[m, n] = Σ_k x[m, k] · W[n, k] + bias[n], sums in fp32, rounded once.
+struct Linear {
+  DType dtype = DType::f32;
+  int64_t M = 0, N = 0, K = 0;
+  const void *x = nullptr, *weight = nullptr;
+  const void* bias = nullptr;  // [N], optional
+  void* y = nullptr;
+  int64_t x_row = 0, weight_row = 0, weight_column = 0, y_row = 0;  // elements to the next
+  void* workspace = nullptr;
+};
+
 // Which algorithm serves a message of up to `bytes`; the last line of a table serves all above.
 //   one_shot  everybody reads everything: a round for each piece
 //   two_shot  everybody reduces a share and reads the others' results: two rounds for each piece

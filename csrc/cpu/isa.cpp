@@ -70,6 +70,8 @@ uint64_t saved_state() {
   return uint64_t{high} << 32 | low;
 }
 
+bool probe_amx() { return cpuid(7, 0).edx >> 22 & 1; }  // amx-bf16
+
 Machine probe() {
   constexpr uint64_t kYmm = 0x06;  // SSE and AVX state
   constexpr uint64_t kZmm = 0xe6;  // with opmask, upper halves of ZMM0-15, and ZMM16-31
@@ -93,6 +95,8 @@ Machine probe() {
 }
 
 #else
+
+bool probe_amx() { return false; }
 
 Machine probe() {
   Machine machine;
@@ -177,5 +181,10 @@ void isa_force(std::string_view name) {
 }
 
 std::vector<CpuFeature> cpu_features() { return machine().features; }
+
+bool has_amx() {
+  static const bool has = probe_amx();
+  return has;
+}
 
 }  // namespace weft::cpu

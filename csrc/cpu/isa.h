@@ -46,4 +46,7 @@ struct CpuFeature {
 };
 WEFT_API std::vector<CpuFeature> cpu_features();
 
+// Whether the CPU multiplies tiles of bf16 (AMX), which no level does yet.
+bool has_amx();
+
 }  // namespace weft::cpu

@@ -3,6 +3,7 @@ gradients."""
 
 from __future__ import annotations
 
+import math
 import random
 import sys
 import time
@@ -159,6 +160,64 @@ def check_levels(rank: int, world: int) -> None:
 
 def test_every_level():
     run(check_levels, 2)
+
+
+def layouts(weight: torch.Tensor) -> dict[str, torch.Tensor]:
+    """The same weight by rows, by columns, and with gaps between its elements."""
+    spaced = torch.full((*weight.shape, 2), math.nan, dtype=weight.dtype)
+    spaced[..., 0] = weight
+    return {"rows": weight, "columns": weight.t().contiguous().t(), "gaps": spaced[..., 0]}
+
+
+def check_own_products(rank: int, world: int, level: str) -> None:
+    """Of one rank, so that y is the product: exact, as all sums of such integers are, off every
+    boundary of tiles, panels, sections and tasks."""
+    _C.force_isa(level)
+    draw = random.Random(level)
+    cases = [(2, 1, 1), (5, 17, 511), (6, 64, 512), (7, 65, 513), (96, 16, 2048), (97, 63, 2050)]
+    cases += [(769, 130, 18), (90, 1, 2), (1537, 70, 1026)]
+    for _ in range(12):
+        M = draw.choice([draw.randint(1, 40), draw.randint(90, 260)])
+        cases.append((M, draw.randint(1, 300), draw.randint(1, 5000)))
+    with Communicator(dist.group.WORLD) as communicator:
+        for dtype in (torch.float32, torch.bfloat16):
+            for case, (M, N, K) in enumerate(cases):
+                torch.set_num_threads(1 + case % 4)
+                x = whole_numbers(case, M, K, dtype=dtype)
+                w = whole_numbers(99 + case, N, K, dtype=dtype)
+                want = (x.double() @ w.double().t()).to(dtype)
+                bias = whole_numbers(7, N, dtype=dtype)
+                for layout, weight in layouts(w).items():
+                    what = f"{dtype} {M}×{N}×{K} {layout}"
+                    y = weft.linear_all_reduce(x, weight, None, communicator)
+                    assert torch.equal(y, want), what
+                    y = weft.all_gather_linear(x, weight, bias, communicator)
+                    assert torch.equal(y, want + bias), what
+                    y = weft.all_gather_linear(x, weight, bias[:1].expand(N), communicator)
+                    assert torch.equal(y, want + bias[:1]), what
+
+
+@pytest.mark.parametrize("level", [n for n, available in _C.isa_levels().items() if available])
+def test_own_products(level: str):
+    run(check_own_products, 1, level)
+
+
+def check_no_numbers(rank: int, world: int) -> None:
+    """NaN and infinity stay in their row and their column."""
+    with Communicator(dist.group.WORLD) as communicator:
+        for dtype in (torch.float32, torch.bfloat16):
+            for K in (128, 129):
+                x, w = torch.ones(101, K, dtype=dtype), torch.ones(70, K, dtype=dtype)
+                x[97, 0], w[69, 1], w[3, 0] = math.inf, math.nan, -math.inf
+                want = torch.full((101, 70), float(K), dtype=dtype)
+                want[97], want[:, 3], want[:, 69] = math.inf, -math.inf, math.nan
+                y = weft.linear_all_reduce(x, w, None, communicator)
+                assert torch.equal(y.isnan(), want.isnan())
+                assert torch.equal(y.nan_to_num(), want.nan_to_num())
+
+
+def test_no_numbers():
+    run(check_no_numbers, 1)
 
 
 def check_gradients(rank: int, world: int) -> None:
