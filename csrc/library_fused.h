@@ -316,6 +316,7 @@ class Ops {
       Tensor y = fresh(sizes, dtype), products = y;  // of all rows
       c_.kind = kind;
       c_.dtype = dtype;
+      c_.int8 = std::is_same_v<Product, Int8Product>;
       matrix(y.numel(), product.columns());
       c_.y = y.mutable_data_ptr();
       c_.bias = addend ? addend->const_data_ptr() : nullptr;

@@ -58,13 +58,14 @@ struct Collective {
   void* y = nullptr;           // may be x in all_reduce and all_reduce_int8
   int64_t columns = 0;         // of a matrix
   const void* bias = nullptr;  // [columns], optional
+  bool int8 = false;           // of a matrix: its products are INT8's
 
   WEFT_INLINE int64_t rows() const { return columns ? n / columns : 0; }
 
   // What all ranks must call alike, in a word: kind 4 bits, reduction 4, dtype 4, log2(group) 4,
-  // n 48, or of a matrix rows 24 and columns 24.
+  // n 48, or of a matrix int8 4, rows 24 and columns 24.
   WEFT_INLINE uint64_t signature() const {
-    uint64_t shift = 0;
+    uint64_t shift = int8 ? 1 : 0;
     for (int64_t g = group; g > 1; g /= 2) ++shift;
     const int64_t size = is_matrix(kind) ? rows() << 24 | columns : n;
     return static_cast<uint64_t>(kind) << 60 | static_cast<uint64_t>(reduction) << 56 |
@@ -79,6 +80,7 @@ struct Collective {
     c.group = c.kind == Kind::all_reduce_int8 ? int64_t{1} << (signature >> 48 & 15) : 0;
     c.n = static_cast<int64_t>(signature & ((uint64_t{1} << 48) - 1));
     if (is_matrix(c.kind)) {
+      c.int8 = signature >> 48 & 1;
       c.columns = c.n & kMostSide;
       c.n = (c.n >> 24) * c.columns;
     }

@@ -17,6 +17,7 @@ inline std::string words(const Collective& c) {
     text << c.n << " elements";
   text << " of " << name_of(c.dtype);
   if (c.kind != Kind::all_gather && !is_matrix(c.kind)) text << ", " << name_of(c.reduction);
+  if (c.int8) text << ", int8";
   if (c.group) text << ", groups of " << c.group;
   text << ")";
   return text.str();

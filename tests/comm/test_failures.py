@@ -50,6 +50,17 @@ MISMATCHES = {
             torch.ones(40 * c.world_size, 3), torch.ones(20, 3), None, c
         )
     ),
+    "INT8 product": lambda c, odd: (
+        weft.int8_linear_all_reduce(
+            torch.ones(40, 3),
+            weft.pack_int8_weight(torch.ones(20, 3, dtype=torch.int8)),
+            torch.ones(20),
+            None,
+            c,
+        )
+        if odd
+        else weft.linear_all_reduce(torch.ones(40, 3), torch.ones(20, 3), None, c)
+    ),
     "gathered": lambda c, odd: weft.all_gather_linear(
         torch.ones(40 if odd else 20, 3), torch.ones(20, 3), None, c
     ),

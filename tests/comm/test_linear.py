@@ -97,7 +97,7 @@ def test_rounding():
 def check_int8(rank: int, world: int, two_shot: bool) -> None:
     with Communicator(dist.group.WORLD, table=[(1 << 40, two_shot, 256 << 10)]) as communicator:
         for dtype in (torch.float32, torch.bfloat16, torch.float16):
-            for M, N, K in [(0, 5, 3), (1, 1000, 64), (150, 700, 100)]:
+            for M, N, K in [(0, 5, 3), (1, 1000, 64), (150, 700, 100), (610, 900, 20)]:
                 what = f"{dtype} {M}×{N}×{K}"
                 generator = torch.Generator().manual_seed(M)
                 xs = torch.randn(world, M * world, K, generator=generator).to(dtype)

@@ -65,8 +65,8 @@ class PanelProduct {
 
  private:
   void pack(int64_t k, int64_t depth) {
-    const In* const from = static_cast<const In*>(p_.weight) + first_ * p_.weight_row +
-                           k * p_.weight_column;
+    const In* const from =
+        static_cast<const In*>(p_.weight) + first_ * p_.weight_row + k * p_.weight_column;
     const auto row_by = [from](int64_t stride) {
       return [from, stride](int64_t i) { return PackRow<In>{from + i * stride, 1}; };
     };
@@ -84,7 +84,8 @@ class PanelProduct {
         return p_.bias ? sum + load_vec<float>(bias_ + n) : sum;
       };
       int64_t n = 0;
-      for (; n + 2 * kLane <= columns_; n += 2 * kLane) store_two(to + n, value(n), value(n + kLane));
+      for (; n + 2 * kLane <= columns_; n += 2 * kLane)
+        store_two(to + n, value(n), value(n + kLane));
       if (n == columns_) continue;
       In some[2 * kLane];
       store_two(some, value(n), value(n + kLane));

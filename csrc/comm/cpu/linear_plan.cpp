@@ -20,13 +20,11 @@ namespace {
 using ::weft::cpu::max_threads;
 using ::weft::cpu::share_tasks;
 
-constexpr int64_t kThreadTasks = 4;       // for each thread, so that none waits long
-constexpr int64_t kLeastRows = 96;        // of a task, where there are more: packing is shared by as many
+constexpr int64_t kThreadTasks = 4;  // for each thread, so that none waits long
+constexpr int64_t kLeastRows = 96;  // of a task, where there are more: packing is shared by as many
 constexpr int64_t kThreadWork = 1 << 18;  // products that are worth another thread
 
-int64_t workers(const Linear& p) {
-  return p.M * p.N * p.K < kThreadWork ? 1 : max_threads();
-}
+int64_t workers(const Linear& p) { return p.M * p.N * p.K < kThreadWork ? 1 : max_threads(); }
 
 }  // namespace
 

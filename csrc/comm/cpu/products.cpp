@@ -6,8 +6,9 @@
 //
 // The product is computed tile by tile, straight into shared memory, where the peers read it: nothing
 // is copied. A rank is a tile ahead of what it adds up, so that a peer may be late by as much before
-// anybody waits. Tiles are large, as torch's products lose in small ones; what is a tile or less is
-// added up behind the whole.
+// anybody waits. Tiles of floats are large, as their products pack the weight for each; what is a tile
+// or less is added up behind the whole. INT8's weights are packed already: those tiles are small, and
+// their sums come out of nearer caches.
 //
 //   for each tile    compute k + 1 into a tile's room; publish; wait for k; y[k] = Σ_r tile_r[k] + bias
 //   two-shot         the same, but each rank adds up its rows of a tile, in place too, and copies the
@@ -33,9 +34,8 @@ namespace weft::comm::cpu {
 namespace {
 
 constexpr int64_t kSlot = kSlotBytes;
-// Tiles are wide by whole panels of a packed weight, and high, as torch's product puts the weight's
-// columns in order for each.
-constexpr int64_t kTileColumns = 64, kTileRows = 512;
+// Tiles are wide by whole panels of a packed weight, and high, as it is packed, or read, for each.
+constexpr int64_t kTileColumns = 64, kTileRows = 512, kInt8TileBytes = 512 << 10;
 
 char* at(void* base, int64_t element, int64_t size) {
   return static_cast<char*>(base) + element * size;
@@ -47,26 +47,29 @@ const char* at(const void* base, int64_t element, int64_t size) {
 }  // namespace
 
 // A matrix in tiles of at most `most` elements. Column by column of tiles, so that a weight's rows
-// are read once.
+// are read once, or row by row, so that x's are quantised once.
 class Communicator::Grid {
  public:
-  Grid(int64_t rows, int64_t columns, int64_t most) : rows_(rows), columns_(columns) {
+  Grid(int64_t rows, int64_t columns, int64_t most, bool by_rows)
+      : rows_(rows), columns_(columns), by_rows_(by_rows) {
     if (rows == 0 || columns == 0) return;
     high_ = std::min({rows, kTileRows, most / kTileColumns});
     wide_ = std::min(columns, most / high_ / kTileColumns * kTileColumns);
     if (wide_ == columns) high_ = std::min(most / wide_, rows);
     down_ = ceil_div(rows, high_);
-    tiles_ = down_ * ceil_div(columns, wide_);
+    across_ = ceil_div(columns, wide_);
   }
-  int64_t tiles() const { return tiles_; }
+  int64_t tiles() const { return down_ * across_; }
   int64_t elements() const { return high_ * wide_; }  // of the largest
   Tile at(int64_t k) const {
-    const int64_t row = k % down_ * high_, column = k / down_ * wide_;
+    const int64_t row = (by_rows_ ? k / across_ : k % down_) * high_;
+    const int64_t column = (by_rows_ ? k % across_ : k / down_) * wide_;
     return {row, std::min(high_, rows_ - row), column, std::min(wide_, columns_ - column)};
   }
 
  private:
-  int64_t rows_, columns_, high_ = 0, wide_ = 0, down_ = 1, tiles_ = 0;
+  int64_t rows_, columns_, high_ = 0, wide_ = 0, down_ = 0, across_ = 0;
+  bool by_rows_;
 };
 
 // In linear_reduce_scatter a tile has a part for every rank, in lines of its own.
@@ -78,8 +81,10 @@ void Communicator::run_product(const Collective& c, Product product, const Meanw
   call(c, [&] {
     const int64_t size = static_cast<int64_t>(size_of(c.dtype));
     const int64_t parts = c.kind == Kind::linear_reduce_scatter ? world() : 1;
-    const Grid grid(c.rows(), c.columns,
-                    segment_->tile_bytes() / size / parts / kTileColumns * kTileColumns);
+    const int64_t room = segment_->tile_bytes(),
+                  bytes = c.int8 ? std::min(kInt8TileBytes, room) : room;
+    const Grid grid(c.rows(), c.columns, bytes / size / parts / kTileColumns * kTileColumns,
+                    c.int8);
     segment_->make_room(part_bytes(grid, c) * parts);
     if (parts > 1)
       product_scatter(c, grid, product, meanwhile);
